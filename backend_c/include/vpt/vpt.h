@@ -1,0 +1,366 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * vpt.h - public API of the data plane
+ *
+ * Threads. Everything here is called by one control thread at a time (the caller serializes); no function is called
+ * by a worker. Exceptions are named "any thread": they touch only what the handle owns (vpt_app_*) or are pure. A
+ * function that says "waits for workers" blocks for one loop of the busiest worker at most (microseconds).
+ *
+ * Errors. Functions return 0 or a count, or a negative errno. Handles come back through `out`, which is untouched on error.
+ *
+ * File descriptors. The library duplicates each fd it keeps; those passed in stay the caller's. An fd that a function
+ * returns is the caller's to close.
+ *
+ * The declarations between the cffi marks are what Python sees: backend_c/cffi_build.py reads them from here, so there is
+ * no second copy.
+ */
+#ifndef VPT_VPT_H
+#define VPT_VPT_H
+
+#include <stdint.h>
+
+#include "vpt/abi.h"
+
+/* cffi: begin */
+
+typedef struct vpt_engine vpt_engine;
+typedef struct vpt_switch vpt_switch;
+typedef struct vpt_port vpt_port;
+typedef struct vpt_app vpt_app;
+
+enum vpt_kind {
+	VPT_KIND_PASSTHROUGH = 1,  /* region shared with a guest */
+	VPT_KIND_APP = 2,          /* region shared with a host process */
+	VPT_KIND_VHOST_USER = 3,
+	VPT_KIND_TAP = 4,
+	VPT_KIND_NULL = 5          /* sink; counts, and with VPT_PORT_TOUCH reads each byte */
+};
+
+enum vpt_policy_kind {
+	VPT_POLICY_POLL = 1,       /* spin */
+	VPT_POLICY_SLEEP = 2,      /* sleep sleep_us when idle; the peer never kicks */
+	VPT_POLICY_NOTIFY = 3,     /* arm and sleep as soon as idle */
+	VPT_POLICY_ADAPTIVE = 4    /* spin spin_us, then arm and sleep */
+};
+
+struct vpt_policy {
+	uint32_t kind;             /* enum vpt_policy_kind */
+	uint32_t spin_us;          /* adaptive: 0..1000000 */
+	uint32_t sleep_us;         /* sleep: 1..1000000 */
+};
+
+/* ---- engine: workers, events, counters ---- */
+
+struct vpt_engine_opts {
+	uint32_t workers;          /* 1..VPT_MAX_WORKERS */
+	int32_t cpus[32];          /* CPU of each worker, -1: any */
+	int32_t stats_fd;          /* file to keep the counters in (truncated to size), -1: an anonymous memfd */
+};
+
+int vpt_engine_open(const struct vpt_engine_opts *opts, vpt_engine **out);
+/* Stops and frees all switches, ports and workers. vpt_app handles stay valid and are freed on their own. */
+void vpt_engine_close(vpt_engine *e);
+/* Move the counters somewhere else is not possible; this is the fd they live in (the engine's own: do not close). */
+int vpt_engine_stats_fd(const vpt_engine *e);
+
+enum vpt_event_type {
+	VPT_EVENT_NONE = 0,
+	VPT_EVENT_BROKEN = 1,      /* a port was taken down; reason says why */
+	VPT_EVENT_STATUS = 2       /* a ring port's peer rang the CFG doorbell: call vpt_port_ring_status() */
+};
+
+/* Why a port was taken down. Each has a counter of the same name: vpt_reason_name(). */
+enum vpt_reason {
+	VPT_REASON_NONE = 0,
+	VPT_REASON_BAD_INDEX = 1,  /* ring index outside the ring, or more entries than the ring has */
+	VPT_REASON_BAD_DESC = 2,   /* descriptor index, flags or chain that the spec forbids */
+	VPT_REASON_BAD_ADDR = 3,   /* descriptor address outside the shared memory */
+	VPT_REASON_LOOP = 4,       /* descriptor chain that does not end */
+	VPT_REASON_SIGBUS = 5,     /* shared memory vanished (file shrunk) */
+	VPT_REASON_BAD_SLOT = 6,   /* netmap slot with a buffer index or length outside the region */
+	VPT_REASON_IO = 7,         /* a tap's or notification fd failed */
+	VPT_REASON_COUNT = 8
+};
+const char *vpt_reason_name(uint32_t reason);                              /* any thread */
+
+struct vpt_event {
+	uint32_t type;             /* enum vpt_event_type */
+	uint32_t port_id;          /* vpt_port_id() */
+	uint32_t reason;           /* enum vpt_reason */
+	uint32_t queue;            /* queue pair it was seen on */
+	uint64_t detail;           /* the offending value: index, address, ... */
+};
+
+/* Readable when an event is waiting. The engine's own: do not close. */
+int vpt_engine_event_fd(const vpt_engine *e);
+/* 1 and *ev filled in, or 0. Events of one port keep their order; a port reports BROKEN once until it is revived. */
+int vpt_engine_next_event(vpt_engine *e, struct vpt_event *ev);
+
+/* ---- counters: layout of the stats file, read without asking ---- */
+
+enum vpt_counter {
+	/* from the peer ("tx"); one writer: the worker that serves the queue */
+	VPT_C_TX_PACKETS, VPT_C_TX_BYTES, VPT_C_TX_BATCHES,
+	VPT_C_TX_KICKS,                    /* doorbells received: sum of the eventfd's values */
+	VPT_C_TX_KICKS_SUPPRESSED,         /* bursts taken that no doorbell announced */
+	VPT_C_TX_INTERRUPTS,               /* "there is room again" sent to the peer */
+	VPT_C_TX_INTERRUPTS_SUPPRESSED,    /* bursts given back that the peer did not want to hear of */
+	VPT_C_TX_BLOCKED,                  /* lossless: bursts left in the ring for want of room at the destination */
+	VPT_C_TX_DROP_RUNT,                /* shorter than an Ethernet header */
+	VPT_C_TX_DROP_OVERSIZE,            /* longer than 64 KiB, or than MTU without segmentation offload */
+	VPT_C_TX_DROP_BAD_HEADER,          /* vnet header: checksum or segmentation fields that lie */
+	VPT_C_TX_DROP_SPOOFED,             /* source address is multicast, zero, or another port's own */
+	VPT_C_TX_DROP_NO_DEST,             /* would leave through the port it came from */
+	VPT_C_TX_DROP_DISABLED,            /* vhost-user: ring started but disabled */
+	VPT_C_TX_MAC_LIMIT,                /* source address not learned: the port has its share of the table */
+	VPT_C_TX_SPARE,
+	/* toward the peer ("rx"); one writer at a time: whoever holds the queue's lock */
+	VPT_C_RX_PACKETS, VPT_C_RX_BYTES, VPT_C_RX_BATCHES,
+	VPT_C_RX_INTERRUPTS,
+	VPT_C_RX_INTERRUPTS_SUPPRESSED,    /* passes that put packets there and found the peer awake */
+	VPT_C_RX_COPIES,                   /* packet copies made; 1 per packet toward memory */
+	VPT_C_RX_DROP_FULL,                /* no room at the peer */
+	VPT_C_RX_DROP_DOWN,                /* peer not there, link down, or port broken */
+	VPT_C_RX_DROP_TOO_BIG,             /* does not fit what the peer accepts */
+	VPT_C_RX_SW_CSUM,                  /* checksums completed in software for this peer */
+	VPT_C_RX_SW_GSO,                   /* packets segmented in software for this peer */
+	VPT_C_RX_SPARE0, VPT_C_RX_SPARE1, VPT_C_RX_SPARE2, VPT_C_RX_SPARE3, VPT_C_RX_SPARE4,
+	/* breakdowns, by reason; written by the control thread */
+	VPT_C_BROKEN,                      /* VPT_C_BROKEN + reason */
+	VPT_C_COUNT = 40
+};
+
+enum vpt_wcounter {
+	VPT_W_LOOPS, VPT_W_BUSY_LOOPS, VPT_W_SLEEPS, VPT_W_WAKES,
+	VPT_W_LATE,                        /* work found only when the safety time-out of a sleep ran out: a lost wake-up */
+	VPT_W_SYSCALLS, VPT_W_SPARE0, VPT_W_SPARE1,
+	VPT_W_COUNT
+};
+
+const char *vpt_counter_name(uint32_t counter);                            /* any thread; NULL for a spare */
+const char *vpt_wcounter_name(uint32_t counter);                           /* any thread */
+
+struct vpt_stats_block {           /* one per port and queue pair */
+	uint32_t in_use;           /* 0: free */
+	uint32_t port_id;
+	uint32_t kind;             /* enum vpt_kind */
+	uint32_t queue;
+	char port[32];
+	char sw[32];
+	uint8_t pad[48];
+	uint64_t c[40];            /* [VPT_C_COUNT], in 64-byte groups: tx 2, rx 2, broken 1 */
+};
+
+struct vpt_stats_worker {
+	uint64_t w[8];             /* [VPT_W_COUNT] */
+};
+
+struct vpt_stats {
+	uint64_t magic;            /* "VPTSTATS" */
+	uint32_t version;          /* 1 */
+	uint32_t size;             /* bytes of the whole */
+	uint32_t pid;
+	uint32_t workers;
+	uint32_t blocks;
+	uint32_t pad;
+	uint64_t start_ns;         /* CLOCK_REALTIME */
+	uint8_t pad2[24];
+	struct vpt_stats_worker worker[32];
+	struct vpt_stats_block block[4096];
+};
+
+/* ---- switch ---- */
+
+struct vpt_switch_opts {
+	char name[32];
+	uint32_t mac_entries;      /* table size, a power of two, 64..1048576; 0: 4096 */
+	uint32_t mac_age_s;        /* 0: 300 */
+};
+
+int vpt_switch_add(vpt_engine *e, const struct vpt_switch_opts *opts, vpt_switch **out);
+/* Deletes its ports too. Waits for workers. */
+void vpt_switch_del(vpt_switch *sw);
+
+struct vpt_mac_entry {
+	uint8_t mac[6];
+	uint16_t pad;
+	uint32_t port_id;
+	uint32_t age_s;
+};
+/* Up to max live entries into *out; returns how many there are. */
+int vpt_switch_macs(const vpt_switch *sw, struct vpt_mac_entry *out, uint32_t max);
+
+/* ---- port ---- */
+
+enum vpt_port_flags {
+	VPT_PORT_LOSSLESS = 1,     /* no room at the destination: leave it in this port's ring */
+	VPT_PORT_TOUCH = 2         /* null: read each byte */
+};
+
+struct vpt_port_opts {
+	char name[32];
+	uint32_t kind;             /* enum vpt_kind */
+	uint32_t pairs;            /* queue pairs: rings 1..32, vhost-user 1..128, tap and null 1 */
+	int32_t worker;            /* -1: the one with the fewest queues */
+	uint32_t flags;            /* enum vpt_port_flags */
+	uint32_t max_macs;         /* addresses it may have in the MAC table; 0: 1024 */
+	uint32_t mtu;              /* 68..65535; 0: 1500 */
+	uint8_t mac[6];            /* its peer's address; zero: unknown. Nobody else may send from it */
+	uint16_t pad;
+	struct vpt_policy policy;  /* kind 0: adaptive, 50 us */
+};
+
+int vpt_port_add(vpt_switch *sw, const struct vpt_port_opts *opts, vpt_port **out);
+/* Waits for workers. */
+void vpt_port_del(vpt_port *p);
+uint32_t vpt_port_id(const vpt_port *p);          /* unique within the engine, never reused while it lives */
+int vpt_port_set_policy(vpt_port *p, const struct vpt_policy *policy);
+/* Administrative link state. Down: nothing is delivered, nothing taken. Ring peers are told by a CFG interrupt. */
+int vpt_port_set_link(vpt_port *p, int up);
+
+struct vpt_port_state {
+	uint32_t up;               /* the peer is there and its rings run */
+	uint32_t reason;           /* enum vpt_reason, not NONE: broken */
+	uint64_t features;         /* as negotiated with the peer */
+	uint32_t worker;
+	uint32_t peer_status;      /* ring ports: as last mirrored */
+	char driver[32];           /* ring ports: what the peer calls itself, made printable */
+};
+int vpt_port_state(const vpt_port *p, struct vpt_port_state *out);
+
+/* ---- ring ports: passthrough and app ---- */
+
+struct vpt_region_opts {
+	char name[32];
+	uint32_t pairs;            /* 1..VPT_MAX_PAIRS */
+	uint32_t num_slots;        /* VPT_MIN_SLOTS..VPT_MAX_SLOTS; 0: 1024 */
+	uint32_t buf_size;         /* multiple of 64; 0: 2112 */
+	uint32_t mtu;
+	uint8_t mac[6];
+	uint16_t pad;
+	uint64_t features;         /* to offer; 0: all that vpt has */
+};
+
+/* Bytes of the region that these options give, a power of two. Pure. */
+int64_t vpt_region_size(const struct vpt_region_opts *opts);               /* any thread */
+/* A sealed memfd (no shrinking, no growing) with header and empty rings; returns the fd. */
+int vpt_region_create(const struct vpt_region_opts *opts);                 /* any thread */
+
+/*
+ * Serve a region. opts are those it was created with: they, not the region's header, say where things are.
+ * kick_fds and intr_fds are VPT_VEC_COUNT(pairs) eventfds each. A region whose peer is already at DRIVER_OK (a daemon that
+ * came back) is resumed where its indices say. Waits for workers.
+ *  -EINVAL opts; -EBADF an fd is not an eventfd, or region_fd too small or not sealed; -EBUSY attached already.
+ */
+int vpt_port_ring_attach(vpt_port *p, int region_fd, const struct vpt_region_opts *opts, const int32_t *kick_fds,
+			 const int32_t *intr_fds);
+/* Act on the peer's status word: reset, start, stop; revives a broken port on reset. Waits for workers. */
+int vpt_port_ring_status(vpt_port *p);
+
+/* ---- vhost-user ports. The socket protocol is the caller's; these take what it has validated. ---- */
+
+struct vpt_mem_region {
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t uva;              /* front-end's address, which SET_VRING_ADDR speaks in */
+	uint64_t mmap_offset;
+	int32_t fd;
+	uint32_t pad;
+};
+
+/* virtio-net, vhost and ring feature bits that the data plane implements. Pure. */
+uint64_t vpt_vhost_features(void);                                         /* any thread */
+/* 0, or -EINVAL: bits not offered, or a dependency (virtio 1.2, 5.1.3.1) broken; -EBUSY: rings run. */
+int vpt_vhost_set_features(vpt_port *p, uint64_t features);
+/*
+ * Replace, add to, or take from the memory table. All or nothing. Rings that run go on if the new table still
+ * holds them; else -EFAULT and nothing is changed. -EINVAL: size 0, wrap-around, misaligned, overlap; -EBADF: the file is too
+ * short; -E2BIG: more than VPT_MAX_MEM_REGIONS; -ENOENT: no such region; others from mmap(). Waits for workers.
+ */
+int vpt_vhost_mem_set(vpt_port *p, const struct vpt_mem_region *regions, uint32_t n);
+int vpt_vhost_mem_add(vpt_port *p, const struct vpt_mem_region *region);
+int vpt_vhost_mem_del(vpt_port *p, const struct vpt_mem_region *region);
+uint32_t vpt_vhost_max_mem_regions(void);                                  /* any thread */
+
+struct vpt_vring {
+	uint32_t num;              /* entries: power of two, 1..32768 */
+	uint32_t base;             /* next available index, 0..65535 */
+	uint64_t desc_uva;
+	uint64_t avail_uva;
+	uint64_t used_uva;
+	int32_t kick_fd;           /* -1: the host polls */
+	int32_t call_fd;           /* -1: nobody listens */
+};
+
+/*
+ * Ring index: 2*i is the receive queue of pair i, 2*i+1 its transmit queue, as virtio-net numbers them (the peer's
+ * receive, so the host writes 2*i and reads 2*i+1).
+ * start: -EINVAL num, base, alignment; -EFAULT not in the memory table; -EBADF not an eventfd; -EBUSY runs already.
+ * stop: 0 and *base = where to go on; -ENOENT: was not running. Waits for workers.
+ */
+int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *ring);
+int vpt_vhost_vring_stop(vpt_port *p, uint32_t index, uint32_t *base);
+int vpt_vhost_vring_enable(vpt_port *p, uint32_t index, int enable);
+/* Replace the notification fds of a running ring. Waits for workers. */
+int vpt_vhost_vring_set_kick(vpt_port *p, uint32_t index, int32_t fd);
+int vpt_vhost_vring_set_call(vpt_port *p, uint32_t index, int32_t fd);
+/* Stop all rings, forget features, memory and breakdown: the state before the first message. Waits for workers. */
+int vpt_vhost_reset(vpt_port *p);
+
+/* ---- tap ports ---- */
+
+/* fd of a tap in IFF_TAP | IFF_NO_PI | IFF_VNET_HDR mode, header 12 bytes, offloads as the caller set them. */
+int vpt_port_tap_attach(vpt_port *p, int fd, uint64_t features);
+
+/* ---- application side of an app port, in any process. Any thread, one at a time per handle and direction. ---- */
+
+/* Maps the region and starts the handshake (status 0). kick_fds, intr_fds as the host has them. */
+int vpt_app_open(int region_fd, const int32_t *kick_fds, const int32_t *intr_fds, uint64_t features, vpt_app **out);
+void vpt_app_close(vpt_app *a);
+/* Next step of the handshake: 1 ready, 0 call again (after the CFG interrupt fd became readable, or soon), -errno failed. */
+int vpt_app_step(vpt_app *a);
+uint32_t vpt_app_pairs(const vpt_app *a);
+uint64_t vpt_app_features(const vpt_app *a);
+int vpt_app_intr_fd(const vpt_app *a, uint32_t vector);
+/*
+ * Send one packet (without vnet header: hdr NULL, or with, if VPT_F_VNET_HDR was accepted). more: another one follows at
+ * once, so publish later. 0, -EAGAIN no room, -EMSGSIZE, -ENOLINK host started over: vpt_app_step() again.
+ */
+int vpt_app_send(vpt_app *a, uint32_t ring, const struct vpt_vnet_hdr *hdr, const void *frame, uint32_t len, int more);
+/* Receive one packet: its length (also when it was longer than cap and cut), -EAGAIN none, -ENOLINK. */
+int vpt_app_recv(vpt_app *a, uint32_t ring, struct vpt_vnet_hdr *hdr, void *frame, uint32_t cap);
+/* Arm the ring's interrupt and wait: 1 something to receive (or room to send, dir 0), 0 time-out, -errno. */
+int vpt_app_wait(vpt_app *a, uint32_t ring, int dir, int timeout_ms);
+
+/* ---- bench: what the scenarios of `vpt bench` run at full speed, without Python in the loop ---- */
+
+struct vpt_bench_copy {
+	uint32_t frame_len;        /* bytes, 60..1514 */
+	uint32_t flows;            /* distinct destination addresses sent to, 1..65535 */
+	uint64_t packets;          /* to be received */
+	uint64_t ns;               /* out: from the first sent to the last received */
+	uint64_t sent;             /* out */
+	uint64_t received;         /* out */
+	uint64_t bad;              /* out: frames that were not what had been sent */
+};
+/* Send from one app port and drain the other in the calling thread until `packets` arrived; -ETIMEDOUT after 10 s without one. */
+int vpt_bench_copy(vpt_app *from, vpt_app *to, struct vpt_bench_copy *b);  /* any thread */
+/* The same bytes by plain memcpy over buffers laid out as the two rings'; ns in b->ns. */
+int vpt_bench_memcpy(struct vpt_bench_copy *b);                            /* any thread */
+
+/* Litmus of the two fence halves: rounds by two threads on two CPUs; returns lost wake-ups. fence 0: compiled out. */
+int64_t vpt_bench_litmus(uint64_t rounds, int fence, int cpu_a, int cpu_b); /* any thread */
+
+/* Software offload on a packet in memory, as the switch does it; for tests and fuzzing. Frames go to out, each preceded by
+ * its u32 length; returns bytes written, -EINVAL header that lies, -ENOSPC. accepts: VPT_F_GUEST_* of the receiver. */
+int64_t vpt_offload_frames(const struct vpt_vnet_hdr *hdr, const void *frame, uint32_t len, uint64_t accepts, void *out,
+			   uint64_t cap);                                  /* any thread */
+
+/* cffi: end */
+
+#define VPT_MAX_WORKERS 32u
+#define VPT_MAX_MEM_REGIONS 512u
+#define VPT_STATS_MAGIC 0x5354415453545056ull
+#define VPT_STATS_VERSION 1u
+
+#endif /* VPT_VPT_H */

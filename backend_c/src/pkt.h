@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* pkt.h - a packet in place: pointers into its owner's memory, and the private copy of what decisions are made on */
+#ifndef VPTI_PKT_H
+#define VPTI_PKT_H
+
+#include <stdint.h>
+
+#include "vpt/abi.h"
+
+#define VPTI_ETH_HLEN 14u
+
+/* A run of bytes in somebody else's memory. They may change at any time: read each once, decide nothing on them twice. */
+struct vpti_frag {
+	const uint8_t *p;
+	uint32_t len;
+};
+
+/**
+ * struct vpti_pkt - one packet of a burst
+ * @hdr:	private copy of the vnet header, checked; all zero when its port has none
+ * @eth:	private copy of the frame's first 14 bytes. Lookups are made on it and it is what the receiver gets, so a sender
+ *		that rewrites its packet meanwhile cannot send to where it was not looked up
+ * @len:	bytes of the frame (without vnet header), equal to the sum of the fragments
+ * @first:	the frame's first fragment, starting with the Ethernet header
+ * @more:	the following ones
+ */
+struct vpti_pkt {
+	struct vpti_frag first;
+	const struct vpti_frag *more;
+	uint32_t len;
+	uint16_t nmore;
+	uint16_t dst;
+	struct vpt_vnet_hdr hdr;
+	uint8_t eth[VPTI_ETH_HLEN];
+};
+
+#endif /* VPTI_PKT_H */
