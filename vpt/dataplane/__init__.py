@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The data plane as Python objects: typed handles over the C API (backend_c/include/vpt/vpt.h), no policy.
+
+Everything here does what the C function of the same name does, and says so when it can't: a negative errno
+becomes a DataplaneError, a value that does not fit becomes a UsageError, and a handle that is used after its
+end raises ConflictError.
+
+    Engine ── Switch ── Port       what vptd owns; closing a parent ends its children
+    App                            the application side of an app port, in any process
+    StatsReader                    the counters, read from their mapping without asking anybody
+
+Threads are the C API's: one control thread at a time for an engine and all that belongs to it; an App belongs
+to one thread at a time and direction. No call holds the GIL while it is in C.
+
+File descriptors that are passed in stay the caller's: the data plane duplicates those that it keeps.
+"""
+
+from vpt.dataplane._app import App
+from vpt.dataplane._bench import CopyResult, bench_copy, bench_memcpy, litmus
+from vpt.dataplane._engine import Engine, Port, Switch
+from vpt.dataplane._pure import (
+    MAX_PAIRS,
+    MAX_WORKERS,
+    event_passed,
+    offload_frames,
+    region_create,
+    region_size,
+    vec_cfg,
+    vec_count,
+    vec_rx,
+    vec_tx,
+    vhost_features,
+    vhost_max_mem_regions,
+)
+from vpt.dataplane._types import (
+    Event,
+    EventType,
+    Feature,
+    Kind,
+    MacEntry,
+    MemRegion,
+    Policy,
+    PolicyKind,
+    PortState,
+    Reason,
+    RegionOptions,
+    VnetHdr,
+    Vring,
+)
+from vpt.dataplane.stats import QueueStats, Snapshot, StatsReader, WorkerStats
+
+__all__ = [
+    "MAX_PAIRS",
+    "MAX_WORKERS",
+    "App",
+    "CopyResult",
+    "Engine",
+    "Event",
+    "EventType",
+    "Feature",
+    "Kind",
+    "MacEntry",
+    "MemRegion",
+    "Policy",
+    "PolicyKind",
+    "Port",
+    "PortState",
+    "QueueStats",
+    "Reason",
+    "RegionOptions",
+    "Snapshot",
+    "StatsReader",
+    "Switch",
+    "VnetHdr",
+    "Vring",
+    "WorkerStats",
+    "bench_copy",
+    "bench_memcpy",
+    "event_passed",
+    "litmus",
+    "offload_frames",
+    "region_create",
+    "region_size",
+    "vec_cfg",
+    "vec_count",
+    "vec_rx",
+    "vec_tx",
+    "vhost_features",
+    "vhost_max_mem_regions",
+]

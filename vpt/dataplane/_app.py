@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""App: the application side of an app port."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+from vpt.dataplane._native import check, fd_array, ffi, lib, new
+from vpt.dataplane._pure import vec_count
+from vpt.dataplane._types import VnetHdr
+from vpt.errors import ConflictError, UsageError
+
+__all__ = ["App"]
+
+_MAX_FRAME = int(lib.VPT_MAX_FRAME)
+_MAX_VECTORS = vec_count(lib.VPT_MAX_PAIRS)
+_RESTART = {errno.ENOLINK: "the host started over: call step() until it is ready again"}
+
+
+class App:
+    """Maps a region as its peer and moves packets. One thread at a time per handle and direction.
+
+    region_fd, kick_fds, intr_fds: as the host has them; they stay the caller's.
+    features: what the application accepts, beyond which nothing is negotiated (Feature bits).
+    """
+
+    def __init__(
+        self, region_fd: int, kick_fds: Sequence[int], intr_fds: Sequence[int], features: int = 0
+    ) -> None:
+        self._h: Any = None
+        out = ffi.new("vpt_app **")
+        check(
+            lib.vpt_app_open(region_fd, _vectors(kick_fds), _vectors(intr_fds), features, out),
+            "open the region",
+            {errno.EBADF: "fds must be the region's memfd and vec_count(pairs) eventfds each way"},
+        )
+        self._h = out[0]
+        self._frame = ffi.new("uint8_t[]", _MAX_FRAME)
+        self._hdr = ffi.new("struct vpt_vnet_hdr *")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_h", None) is not None:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._h is None
+
+    def _handle(self) -> Any:
+        if self._h is None:
+            raise ConflictError("this app handle is closed")
+        return self._h
+
+    def close(self) -> None:
+        """Unmap the region. Harmless the second time."""
+        if self._h is not None:
+            handle, self._h = self._h, None
+            lib.vpt_app_close(handle)
+
+    def step(self) -> bool:
+        """Next step of the handshake; True: ready. Else call again when the CFG interrupt fd is readable."""
+        return bool(check(lib.vpt_app_step(self._handle()), "handshake with the host"))
+
+    @property
+    def pairs(self) -> int:
+        return int(lib.vpt_app_pairs(self._handle()))
+
+    @property
+    def features(self) -> int:
+        """As negotiated."""
+        return int(lib.vpt_app_features(self._handle()))
+
+    def intr_fd(self, vector: int) -> int:
+        """The interrupt eventfd of a vector (vec_tx() and so on). The handle's own: not to be closed."""
+        return check(lib.vpt_app_intr_fd(self._handle(), vector), f"interrupt fd of vector {vector}")
+
+    def _ring(self, ring: int) -> int:
+        if not 0 <= ring < self.pairs:
+            raise UsageError(f"no ring {ring}: the region has {self.pairs}")
+        return ring
+
+    def send(self, ring: int, frame: bytes, hdr: VnetHdr | None = None, more: bool = False) -> bool:
+        """Send one packet; False: no room. `more`: another follows at once, so it need not be published yet.
+
+        Raises DataplaneError, errno EMSGSIZE: larger than the ring holds; ENOLINK: the host started over.
+        """
+        c_hdr = new("struct vpt_vnet_hdr *", asdict(hdr)) if hdr else ffi.NULL
+        rc = lib.vpt_app_send(
+            self._handle(), self._ring(ring), c_hdr, ffi.from_buffer(frame), len(frame), more
+        )
+        if rc == -errno.EAGAIN:
+            return False
+        check(rc, f"send {len(frame)} bytes on ring {ring}", _RESTART)
+        return True
+
+    def recv(self, ring: int) -> bytes | None:
+        """Receive one packet; None: none there."""
+        size = self._recv(ring, ffi.NULL)
+        return None if size is None else bytes(ffi.buffer(self._frame, size))
+
+    def recv_hdr(self, ring: int) -> tuple[VnetHdr, bytes] | None:
+        """Receive one packet with its offload header (all zero if none was negotiated)."""
+        h = self._hdr
+        size = self._recv(ring, h)
+        if size is None:
+            return None
+        hdr = VnetHdr(h.flags, h.gso_type, h.hdr_len, h.gso_size, h.csum_start, h.csum_offset, h.num_buffers)
+        return hdr, bytes(ffi.buffer(self._frame, size))
+
+    def _recv(self, ring: int, hdr: Any) -> int | None:
+        rc = lib.vpt_app_recv(self._handle(), self._ring(ring), hdr, self._frame, _MAX_FRAME)
+        if rc == -errno.EAGAIN:
+            return None
+        return min(check(rc, f"receive on ring {ring}", _RESTART), _MAX_FRAME)
+
+    def wait(self, ring: int, *, to_send: bool = False, timeout: float = 1.0) -> bool:
+        """Arm the interrupt and wait for a packet (or for room to send); False: none within `timeout` s."""
+        rc = lib.vpt_app_wait(self._handle(), self._ring(ring), not to_send, int(timeout * 1000))
+        return bool(check(rc, f"wait on ring {ring}", _RESTART))
+
+
+def _vectors(fds: Sequence[int]) -> Any:
+    """As many as any region can have: how many of them C reads is up to the region's header."""
+    if len(fds) > _MAX_VECTORS:
+        raise UsageError(f"{len(fds)} eventfds; a region has {_MAX_VECTORS} at most")
+    return fd_array([*fds, *[-1] * (_MAX_VECTORS - len(fds))], _MAX_VECTORS, "eventfds")

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Loops that run in C, so that Python is not what is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vpt.dataplane._app import App
+from vpt.dataplane._native import check, lib, new
+
+__all__ = ["CopyResult", "bench_copy", "bench_memcpy", "litmus"]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """What one run moved. `ns` is from the first packet sent to the last received; `bad` were not as sent."""
+
+    frame_len: int
+    flows: int
+    ns: int
+    sent: int
+    received: int
+    bad: int
+
+
+def _spec(frame_len: int, flows: int, packets: int) -> Any:
+    return new("struct vpt_bench_copy *", {"frame_len": frame_len, "flows": flows, "packets": packets})
+
+
+def _result(b: Any) -> CopyResult:
+    return CopyResult(b.frame_len, b.flows, b.ns, b.sent, b.received, b.bad)
+
+
+def bench_copy(source: App, sink: App, *, frame_len: int, packets: int, flows: int = 1) -> CopyResult:
+    """Send from one app port and drain the other until `packets` arrived. ETIMEDOUT: none for 10 s."""
+    b = _spec(frame_len, flows, packets)
+    check(lib.vpt_bench_copy(source._handle(), sink._handle(), b), f"move {packets} packets")
+    return _result(b)
+
+
+def bench_memcpy(*, frame_len: int, packets: int, flows: int = 1) -> CopyResult:
+    """The same bytes by plain memcpy, over buffers laid out as the two rings'."""
+    b = _spec(frame_len, flows, packets)
+    check(lib.vpt_bench_memcpy(b), f"copy {packets} packets")
+    return _result(b)
+
+
+def litmus(rounds: int, *, fence: bool, cpu_a: int, cpu_b: int) -> int:
+    """Wake-ups lost by two threads that notify each other, with or without the fence before the look."""
+    return check(lib.vpt_bench_litmus(rounds, fence, cpu_a, cpu_b), f"litmus on CPUs {cpu_a} and {cpu_b}")
