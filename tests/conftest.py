@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What all tests share: naming what is missing, and counting what must not leak."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
+def _is_there(thing: str) -> bool:
+    if thing.startswith("py:"):
+        return importlib.util.find_spec(thing.removeprefix("py:")) is not None
+    if "*" in thing:
+        return any(Path("/").glob(thing.lstrip("/")))
+    if "/" in thing:
+        return os.access(thing, os.R_OK)
+    return shutil.which(thing, path=_PATH) is not None
+
+
+def _need(*things: str) -> None:
+    absent = [thing for thing in things if not _is_there(thing)]
+    if not absent:
+        return
+    message = f"missing: {', '.join(absent)} (ci/test --setup-only installs what the tests need)"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture
+def need() -> Callable[..., None]:
+    """need("qemu-system-x86_64", "/dev/net/tun", "/boot/vmlinuz-*-cloud-amd64", "py:scapy").
+
+    Skips the test and names what is missing; with CI=true it fails instead, because CI installs ci/packages
+    and pyproject.toml's extras, and a test that never runs guards nothing. For what no package
+    provides (KVM, a capability), call pytest.skip() yourself.
+    """
+    return _need
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The same as a mark: @pytest.mark.needs("cpio")."""
+    for mark in item.iter_markers("needs"):
+        _need(*mark.args)
+
+
+def open_fds() -> dict[int, str]:
+    """This process's file descriptors and what they are."""
+    fds = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            fds[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue  # the one that listed the folder
+    return fds
+
+
+def shared_mappings() -> list[str]:
+    """This process's shared file mappings: regions, guests' memory, counters."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return sorted(line.split(maxsplit=5)[5] for line in maps if line.split()[1][3] == "s")
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fails a test that leaves file descriptors or shared mappings behind. Ask for it first."""
+    gc.collect()
+    fds, maps = open_fds(), shared_mappings()
+    yield
+    gc.collect()
+    leaked = {fd: what for fd, what in open_fds().items() if fds.get(fd) != what}
+    assert not leaked, f"file descriptors left open: {leaked}"
+    assert shared_mappings() == maps, "shared mappings left behind"
