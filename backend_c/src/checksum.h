@@ -61,7 +61,7 @@ static inline uint16_t vpti_csum_fold(uint64_t sum)
 	return (uint16_t)sum;
 }
 
-/* Add a run that starts @ofs bytes into what is summed: at an odd place its bytes are the other halves of their words. */
+/* Add a run that starts @ofs bytes into what is summed: at odd places its bytes are the other halves of their words. */
 static inline uint64_t vpti_csum_add(uint64_t sum, uint32_t ofs, const void *data, size_t len)
 {
 	uint64_t run = vpti_csum_run(data, len);

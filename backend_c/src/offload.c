@@ -272,7 +272,7 @@ static void set_pkt(struct vpti_pkt *out, const struct vpti_pkt *in, const uint8
  * @p:		packet without segmentation
  * @s:		scratch
  *
- * All that precedes the end of the checksum field becomes private: headers, unless a sender puts its checksum elsewhere,
+ * All that precedes the end of the checksum field becomes private: headers, unless a sender put its checksum elsewhere
  * as it may.
  *
  * Return: 1, or -EINVAL
