@@ -62,6 +62,7 @@ setup_venv() {
 			cat "$top/pyproject.toml" "$top/ci/setup.sh"
 		} | sha256sum
 	)
+	export PATH=$venv/bin:$PATH
 	if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
 		say "virtual environment: .venv ($("$python" -V))"
 		rm -rf "$top/build/venv"
@@ -72,12 +73,17 @@ import sys, tomllib
 with open(sys.argv[1], "rb") as f:
     print(*tomllib.load(f)["build-system"]["requires"], sep="\n")' "$top/pyproject.toml")
 		"$venv/bin/pip" install -q --disable-pip-version-check "${tools[@]}" >&2
-		PATH=$venv/bin:$PATH "$venv/bin/pip" install -q --disable-pip-version-check --no-build-isolation \
+		"$venv/bin/pip" install -q --disable-pip-version-check --no-build-isolation \
 			-C build-dir=build/venv -C setup-args=-Dwerror=true -e "$top[test,dev]" >&2
 		echo "$stamp" >"$venv/.stamp"
 	fi
-	# Compile here, where an error can be read, and not when Python first imports the package.
-	"$venv/bin/ninja" -C "$top/build/venv" --quiet >&2
+	# Python would do it when it first imports the package; here an error can be read.
+	build "$top/build/venv"
+}
+
+# build DIR: bring a build directory up to date; show what it says only if it fails
+build() {
+	ninja -C "$1" >"$1/build.log" 2>&1 || { cat "$1/build.log" >&2; return 1; }
 }
 
 venv=$top/.venv
