@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The guests' image: Debian's kernel as it is, and an initramfs made of busybox, a few modules and vpt_net.
+
+Kept in the user's cache folder under a hash of everything that went into it, so it is built again exactly
+when something changed: driver, tools, kernel, busybox, init script.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpt import paths
+from vpt.errors import GuestError, MissingError
+from vpt.guest import _cpio
+from vpt.guest._kernel import Kernel, find_kernel, module_bytes
+
+__all__ = ["READY_MARK", "Image", "build_image", "cache_dir"]
+
+READY_MARK = b"vpt-guest-ready"
+"""What the init script prints on the console when it is up."""
+
+_MODULES = ["virtio_pci", "virtio_net", "pktgen"]
+_TOOLS = ("vpt_flow", "vpt_nicstat")
+_KEEP = 6
+_BUILD_S = 300
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a guest boots."""
+
+    kernel: Kernel
+    initrd: Path
+
+
+def cache_dir() -> Path:
+    """Folder for what can be made again: $XDG_CACHE_HOME/vpt, else ~/.cache/vpt."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "vpt"
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Everything that goes into an image, as files on this host."""
+
+    kernel: Kernel
+    busybox: Path
+    init: Path
+    modules: tuple[Path, ...]
+    driver: tuple[Path, ...]
+    tools: tuple[Path, ...]
+
+    def key(self) -> str:
+        h = hashlib.sha256(self.kernel.release.encode())
+        for path in (self.busybox, self.init, *self.modules, *self.driver, *self.tools):
+            data = path.read_bytes()
+            h.update(f"\n{path.name} {len(data)}\n".encode())
+            h.update(data)
+        return h.hexdigest()[:24]
+
+
+def _need(command: str, package: str) -> str:
+    path = shutil.which(command)
+    if path is None:
+        raise MissingError(f"{command} is not installed", hint=f"apt-get install {package}")
+    return path
+
+
+def _busybox() -> Path:
+    path = Path(_need("busybox", "busybox-static"))
+    data = path.read_bytes()
+    # A dynamic one names its loader; it would find none in the guest.
+    if b"/ld-linux" in data[:4096]:
+        raise MissingError(f"{path} is not the static one", hint="apt-get install busybox-static")
+    return path
+
+
+def _collect() -> _Parts:
+    kernel = find_kernel()
+    driver = paths.guest_driver("linux")
+    tools = paths.guest_driver("tools")
+    sources = (*sorted(driver.glob("vpt_net*.h")), *sorted(driver.glob("vpt_net_*.c")))
+    return _Parts(
+        kernel=kernel,
+        busybox=_busybox(),
+        init=Path(__file__).with_name("_init.sh"),
+        modules=tuple(kernel.module_files(_MODULES)),
+        driver=(*sources, driver / "Kbuild", paths.abi_header()),
+        tools=tuple(tools / f"{name}.c" for name in _TOOLS),
+    )
+
+
+def _run(argv: list[str], what: str) -> None:
+    try:
+        done = subprocess.run(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=_BUILD_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise GuestError(f"{what} took more than {_BUILD_S} s") from None
+    if done.returncode:
+        tail = "\n".join(done.stdout.strip().splitlines()[-15:])
+        raise GuestError(f"{what} failed:\n{tail}", hint=f"the command was: {' '.join(argv)}")
+
+
+def _build_driver(parts: _Parts, where: Path) -> Path:
+    # The sources may lie in a read-only place, and kbuild writes beside them.
+    for path in parts.driver:
+        if path != paths.abi_header():
+            shutil.copy(path, where)
+    _need("gcc", "gcc")
+    argv = [_need("make", "make"), "-s", "-C", str(parts.kernel.build), f"M={where}"]
+    _run([*argv, f"VPT_INCLUDE={paths.include_dir()}", "modules"], "building vpt_net")
+    return where / "vpt_net.ko"
+
+
+def _build_tool(source: Path, where: Path) -> Path:
+    binary = where / source.stem
+    _run([_need("gcc", "gcc"), "-O2", "-static", "-o", str(binary), str(source)], f"building {source.name}")
+    return binary
+
+
+def _build(parts: _Parts, where: Path) -> None:
+    driver = _build_driver(parts, where)
+    entries = [_cpio.directory(name) for name in ("bin", "dev", "lib", "lib/modules")]
+    # Before devtmpfs is mounted, the kernel wants a console for the first process.
+    entries.append(_cpio.device("dev/console", 5, 1))
+    entries.append(_cpio.file("init", parts.init.read_bytes(), 0o755))
+    entries.append(_cpio.file("bin/busybox", parts.busybox.read_bytes(), 0o755))
+    order = []
+    for path in (*parts.modules, driver):
+        name = path.name.partition(".ko")[0] + ".ko"
+        entries.append(_cpio.file(f"lib/modules/{name}", module_bytes(path)))
+        order.append(name)
+    entries.append(_cpio.file("lib/modules/order", "".join(f"{name}\n" for name in order).encode()))
+    for source in parts.tools:
+        entries.append(_cpio.file(f"bin/{source.stem}", _build_tool(source, where).read_bytes(), 0o755))
+    (where / "initrd.gz").write_bytes(gzip.compress(_cpio.archive(entries), compresslevel=6, mtime=0))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One builder at a time per cache folder; the others wait and find its work done."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _prune(folder: Path) -> None:
+    images = sorted(folder.glob("*.initrd.gz"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in images[_KEEP:]:
+        old.unlink()
+
+
+def build_image(progress: Callable[[str], None] = lambda _: None) -> Image:
+    """The guests' image, from the cache or built now (seconds).
+
+    Raises MissingError, with the command that helps, if kernel, headers, busybox or compiler are missing;
+    GuestError if something does not compile.
+    """
+    parts = _collect()
+    folder = cache_dir() / "guest"
+    folder.mkdir(parents=True, exist_ok=True)
+    initrd = folder / f"{parts.key()}.initrd.gz"
+    with _locked(folder):
+        if not initrd.exists():
+            progress(f"building vpt_net and a guest image for Linux {parts.kernel.release}")
+            with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
+                _build(parts, Path(scratch))
+                (Path(scratch) / "initrd.gz").replace(initrd)
+        os.utime(initrd)
+        _prune(folder)
+    return Image(parts.kernel, initrd)

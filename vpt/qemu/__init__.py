@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""QEMU: finding it, its command line, and whether KVM can be used on this host."""
+
+from vpt.qemu._accel import Accel, probe_accel
+from vpt.qemu._binary import Qemu, find_qemu
+from vpt.qemu._cmdline import Ivshmem, Machine, Nic, VhostUser, command_line
+
+__all__ = [
+    "Accel",
+    "Ivshmem",
+    "Machine",
+    "Nic",
+    "Qemu",
+    "VhostUser",
+    "command_line",
+    "find_qemu",
+    "probe_accel",
+]

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Which QEMU there is on this host."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from vpt.errors import GuestError, MissingError
+
+__all__ = ["Qemu", "find_qemu"]
+
+_NAME = "qemu-system-x86_64"
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """A QEMU binary and what it says it is."""
+
+    path: Path
+    version: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.version))
+
+
+def parse_version(text: str) -> tuple[int, int, int] | None:
+    """The version in the first line of `qemu-system-x86_64 --version`; None if there is none."""
+    found = re.search(r"version (\d+)\.(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+@cache
+def _ask(path: Path) -> Qemu:
+    run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
+    version = parse_version(run.stdout)
+    if run.returncode or version is None:
+        raise GuestError(f"{path} --version failed: {(run.stderr or run.stdout).strip()[:200]}")
+    return Qemu(path, version)
+
+
+def find_qemu(name: str | None = None) -> Qemu:
+    """The QEMU to use: `name` (a path or a command), else $VPT_QEMU, else the one on the PATH.
+
+    Raises MissingError with the command that installs it.
+    """
+    wanted = name or os.environ.get("VPT_QEMU") or _NAME
+    path = shutil.which(wanted)
+    if path is None:
+        raise MissingError(f"{wanted} is not installed", hint="apt-get install qemu-system-x86")
+    return _ask(Path(path))

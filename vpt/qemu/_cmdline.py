@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""QEMU command lines for guests on vpt ports. Pure: a description in, a list of arguments out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vpt.qemu._binary import Qemu
+
+__all__ = ["Ivshmem", "Machine", "Nic", "VhostUser", "command_line"]
+
+# QEMU 7.2 under TCG crashes when the guest's driver starts a vhost-user NIC with MSI-X; 10.0 was seen not to.
+_TCG_VHOST_MSIX_OK = (10, 0, 0)
+# From here on seconds give way to milliseconds.
+_RECONNECT_MS = (9, 2, 0)
+
+
+@dataclass(frozen=True)
+class VhostUser:
+    """A virtio-net device on a vhost-user socket that must exist before QEMU starts (QEMU is the client)."""
+
+    socket: Path
+    mac: str
+    queues: int = 1
+
+
+@dataclass(frozen=True)
+class Ivshmem:
+    """A passthrough port: an ivshmem-doorbell device on a server's socket.
+
+    `vectors` is what abi.h calls VPT_VEC_COUNT(pairs).
+    """
+
+    socket: Path
+    vectors: int
+
+
+Nic = VhostUser | Ivshmem
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A guest: what it boots, what it is plugged into, and where its two serial ports go."""
+
+    kernel: Path
+    initrd: Path
+    accel: Literal["kvm", "tcg"]
+    nics: tuple[Nic, ...] = ()
+    append: str = ""
+    memory_mib: int = 256
+    name: str = "vpt"
+    console: str = "stdio"
+    """Chardev of ttyS0 (kernel messages): a backend with its options, for example "file,path=console.log"."""
+    agent_fd: int | None = None
+    """Connected stream socket for ttyS1 (commands), inherited by QEMU."""
+    qmp: Path | None = None
+    extra: tuple[str, ...] = ()
+
+
+def _value(text: object) -> str:
+    """A value inside an option string: QEMU wants commas doubled."""
+    return str(text).replace(",", ",,")
+
+
+def _vhost_user(nic: VhostUser, i: int, machine: Machine, qemu: Qemu) -> list[str]:
+    reconnect = "reconnect-ms=1000" if qemu.version >= _RECONNECT_MS else "reconnect=1"
+    device = f"virtio-net-pci,netdev=net{i},mac={nic.mac},romfile="
+    if machine.accel == "tcg" and qemu.version < _TCG_VHOST_MSIX_OK:
+        device += ",vectors=0"
+    elif nic.queues > 1:
+        device += f",vectors={2 * nic.queues + 2}"
+    if nic.queues > 1:
+        device += ",mq=on"
+    return [
+        "-chardev", f"socket,id=chr{i},path={_value(nic.socket)},{reconnect}",
+        "-netdev", f"vhost-user,id=net{i},chardev=chr{i},queues={nic.queues}",
+        "-device", device,
+    ]  # fmt: skip
+
+
+def _ivshmem(nic: Ivshmem, i: int) -> list[str]:
+    # Never `reconnect` here: it hangs or aborts QEMU. The server's side keeps the socket alive instead.
+    return [
+        "-chardev", f"socket,id=chr{i},path={_value(nic.socket)}",
+        "-device", f"ivshmem-doorbell,id=ivs{i},vectors={nic.vectors},chardev=chr{i}",
+    ]  # fmt: skip
+
+
+def command_line(machine: Machine, qemu: Qemu) -> list[str]:
+    """The command that starts `machine`, argv[0] included."""
+    size = f"{machine.memory_mib}M"
+    argv = [
+        str(qemu.path), "-name", f"{_value(machine.name)},process=vpt-{_value(machine.name)}",
+        "-nodefaults", "-no-user-config", "-display", "none",
+        "-machine", f"q35,accel={machine.accel},memory-backend=mem,graphics=off,vmport=off",
+        "-cpu", "max",
+        # With a single possible CPU, QEMU drops the guest's memory barriers under TCG, and wake-ups get lost.
+        "-smp", "1,maxcpus=2",
+        # Shared, or a vhost-user back-end could not map it.
+        "-m", size, "-object", f"memory-backend-memfd,id=mem,size={size},share=on",
+        "-kernel", str(machine.kernel), "-initrd", str(machine.initrd),
+        "-append", f"console=ttyS0 quiet {machine.append}".strip(),
+        "-chardev", f"{machine.console},id=console" if machine.console != "stdio"
+        else "stdio,id=console,signal=off",
+        "-device", "isa-serial,chardev=console",
+    ]  # fmt: skip
+    if machine.agent_fd is not None:
+        argv += ["-chardev", f"socket,id=agent,fd={machine.agent_fd}", "-device", "isa-serial,chardev=agent"]
+    if machine.qmp is not None:
+        argv += ["-chardev", f"socket,id=qmp,path={_value(machine.qmp)},server=on,wait=off"]
+        argv += ["-mon", "qmp,mode=control"]
+    for i, nic in enumerate(machine.nics):
+        argv += _vhost_user(nic, i, machine, qemu) if isinstance(nic, VhostUser) else _ivshmem(nic, i)
+    return [*argv, *machine.extra]
