@@ -225,7 +225,7 @@ static bool gso_claims_ok(const struct vpti_pkt *p, uint64_t accepted)
 	const struct gso_kind *kind = gso_kind_of(p->hdr.gso_type);
 	uint32_t hdr_min;
 
-	if (!kind || !(accepted & kind->host_feature))
+	if (!kind || !(accepted & kind->host_feature) || p->len > VPT_MAX_FRAME)
 		return false;
 	if ((p->hdr.gso_type & VPT_GSO_ECN) && !(accepted & VPT_F_HOST_ECN))
 		return false;

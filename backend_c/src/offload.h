@@ -31,9 +31,9 @@ bool vpti_vnet_check_offloads(struct vpti_pkt *p, uint64_t accepted);
  * @accepted:	features that the sender negotiated (VPT_F_CSUM, VPT_F_HOST_*)
  *
  * Checks that the checksum field lies in the packet behind the Ethernet header, that gso_type is known and negotiated,
- * gso_size sane for the length, and that segmentation comes with NEEDS_CSUM for the right field. Then makes p->hdr what
- * a receiver may see: flags that are not the sender's to set (virtio 1.2, 5.1.6.2) and fields that mean nothing become
- * zero, hdr_len, which is a hint and never used here, at most the length. Touches no packet memory.
+ * gso_size sane for a length that IP allows, and that segmentation comes with NEEDS_CSUM for the right field. Then makes
+ * p->hdr what a receiver may see: flags that are not the sender's to set (virtio 1.2, 5.1.6.2) and fields that mean nothing
+ * become zero, hdr_len, which is a hint and never used here, at most the length. Touches no packet memory.
  *
  * Return: true if it may be forwarded
  */

@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: BSD-2-Clause
-"""What tests of several folders use: `from support.apps import AppPeer`."""
