@@ -74,7 +74,7 @@ with open(sys.argv[1], "rb") as f:
     print(*tomllib.load(f)["build-system"]["requires"], sep="\n")' "$top/pyproject.toml")
 		"$venv/bin/pip" install -q --disable-pip-version-check "${tools[@]}" >&2
 		"$venv/bin/pip" install -q --disable-pip-version-check --no-build-isolation \
-			-C build-dir=build/venv -C setup-args=-Dwerror=true -e "$top[test,dev]" >&2
+			--config-settings=build-dir=build/venv --config-settings=setup-args=-Dwerror=true -e "$top[test,dev]" >&2
 		echo "$stamp" >"$venv/.stamp"
 	fi
 	# Python would do it when it first imports the package; here an error can be read.
