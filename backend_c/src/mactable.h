@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * mactable.h - who was last heard where
+ *
+ * A hash table of buckets, each one cache line: four 64-bit words (48 bits of address, 16 of port slot) and four times of last
+ * hearing. Workers read and write it without locks: an entry is one word, so a reader sees it whole or not at all, and a lost race
+ * between two learners costs one flooded packet.
+ */
+#ifndef VPTI_MACTABLE_H
+#define VPTI_MACTABLE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "util.h"
+#include "vpt/vpt.h"
+
+#define VPTI_MAC_WAYS 4u
+#define VPTI_MAC_NONE 0xffffu
+#define VPTI_MAC_STATIC 0xffffffffu /* in seen[]: configured, never ages, cannot be taken over */
+
+struct vpti_mac_bucket {
+	uint64_t e[VPTI_MAC_WAYS];
+	uint32_t seen[VPTI_MAC_WAYS]; /* tick, VPTI_MAC_STATIC */
+	uint8_t pad[16];
+} __attribute__((aligned(64)));
+
+struct vpti_mactable {
+	struct vpti_mac_bucket *b;
+	uint32_t shift;               /* 64 - log2(buckets) */
+	uint32_t nbuckets;
+	uint32_t age;                 /* ticks (seconds) */
+	uint32_t sweep;               /* next bucket to clean */
+	uint32_t swept_tick;
+	uint32_t *count;              /* entries by port slot */
+	uint32_t *limit;              /* allowed, by port slot */
+};
+
+enum vpti_learn { VPTI_LEARNED, VPTI_LEARN_FULL, VPTI_LEARN_SPOOFED };
+
+int vpti_mactable_init(struct vpti_mactable *t, uint32_t entries, uint32_t age, uint32_t ports);
+void vpti_mactable_fini(struct vpti_mactable *t);
+
+static inline uint64_t vpti_mac48(const uint8_t *a)
+{
+	return (uint64_t)a[0] << 40 | (uint64_t)a[1] << 32 | (uint64_t)a[2] << 24 | (uint64_t)a[3] << 16 |
+	       (uint64_t)a[4] << 8 | a[5];
+}
+
+static inline struct vpti_mac_bucket *vpti_mac_bucket(const struct vpti_mactable *t, uint64_t mac)
+{
+	return &t->b[(mac * 0x9e3779b97f4a7c15ull) >> t->shift]; /* Fibonacci hashing: the high bits are the mixed ones */
+}
+
+/* Slot of the port where mac was heard within the ageing time, or VPTI_MAC_NONE. Any worker. */
+static inline uint16_t vpti_mac_lookup(const struct vpti_mactable *t, uint64_t mac, uint32_t tick)
+{
+	const struct vpti_mac_bucket *b = vpti_mac_bucket(t, mac);
+	uint32_t i;
+
+	for (i = 0; i < VPTI_MAC_WAYS; i++) {
+		uint64_t e = VPTI_READ(b->e[i]);
+		uint32_t seen = VPTI_READ(b->seen[i]);
+
+		if (e && e >> 16 == mac) {
+			if (seen != VPTI_MAC_STATIC && (int32_t)(tick - seen) > (int32_t)t->age)
+				return VPTI_MAC_NONE;
+			return (uint16_t)e;
+		}
+	}
+	return VPTI_MAC_NONE;
+}
+
+/* mac was heard on a port. Any worker. */
+enum vpti_learn vpti_mac_learn(struct vpti_mactable *t, uint64_t mac, uint16_t slot, uint32_t tick);
+
+/* A configured address. -EEXIST if another port's, -ENOSPC if its bucket is full of such. Control thread. */
+int vpti_mac_set_static(struct vpti_mactable *t, uint64_t mac, uint16_t slot);
+
+/* Forget what a port had. Control thread, no worker learns for it any more. */
+void vpti_mac_purge(struct vpti_mactable *t, uint16_t slot);
+
+/* Free a few entries whose time is over; called by workers once per tick. */
+void vpti_mac_sweep(struct vpti_mactable *t, uint32_t tick);
+
+#endif /* VPTI_MACTABLE_H */

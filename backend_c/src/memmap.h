@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* memmap.h - a front-end's memory: what is mapped where, and finding an address in it */
+#ifndef VPTI_MEMMAP_H
+#define VPTI_MEMMAP_H
+
+#include "util.h"
+#include "vpt/vpt.h"
+
+struct vpti_mapping;
+
+struct vpti_mem_range {
+	uint64_t gpa;
+	uint64_t size;
+	uint64_t uva;
+	uint8_t *hva;
+	struct vpti_mapping *mapping;
+};
+
+/* Immutable once in use; ordered by gpa. */
+struct vpti_mem {
+	uint32_t n;
+	struct vpti_mem_range r[];
+};
+
+/*
+ * Build a new table from an old one (or NULL): add regions, leave out those that `without` names (or NULL). The old
+ * table stays as it was; mappings are shared. flag: what the SIGBUS guard sets. 0 or -errno as vpt.h says.
+ */
+int vpti_mem_build(const struct vpti_mem *old, const struct vpt_mem_region *add, uint32_t n,
+		   const struct vpt_mem_region *without, uint32_t *flag, struct vpti_mem **out);
+void vpti_mem_free(struct vpti_mem *m);
+
+/*
+ * Host address of a guest-physical one, and in *contig how many bytes follow there in one piece; NULL if nowhere.
+ * hint: index of the range found last.
+ */
+static inline uint8_t *vpti_mem_gpa(const struct vpti_mem *m, uint64_t gpa, uint64_t *contig, uint32_t *hint)
+{
+	uint32_t i = VPTI_READ(*hint);
+
+	if (vpti_likely(i < m->n && gpa - m->r[i].gpa < m->r[i].size)) {
+		*contig = m->r[i].size - (gpa - m->r[i].gpa);
+		return m->r[i].hva + (gpa - m->r[i].gpa);
+	}
+	for (i = 0; i < m->n; i++) {
+		if (gpa - m->r[i].gpa < m->r[i].size) {
+			VPTI_WRITE(*hint, i);
+			*contig = m->r[i].size - (gpa - m->r[i].gpa);
+			return m->r[i].hva + (gpa - m->r[i].gpa);
+		}
+	}
+	return NULL;
+}
+
+/* Host address of [uva, uva + len), which must lie in one region; NULL if not. */
+void *vpti_mem_uva(const struct vpti_mem *m, uint64_t uva, uint64_t len);
+
+#endif /* VPTI_MEMMAP_H */

@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* port_vhost.c - vhost-user ports, control side: memory table, features, starting and stopping rings */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <urcu-qsbr.h>
+
+#include "engine.h"
+#include "fd.h"
+#include "region.h"
+#include "take.h"
+#include "virtq.h"
+
+#define MAX_RING 32768u
+#define F_PROTOCOL_FEATURES (1ull << 30) /* between the front-end and whoever speaks the socket protocol */
+
+#define FEATURES                                                                                                       \
+	(VPTI_F_VERSION_1 | VPTI_F_MRG_RXBUF | VPTI_F_INDIRECT_DESC | VPTI_F_EVENT_IDX | VPT_F_CSUM | VPT_F_GUEST_CSUM | \
+	 VPT_F_GUEST_TSO4 | VPT_F_GUEST_TSO6 | VPT_F_GUEST_ECN | VPT_F_HOST_TSO4 | VPT_F_HOST_TSO6 | VPT_F_HOST_ECN |  \
+	 VPT_F_GUEST_USO4 | VPT_F_GUEST_USO6 | VPT_F_HOST_USO | VPT_F_MTU | VPT_F_STATUS | F_CTRL | F_MQ)
+
+/* The front-end handles the control queue; the back-end's bits only permit it (QEMU, hw/net/vhost_net.c). */
+#define F_CTRL ((1ull << 17) | (1ull << 18) | (1ull << 19) | (1ull << 21) | (1ull << 23))
+#define F_MQ (1ull << 22)
+
+struct vring {
+	struct vpt_vring cfg;
+	bool running;
+	bool enabled;
+	struct vpti_watch *watch;
+};
+
+struct vhost {
+	struct vpti_mem *mem;
+	struct vring ring[2 * 128];
+};
+
+static bool is_tx(uint32_t index)
+{
+	return index & 1;
+}
+
+static struct vpti_virtq *virtq_of(struct vpt_port *p, uint32_t index)
+{
+	return is_tx(index) ? &vpti_virtq_txq(p->txq[index / 2])->v : &vpti_virtq_rxq(p->rxq[index / 2])->v;
+}
+
+static int check(const vpt_port *p, uint32_t index)
+{
+	return p->kind == &vpti_kind_vhost && index < 2 * p->opts.pairs ? 0 : -EINVAL;
+}
+
+uint64_t vpt_vhost_features(void)
+{
+	return FEATURES;
+}
+
+uint32_t vpt_vhost_max_mem_regions(void)
+{
+	return VPT_MAX_MEM_REGIONS;
+}
+
+static bool any_running(const vpt_port *p)
+{
+	const struct vhost *vh = p->priv;
+	uint32_t i;
+
+	for (i = 0; i < 2 * p->opts.pairs; i++) {
+		if (vh->ring[i].running)
+			return true;
+	}
+	return false;
+}
+
+int vpt_vhost_set_features(vpt_port *p, uint64_t features)
+{
+	uint64_t f = features & ~F_PROTOCOL_FEATURES;
+
+	if (check(p, 0) || f & ~FEATURES || vpti_features_check(f))
+		return -EINVAL;
+	if (any_running(p))
+		return -EBUSY;
+	p->features = f;
+	p->accepts = f;
+	p->sends = f;
+	return 0;
+}
+
+/* ---- rings ---- */
+
+/* Which queues are live follows from the rings' state; the port is quiescent or the change is one that starts only. */
+static void apply(vpt_port *p)
+{
+	const struct vhost *vh = p->priv;
+	uint32_t i;
+
+	p->up = false;
+	for (i = 0; i < 2 * p->opts.pairs; i++) {
+		const struct vring *r = &vh->ring[i];
+		bool live = r->running && (is_tx(i) || r->enabled);
+
+		if (is_tx(i)) {
+			struct vpti_txq *q = p->txq[i / 2];
+
+			VPTI_WRITE(q->discard, !r->enabled);
+			q->polled = r->cfg.kick_fd < 0;
+			if (live && !q->live) {
+				q->armed = q->dirty = false;
+				q->kicked = true;
+				q->last_src = UINT64_MAX;
+			}
+			q->live = live;
+		} else if (live && !p->rxq[i / 2]->live) {
+			vpti_rxq_start(p->rxq[i / 2]);
+		}
+		p->up |= live && r->enabled;
+	}
+	vpti_worker_replan(p->worker);
+}
+
+static int bind_ring(struct vpt_port *p, struct vpti_virtq *v, const struct vpti_mem *mem, const struct vpt_vring *cfg)
+{
+	uint64_t num = cfg->num;
+	void *desc = vpti_mem_uva(mem, cfg->desc_uva, num * sizeof(struct vpti_desc));
+	void *avail = vpti_mem_uva(mem, cfg->avail_uva, sizeof(struct vpti_avail) + (num + 1) * sizeof(uint16_t));
+	void *used = vpti_mem_uva(mem, cfg->used_uva,
+				  sizeof(struct vpti_used) + num * sizeof(struct vpti_used_elem) + sizeof(uint16_t));
+
+	if (!desc || !avail || !used)
+		return -EFAULT;
+	if ((uintptr_t)desc % 16 || (uintptr_t)avail % 2 || (uintptr_t)used % 4)
+		return -EINVAL;
+	v->mem = mem;
+	v->desc = desc;
+	v->avail = avail;
+	v->used = used;
+	v->hint = 0;
+	v->num = (uint16_t)num;
+	v->mask = (uint16_t)(num - 1);
+	v->event_idx = p->features & VPTI_F_EVENT_IDX;
+	v->indirect = p->features & VPTI_F_INDIRECT_DESC;
+	v->mergeable = p->features & VPTI_F_MRG_RXBUF;
+	v->hdr_len = p->features & (VPTI_F_VERSION_1 | VPTI_F_MRG_RXBUF) ? 12 : 10;
+	return 0;
+}
+
+static int set_kick(struct vpt_port *p, uint32_t index, int32_t fd)
+{
+	struct vring *r = &((struct vhost *)p->priv)->ring[index];
+	struct vpti_watch *watch = NULL;
+	int copy, rc;
+
+	rc = vpti_eventfd_dup(fd, &copy); /* also for a receive queue, whose kicks nobody waits for: it must be one all the same */
+	if (rc)
+		return rc;
+	if (copy >= 0 && is_tx(index))
+		rc = vpti_watch_add(p->worker, VPTI_WATCH_KICK, copy, p, p->txq[index / 2], &watch);
+	vpti_fd_close(&copy);
+	if (rc)
+		return rc;
+	vpti_watch_del(r->watch);
+	r->watch = watch;
+	r->cfg.kick_fd = fd < 0 ? -1 : 0; /* whether there is one is all that matters from here on */
+	return 0;
+}
+
+int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *ring)
+{
+	struct vhost *vh = p->priv;
+	struct vpti_virtq *v;
+	struct vring *r;
+	int call, rc;
+
+	if (check(p, index) || !ring->num || ring->num > MAX_RING || ring->num & (ring->num - 1) || ring->base > 0xffff)
+		return -EINVAL;
+	r = &vh->ring[index];
+	if (r->running)
+		return -EBUSY;
+	v = virtq_of(p, index);
+	rc = bind_ring(p, v, vh->mem, ring);
+	if (rc)
+		return rc;
+	rc = vpti_eventfd_dup(ring->call_fd, &call);
+	if (rc)
+		return rc;
+	rc = set_kick(p, index, ring->kick_fd);
+	if (rc) {
+		vpti_fd_close(&call);
+		return rc;
+	}
+	r->cfg.num = ring->num;
+	r->cfg.desc_uva = ring->desc_uva;
+	r->cfg.avail_uva = ring->avail_uva;
+	r->cfg.used_uva = ring->used_uva;
+	v->call_fd = call;
+	v->next_avail = (uint16_t)ring->base;
+	/* After a back-end that died the driver has seen used->idx; a net device finishes in order, so that is where to go on. */
+	v->next_used = v->published = v->told = VPTI_READ(v->used->idx);
+	vpti_split_quiet(v);
+	r->running = true;
+	apply(p);
+	return 0;
+}
+
+/* Nothing is live: give up what a ring holds. */
+static void close_ring(struct vpt_port *p, uint32_t index)
+{
+	struct vring *r = &((struct vhost *)p->priv)->ring[index];
+
+	vpti_watch_del(r->watch);
+	r->watch = NULL;
+	vpti_fd_close(&virtq_of(p, index)->call_fd);
+	r->running = false;
+}
+
+/* Take one ring out of service, wait until nobody uses it. */
+static void quiesce(struct vpt_port *p, uint32_t index)
+{
+	if (is_tx(index))
+		vpti_txq_stop(p->txq[index / 2]);
+	else
+		vpti_rxq_stop(p->rxq[index / 2]);
+}
+
+int vpt_vhost_vring_stop(vpt_port *p, uint32_t index, uint32_t *base)
+{
+	struct vhost *vh = p->priv;
+
+	if (check(p, index))
+		return -EINVAL;
+	if (!vh->ring[index].running)
+		return -ENOENT;
+	quiesce(p, index);
+	*base = virtq_of(p, index)->next_avail;
+	close_ring(p, index);
+	apply(p);
+	return 0;
+}
+
+int vpt_vhost_vring_enable(vpt_port *p, uint32_t index, int enable)
+{
+	struct vhost *vh = p->priv;
+
+	if (check(p, index))
+		return -EINVAL;
+	if (vh->ring[index].enabled == (enable != 0))
+		return 0;
+	vh->ring[index].enabled = enable != 0;
+	if (!enable && !is_tx(index))
+		quiesce(p, index);
+	apply(p);
+	return 0;
+}
+
+int vpt_vhost_vring_set_kick(vpt_port *p, uint32_t index, int32_t fd)
+{
+	struct vhost *vh = p->priv;
+	int rc;
+
+	if (check(p, index))
+		return -EINVAL;
+	if (!vh->ring[index].running)
+		return -ENOENT;
+	rc = set_kick(p, index, fd);
+	if (!rc)
+		apply(p);
+	return rc;
+}
+
+int vpt_vhost_vring_set_call(vpt_port *p, uint32_t index, int32_t fd)
+{
+	struct vhost *vh = p->priv;
+	int old, copy, rc;
+
+	if (check(p, index))
+		return -EINVAL;
+	if (!vh->ring[index].running)
+		return -ENOENT;
+	rc = vpti_eventfd_dup(fd, &copy);
+	if (rc)
+		return rc;
+	old = virtq_of(p, index)->call_fd;
+	VPTI_WRITE(virtq_of(p, index)->call_fd, copy);
+	vpti_synchronize(); /* a worker may be writing to the old one */
+	/* What it was told by the old one may not have been heard. */
+	if (copy >= 0)
+		vpti_eventfd_signal(copy);
+	vpti_fd_close(&old);
+	return 0;
+}
+
+/* ---- memory ---- */
+
+/* Put a new table in the place of the old one under rings that may be running. */
+static int replace_mem(struct vpt_port *p, struct vpti_mem *mem)
+{
+	struct vhost *vh = p->priv;
+	struct vpti_mem *old = vh->mem;
+	struct vpti_virtq probe;
+	uint32_t i;
+
+	for (i = 0; i < 2 * p->opts.pairs; i++) {
+		if (vh->ring[i].running && bind_ring(p, &probe, mem, &vh->ring[i].cfg)) {
+			vpti_mem_free(mem);
+			return -EFAULT;
+		}
+	}
+	vpti_port_stop(p);
+	for (i = 0; i < 2 * p->opts.pairs; i++) {
+		if (vh->ring[i].running)
+			bind_ring(p, virtq_of(p, i), mem, &vh->ring[i].cfg);
+	}
+	vh->mem = mem;
+	apply(p);
+	vpti_mem_free(old);
+	return 0;
+}
+
+static int change_mem(vpt_port *p, const struct vpti_mem *old, const struct vpt_mem_region *add, uint32_t n,
+		      const struct vpt_mem_region *without)
+{
+	struct vpti_mem *mem;
+	int rc = vpti_mem_build(old, add, n, without, &p->sigbus, &mem);
+
+	return rc ? rc : replace_mem(p, mem);
+}
+
+int vpt_vhost_mem_set(vpt_port *p, const struct vpt_mem_region *regions, uint32_t n)
+{
+	return check(p, 0) ? -EINVAL : change_mem(p, NULL, regions, n, NULL);
+}
+
+int vpt_vhost_mem_add(vpt_port *p, const struct vpt_mem_region *region)
+{
+	return check(p, 0) ? -EINVAL : change_mem(p, ((struct vhost *)p->priv)->mem, region, 1, NULL);
+}
+
+int vpt_vhost_mem_del(vpt_port *p, const struct vpt_mem_region *region)
+{
+	return check(p, 0) ? -EINVAL : change_mem(p, ((struct vhost *)p->priv)->mem, NULL, 0, region);
+}
+
+int vpt_vhost_reset(vpt_port *p)
+{
+	struct vhost *vh = p->priv;
+	uint32_t i;
+
+	if (check(p, 0))
+		return -EINVAL;
+	vpti_port_stop(p);
+	for (i = 0; i < 2 * p->opts.pairs; i++) {
+		close_ring(p, i);
+		vh->ring[i].enabled = false;
+		memset(&vh->ring[i].cfg, 0, sizeof(vh->ring[i].cfg));
+	}
+	vpti_mem_free(vh->mem);
+	vh->mem = NULL;
+	p->features = p->accepts = p->sends = 0;
+	vpti_port_revive(p);
+	return 0;
+}
+
+/* ---- the kind ---- */
+
+static int vhost_init(struct vpt_port *p)
+{
+	uint32_t i;
+	int rc;
+
+	p->priv = calloc(1, sizeof(struct vhost));
+	if (!p->priv)
+		return -ENOMEM;
+	for (i = 0; i < p->opts.pairs; i++) {
+		rc = vpti_queue_new(p, i, sizeof(struct vpti_virtq_txq), sizeof(struct vpti_virtq_rxq));
+		if (rc)
+			return rc;
+		p->txq[i]->ops = &vpti_split_txq_ops;
+		p->rxq[i]->ops = &vpti_split_rxq_ops;
+		virtq_of(p, 2 * i)->call_fd = -1;
+		virtq_of(p, 2 * i + 1)->call_fd = -1;
+	}
+	return 0;
+}
+
+static void vhost_fini(struct vpt_port *p)
+{
+	struct vhost *vh = p->priv;
+	uint32_t i;
+
+	for (i = 0; vh && i < 2 * p->opts.pairs; i++) {
+		if (p->txq[i / 2])
+			close_ring(p, i);
+	}
+	vpti_queues_free(p);
+	if (vh)
+		vpti_mem_free(vh->mem);
+	free(vh);
+	p->priv = NULL;
+}
+
+const struct vpti_kind_ops vpti_kind_vhost = { .init = vhost_init, .fini = vhost_fini };

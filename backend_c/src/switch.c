@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * switch.c - one burst through the switch: look up, group by destination, deliver, release
+ *
+ * The shape is VALE's (CoNEXT'12): a first walk over the burst decides each packet's destination, a second one delivers to each
+ * destination all it gets in one go, in the order sent.
+ */
+#define _GNU_SOURCE
+#include "switch.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <urcu-qsbr.h>
+
+#include "engine.h"
+#include "take.h"
+
+#define NONE 0xffu
+
+/* Per destination, the packets of the burst as a list of their numbers, in order. */
+struct chain {
+	uint8_t first, last;
+};
+
+_Static_assert(VPTI_BURST < NONE, "packet numbers fit the links");
+
+/* A worker's notes during one burst. Chains are empty between bursts. */
+struct vpti_pass {
+	struct chain to[VPTI_MAX_PORTS];
+	uint8_t next[VPTI_BURST];
+	uint16_t touched[VPTI_BURST];
+	uint32_t ntouched;
+	struct chain flood;
+	struct vpti_pkt *list[VPTI_DELIVER];
+};
+
+struct vpti_pass *vpti_pass_new(void)
+{
+	struct vpti_pass *pass = malloc(sizeof(*pass));
+
+	if (pass)
+		memset(pass, NONE, sizeof(*pass));
+	return pass;
+}
+
+void vpti_pass_free(struct vpti_pass *pass)
+{
+	free(pass);
+}
+
+static void chain_add(struct vpti_pass *pass, struct chain *c, uint8_t i)
+{
+	pass->next[i] = NONE;
+	if (c->first == NONE)
+		c->first = i;
+	else
+		pass->next[c->last] = i;
+	c->last = i;
+}
+
+/* Packets dropped on the way to a queue; the counters belong to whoever holds its lock. */
+static void count_rx(struct vpti_rxq *q, enum vpt_counter which, uint32_t n)
+{
+	vpti_lock(&q->lock);
+	vpti_count(q->c, which, n);
+	vpti_unlock(&q->lock);
+}
+
+/* Learn where the packet came from; false if it must not be forwarded. */
+static bool learn(struct vpt_switch *sw, struct vpti_txq *q, const struct vpti_pkt *p, uint32_t tick)
+{
+	uint64_t src = vpti_mac48(p->eth + 6);
+
+	if (vpti_likely(src == q->last_src && tick == q->last_tick))
+		return true;
+	if (src == 0 || p->eth[6] & 1) {
+		vpti_count(q->c, VPT_C_TX_DROP_SPOOFED, 1);
+		return false;
+	}
+	switch (vpti_mac_learn(&sw->macs, src, q->port->slot, tick)) {
+	case VPTI_LEARN_SPOOFED:
+		vpti_count(q->c, VPT_C_TX_DROP_SPOOFED, 1);
+		return false;
+	case VPTI_LEARN_FULL:
+		vpti_count(q->c, VPT_C_TX_MAC_LIMIT, 1);
+		return true;
+	case VPTI_LEARNED:
+		q->last_src = src;
+		q->last_tick = tick;
+	}
+	return true;
+}
+
+/* First walk: learn, look up, group. */
+static void classify(struct vpti_pass *pass, struct vpt_switch *sw, struct vpti_txq *q, struct vpti_burst *b,
+		     uint32_t tick)
+{
+	uint64_t last_dst = 0; /* a run to one destination is looked up once */
+	uint16_t last_slot = VPTI_MAC_NONE;
+	uint32_t i;
+
+	pass->ntouched = 0;
+	for (i = 0; i < b->n; i++) {
+		struct vpti_pkt *p = &b->pkt[i];
+		uint64_t dst;
+
+		if (p->dst == VPTI_DST_DROP || !learn(sw, q, p, tick))
+			continue;
+		dst = vpti_mac48(p->eth);
+		if (dst != last_dst) {
+			last_dst = dst;
+			last_slot = p->eth[0] & 1 ? VPTI_MAC_NONE : vpti_mac_lookup(&sw->macs, dst, tick);
+		}
+		if (last_slot == VPTI_MAC_NONE) {
+			chain_add(pass, &pass->flood, (uint8_t)i);
+		} else if (vpti_unlikely(last_slot == q->port->slot)) {
+			vpti_count(q->c, VPT_C_TX_DROP_NO_DEST, 1);
+		} else {
+			if (pass->to[last_slot].first == NONE)
+				pass->touched[pass->ntouched++] = last_slot;
+			chain_add(pass, &pass->to[last_slot], (uint8_t)i);
+		}
+	}
+}
+
+/* The packets for one destination, in the order sent: those for it alone and those for everybody. Numbers go to *which. */
+static uint32_t merge(struct vpti_pass *pass, struct vpti_burst *b, uint16_t slot, uint8_t *which)
+{
+	uint8_t u = pass->to[slot].first, f = pass->flood.first;
+	uint32_t n = 0;
+
+	while (u != NONE || f != NONE) {
+		uint8_t *from = f == NONE || (u != NONE && u < f) ? &u : &f;
+
+		which[n] = *from;
+		pass->list[n++] = &b->pkt[*from];
+		*from = pass->next[*from];
+	}
+	return n;
+}
+
+static struct vpti_rxq *pick_queue(struct vpt_port *to, uint32_t from_index)
+{
+	struct vpti_rxq *q = to->rxq[from_index % to->opts.pairs];
+
+	return VPTI_LOAD_ACQUIRE(q->live) ? q : to->rxq[0];
+}
+
+/* Can this destination take the frame as it is (after software offload)? */
+static bool too_big(const struct vpt_port *to, const struct vpti_pkt *p)
+{
+	return p->hdr.gso_type == VPT_GSO_NONE && p->len > to->max_len;
+}
+
+/* One packet that carries an offload its receiver refused. */
+static uint32_t deliver_in_software(struct vpti_worker *w, struct vpti_rxq *q, const struct vpti_pkt *p)
+{
+	struct vpti_pkt *seg[VPTI_GSO_MAX_SEGS];
+	int n = vpti_offload(p, q->port->accepts, &w->offload);
+	uint32_t done;
+	int i;
+
+	if (n < 0) {
+		count_rx(q, VPT_C_RX_DROP_TOO_BIG, 1);
+		return 1;
+	}
+	for (i = 0; i < n; i++)
+		seg[i] = &w->offload.pkt[i];
+	done = q->ops->deliver(q, &w->room, seg, (uint32_t)n);
+	count_rx(q, n > 1 ? VPT_C_RX_SW_GSO : VPT_C_RX_SW_CSUM, 1);
+	/* Segments that found no room are gone: a receiver of TCP asks again for just those. */
+	if (done < (uint32_t)n)
+		count_rx(q, VPT_C_RX_DROP_FULL, (uint32_t)n - done);
+	return 1;
+}
+
+/* Runs of plain packets in one go, those for the software path one by one; stops where there is no room. */
+static uint32_t deliver_all(struct vpti_worker *w, struct vpti_rxq *q, struct vpti_pkt **list, uint32_t n)
+{
+	const struct vpt_port *to = q->port;
+	uint32_t i = 0;
+
+	while (i < n) {
+		uint32_t run = i, done;
+
+		while (run < n && !vpti_offload_needed(list[run], to->accepts) && !too_big(to, list[run]))
+			run++;
+		if (run > i) {
+			done = q->ops->deliver(q, &w->room, list + i, run - i);
+			i += done;
+			if (i < run)
+				return i;
+		} else if (too_big(to, list[i])) {
+			count_rx(q, VPT_C_RX_DROP_TOO_BIG, 1);
+			i++;
+		} else {
+			i += deliver_in_software(w, q, list[i]);
+		}
+	}
+	return n;
+}
+
+/**
+ * deliver_to() - Second walk, one destination
+ *
+ * Return: number of packets of pass->list dealt with; less than n only if the sender is lossless and there was no room
+ */
+static uint32_t deliver_to(struct vpti_worker *w, struct vpti_txq *from, uint16_t slot, uint32_t n, bool may_wait)
+{
+	struct vpt_port *to = rcu_dereference(from->port->sw->port[slot]);
+	struct vpti_rxq *q;
+	uint32_t done;
+
+	if (!to)
+		return n;
+	q = pick_queue(to, from->index);
+	if (vpti_unlikely(!vpti_port_runs(to) || !VPTI_LOAD_ACQUIRE(q->live))) {
+		count_rx(q, VPT_C_RX_DROP_DOWN, n);
+		return n;
+	}
+	done = deliver_all(w, q, w->pass->list, n);
+	vpti_worker_dirty(w, q);
+	vpti_port_check_memory(to, q->index);
+	if (vpti_unlikely(done < n) && !may_wait) {
+		count_rx(q, VPT_C_RX_DROP_FULL, n - done);
+		done = n;
+	}
+	return done;
+}
+
+/* Copies to everybody but the sender. */
+static void flood(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *b)
+{
+	struct vpti_port_list *list = rcu_dereference(q->port->sw->list);
+	uint8_t which[VPTI_BURST];
+	uint32_t i;
+
+	for (i = 0; i < list->n; i++) {
+		uint16_t slot = list->slot[i];
+
+		if (slot == q->port->slot)
+			continue;
+		deliver_to(w, q, slot, merge(w->pass, b, slot, which), false);
+		w->pass->to[slot] = (struct chain){ NONE, NONE };
+	}
+}
+
+/**
+ * unicast() - Each destination what is for it alone
+ *
+ * A lossless sender's packets without room stay in its ring, and all behind them, so that order is kept. Packets behind
+ * the first that waits, to other destinations, are not delivered in this round either: they would be twice in the next.
+ *
+ * Return: number of packets of the burst that are done
+ */
+static uint32_t unicast(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *b)
+{
+	struct vpti_pass *pass = w->pass;
+	uint8_t which[VPTI_BURST];
+	uint32_t done = b->n;
+	uint32_t i, n, k;
+
+	/* With several destinations a lossless burst ends where the first of them changes: one wait, nothing twice. */
+	if (q->port->lossless && pass->ntouched > 1) {
+		uint16_t slot = pass->touched[0];
+
+		for (i = 1; i < pass->ntouched; i++)
+			done = VPTI_MIN(done, pass->to[pass->touched[i]].first);
+		for (i = 1; i < pass->ntouched; i++)
+			pass->to[pass->touched[i]] = (struct chain){ NONE, NONE };
+		n = merge(pass, b, slot, which);
+		for (k = 0; k < n && which[k] < done; k++)
+			;
+		n = k;
+		pass->to[slot] = (struct chain){ NONE, NONE };
+		k = deliver_to(w, q, slot, n, true);
+		return k < n ? which[k] : done;
+	}
+	for (i = 0; i < pass->ntouched; i++) {
+		uint16_t slot = pass->touched[i];
+
+		n = merge(pass, b, slot, which);
+		pass->to[slot] = (struct chain){ NONE, NONE };
+		k = deliver_to(w, q, slot, n, q->port->lossless);
+		if (k < n)
+			done = which[k];
+	}
+	return done;
+}
+
+uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
+{
+	struct vpti_burst *b = &w->burst;
+	struct vpti_pass *pass = w->pass;
+	uint32_t done, i;
+
+	b->n = 0;
+	b->nfrag = 0;
+	q->ops->take(q, b);
+	vpti_port_check_memory(q->port, q->index);
+	if (!b->n)
+		return 0;
+	vpti_count(q->c, VPT_C_TX_BATCHES, 1);
+	if (!q->kicked)
+		vpti_count(q->c, VPT_C_TX_KICKS_SUPPRESSED, 1);
+	q->kicked = false;
+	if (vpti_unlikely(q->discard)) {
+		vpti_count(q->c, VPT_C_TX_DROP_DISABLED, b->n);
+		q->ops->release(q, b, b->n);
+		q->dirty = true;
+		return b->n;
+	}
+	classify(pass, q->port->sw, q, b, w->tick);
+	done = b->n;
+	if (vpti_unlikely(pass->flood.first != NONE)) {
+		flood(w, q, b);
+		pass->flood = (struct chain){ NONE, NONE };
+		for (i = 0; i < pass->ntouched; i++) /* a destination that left the list meanwhile */
+			pass->to[pass->touched[i]] = (struct chain){ NONE, NONE };
+	} else {
+		done = unicast(w, q, b);
+	}
+	if (vpti_unlikely(done < b->n))
+		vpti_count(q->c, VPT_C_TX_BLOCKED, 1);
+	if (done) {
+		uint64_t bytes = 0;
+
+		for (i = 0; i < done; i++)
+			bytes += b->pkt[i].len;
+		vpti_count(q->c, VPT_C_TX_PACKETS, done);
+		vpti_count(q->c, VPT_C_TX_BYTES, bytes);
+		q->ops->release(q, b, done);
+		q->dirty = true;
+	}
+	return done;
+}
+
+/* ---- control thread ---- */
+
+int vpt_switch_add(vpt_engine *e, const struct vpt_switch_opts *opts, vpt_switch **out)
+{
+	struct vpt_switch *sw = calloc(1, sizeof(*sw));
+	int rc;
+
+	if (!sw)
+		return -ENOMEM;
+	sw->engine = e;
+	memcpy(sw->name, opts->name, sizeof(sw->name));
+	sw->name[sizeof(sw->name) - 1] = '\0';
+	rc = vpti_mactable_init(&sw->macs, opts->mac_entries ? opts->mac_entries : 4096,
+				opts->mac_age_s ? opts->mac_age_s : 300, VPTI_MAX_PORTS);
+	if (rc)
+		goto err;
+	rc = -ENOMEM;
+	sw->list = calloc(1, sizeof(*sw->list));
+	if (!sw->list)
+		goto err_macs;
+	sw->next = e->switches;
+	e->switches = sw;
+	*out = sw;
+	return 0;
+err_macs:
+	vpti_mactable_fini(&sw->macs);
+err:
+	free(sw);
+	return rc;
+}
+
+void vpt_switch_del(vpt_switch *sw)
+{
+	struct vpt_switch **at;
+
+	while (sw->ports)
+		vpt_port_del(sw->ports);
+	for (at = &sw->engine->switches; *at != sw; at = &(*at)->next)
+		;
+	*at = sw->next;
+	free(sw->list);
+	vpti_mactable_fini(&sw->macs);
+	free(sw);
+}
+
+int vpt_switch_macs(const vpt_switch *sw, struct vpt_mac_entry *out, uint32_t max)
+{
+	uint32_t now = (uint32_t)((vpti_now_ns() - sw->engine->start_ns) / 1000000000u);
+	uint32_t n = 0, i, k, b;
+
+	for (i = 0; i < sw->macs.nbuckets; i++) {
+		for (k = 0; k < VPTI_MAC_WAYS; k++) {
+			uint64_t e = VPTI_READ(sw->macs.b[i].e[k]);
+			uint32_t seen = VPTI_READ(sw->macs.b[i].seen[k]);
+			uint32_t age = seen == VPTI_MAC_STATIC ? 0 : now - seen;
+
+			if (!e || (int32_t)age > (int32_t)sw->macs.age || !sw->port[(uint16_t)e])
+				continue;
+			if (n < max) {
+				out[n] = (struct vpt_mac_entry){ .port_id = sw->port[(uint16_t)e]->id };
+				out[n].age_s = (int32_t)age < 0 ? 0 : age;
+				for (b = 0; b < 6; b++)
+					out[n].mac[b] = (uint8_t)(e >> (56 - 8 * b));
+			}
+			n++;
+		}
+	}
+	return (int)n;
+}

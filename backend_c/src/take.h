@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* take.h - the last step of every take(): the private copy of the Ethernet header, and the checks that need no kind */
+#ifndef VPTI_TAKE_H
+#define VPTI_TAKE_H
+
+#include <string.h>
+
+#include "port.h"
+
+static inline void vpti_count(uint64_t *c, enum vpt_counter which, uint64_t n)
+{
+	VPTI_WRITE(c[which], c[which] + n); /* one writer; readers in other processes see whole words */
+}
+
+/* The first 14 bytes of a frame that may be cut anywhere. The caller knows that there are so many. */
+static inline void vpti_read_eth(struct vpti_pkt *p)
+{
+	uint32_t have, i;
+
+	if (vpti_likely(p->first.len >= VPTI_ETH_HLEN)) {
+		memcpy(p->eth, p->first.p, VPTI_ETH_HLEN);
+		return;
+	}
+	have = p->first.len;
+	memcpy(p->eth, p->first.p, have);
+	for (i = 0; i < p->nmore && have < VPTI_ETH_HLEN; i++) {
+		uint32_t k = VPTI_MIN(p->more[i].len, VPTI_ETH_HLEN - have);
+
+		memcpy(p->eth + have, p->more[i].p, k);
+		have += k;
+	}
+}
+
+/**
+ * vpti_take_check() - Finish one packet of a burst
+ * @q:		where it came from
+ * @p:		packet with fragments, len and, if its port has one, the raw vnet header; else a zero one
+ *
+ * Sets p->dst to VPTI_DST_DROP and counts why, if the frame cannot be one. The header is reduced to what is meant: fields that
+ * no flag announces are zeroed, so that no receiver sees a sender's leftovers.
+ */
+static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
+{
+	const struct vpt_port *port = q->port;
+
+	p->dst = VPTI_DST_FLOOD;
+	if (vpti_unlikely(p->len < VPTI_ETH_HLEN)) {
+		vpti_count(q->c, VPT_C_TX_DROP_RUNT, 1);
+		p->dst = VPTI_DST_DROP;
+		return;
+	}
+	p->hdr.num_buffers = 0;
+	p->hdr.flags &= VPT_VNET_NEEDS_CSUM;
+	if (vpti_likely(p->hdr.gso_type == VPT_GSO_NONE)) {
+		p->hdr.gso_size = 0;
+		if (vpti_unlikely(p->len > port->max_len)) {
+			vpti_count(q->c, VPT_C_TX_DROP_OVERSIZE, 1);
+			p->dst = VPTI_DST_DROP;
+			return;
+		}
+		if (vpti_likely(!p->hdr.flags)) {
+			memset(&p->hdr, 0, sizeof(p->hdr));
+			vpti_read_eth(p);
+			return;
+		}
+	}
+	if (!p->hdr.flags) {
+		p->hdr.csum_start = 0;
+		p->hdr.csum_offset = 0;
+	}
+	vpti_read_eth(p);
+	if (!vpti_vnet_check(p, port->sends)) {
+		vpti_count(q->c, VPT_C_TX_DROP_BAD_HEADER, 1);
+		p->dst = VPTI_DST_DROP;
+	}
+}
+
+#endif /* VPTI_TAKE_H */

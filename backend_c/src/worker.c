@@ -1,0 +1,424 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * worker.c - the loop of a worker: serve, spin a little, ask to be kicked, sleep
+ *
+ * A worker is online (a reader in liburcu's sense) except while it sleeps. Each round of the loop is a quiescent point, so the
+ * control thread waits for one round at most.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+#include <urcu-qsbr.h>
+
+#include "engine.h"
+#include "fd.h"
+#include "notify.h"
+#include "switch.h"
+#include "take.h"
+
+#define MAX_SLEEP_NS 1000000000u /* nobody sleeps longer, whatever the peer promised: a lost wake-up costs a second, not a VM */
+#define BLOCKED_NS 20000u        /* lossless: how long until the destination is tried again */
+#define POLLED_US 50u            /* how often to look at a peer that cannot kick */
+#define TICK_ROUNDS 256u         /* busy rounds between two looks at the clock */
+#define WATCH_WAKE UINT64_MAX
+
+static void count(struct vpti_worker *w, enum vpt_wcounter which, uint64_t n)
+{
+	VPTI_WRITE(w->w[which], w->w[which] + n);
+}
+
+void vpti_worker_dirty(struct vpti_worker *w, struct vpti_rxq *q)
+{
+	uint32_t i;
+
+	for (i = 0; i < w->ndirty; i++) {
+		if (w->dirty[i] == q)
+			return;
+	}
+	if (w->ndirty == VPTI_ARRAY_SIZE(w->dirty)) { /* more destinations than places: look at the peers of these now */
+		vpti_published();
+		for (i = 0; i < w->ndirty; i++)
+			w->dirty[i]->ops->notify(w->dirty[i]);
+		w->ndirty = 0;
+	}
+	w->dirty[w->ndirty++] = q;
+}
+
+/* One round over all queues, then one look at every peer that something was published to. Returns packets taken. */
+static uint32_t serve(struct vpti_worker *w, const struct vpti_plan *plan, bool *blocked)
+{
+	uint32_t taken = 0, i;
+
+	*blocked = false;
+	for (i = 0; i < plan->n; i++) {
+		struct vpti_txq *q = plan->e[i].q;
+		uint32_t n;
+
+		if (!vpti_port_runs(q->port))
+			continue;
+		n = vpti_switch_forward(w, q);
+		if (n && q->armed) {
+			q->armed = false;
+			q->ops->disarm(q);
+		}
+		*blocked |= !n && w->burst.n;
+		taken += n;
+	}
+	if (!taken)
+		return 0;
+	vpti_published();
+	for (i = 0; i < w->ndirty; i++)
+		w->dirty[i]->ops->notify(w->dirty[i]);
+	w->ndirty = 0;
+	for (i = 0; i < plan->n; i++) {
+		struct vpti_txq *q = plan->e[i].q;
+
+		if (q->dirty) {
+			q->dirty = false;
+			q->ops->notify(q);
+		}
+	}
+	return taken;
+}
+
+/* Ask every peer for a kick, then look once more. True if it is safe to sleep. */
+static bool arm_all(const struct vpti_plan *plan)
+{
+	uint32_t i;
+
+	for (i = 0; i < plan->n; i++) {
+		struct vpti_txq *q = plan->e[i].q;
+
+		if (plan->e[i].arm && !q->armed && vpti_port_runs(q->port)) {
+			q->armed = true;
+			q->ops->arm(q);
+		}
+	}
+	vpti_wished();
+	for (i = 0; i < plan->n; i++) {
+		struct vpti_txq *q = plan->e[i].q;
+
+		if (vpti_port_runs(q->port) && q->ops->pending(q))
+			return false;
+	}
+	return true;
+}
+
+/* ---- what woke it ---- */
+
+static void on_kick(struct vpti_worker *w, struct vpti_watch *watch)
+{
+	uint64_t n = vpti_eventfd_take(watch->fd);
+
+	count(w, VPT_W_SYSCALLS, 1);
+	vpti_count(watch->q->c, VPT_C_TX_KICKS, n);
+	watch->q->kicked |= n != 0;
+}
+
+static void on_cfg(struct vpti_worker *w, struct vpti_watch *watch)
+{
+	struct vpt_port *p = watch->port;
+	struct vpt_event ev = { .type = VPT_EVENT_STATUS, .port_id = p->id };
+
+	count(w, VPT_W_SYSCALLS, 1);
+	if (vpti_eventfd_take(watch->fd) && !__atomic_exchange_n(&p->status_event, 1, __ATOMIC_RELAXED))
+		vpti_events_post(&p->engine->events, &ev);
+}
+
+static void on_data(struct vpti_worker *w, struct vpti_watch *watch)
+{
+	(void)w;
+	watch->q->kicked = true;
+	watch->q->ready = true;
+}
+
+static void (*const on_event[])(struct vpti_worker *, struct vpti_watch *) = {
+	[VPTI_WATCH_KICK] = on_kick,
+	[VPTI_WATCH_CFG] = on_cfg,
+	[VPTI_WATCH_DATA] = on_data,
+};
+
+/* Online: the watches that the numbers stand for cannot be freed before the next quiescent point. */
+static void handle_events(struct vpti_worker *w, const struct epoll_event *ev, int n)
+{
+	int i;
+
+	for (i = 0; i < n; i++) {
+		struct vpti_watch *watch;
+
+		if (ev[i].data.u64 == WATCH_WAKE) {
+			vpti_eventfd_take(w->wake_fd);
+			continue;
+		}
+		watch = rcu_dereference(w->engine->watch[ev[i].data.u64 % VPTI_MAX_WATCHES]);
+		if (watch && watch->id == ev[i].data.u64)
+			on_event[watch->kind](w, watch);
+	}
+}
+
+static int poll_events(struct vpti_worker *w, uint64_t timeout_ns)
+{
+	struct timespec ts = { (time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u) };
+	struct epoll_event ev[64];
+	int n;
+
+	if (timeout_ns)
+		rcu_thread_offline();
+	n = epoll_pwait2(w->epoll_fd, ev, VPTI_ARRAY_SIZE(ev), &ts, NULL);
+	if (timeout_ns)
+		rcu_thread_online();
+	count(w, VPT_W_SYSCALLS, 1);
+	handle_events(w, ev, n);
+	return n;
+}
+
+/* Returns whether the safety time-out ended the sleep: work found now would be a lost wake-up. */
+static bool sleep_until_work(struct vpti_worker *w, const struct vpti_plan *plan, bool blocked)
+{
+	uint64_t ns = plan->sleep_ns ? plan->sleep_ns : MAX_SLEEP_NS;
+
+	if (blocked)
+		ns = VPTI_MIN(ns, BLOCKED_NS);
+	if (!blocked && !arm_all(plan))
+		return false;
+	count(w, VPT_W_SLEEPS, 1);
+	if (poll_events(w, ns) <= 0)
+		return ns == MAX_SLEEP_NS;
+	count(w, VPT_W_WAKES, 1);
+	return false;
+}
+
+/* ---- the loop ---- */
+
+static void sweep_tables(struct vpti_worker *w, const struct vpti_plan *plan)
+{
+	uint32_t i;
+
+	for (i = 0; i < plan->n; i++)
+		vpti_mac_sweep(&plan->e[i].q->port->sw->macs, w->tick);
+}
+
+static void look_at_clock(struct vpti_worker *w, const struct vpti_plan *plan, uint64_t now)
+{
+	uint32_t tick = (uint32_t)((now - w->engine->start_ns) / 1000000000u);
+
+	if (tick == w->tick)
+		return;
+	w->tick = tick;
+	sweep_tables(w, plan);
+}
+
+static void run(struct vpti_worker *w)
+{
+	uint64_t idle_since = 0;
+	uint32_t round = 0;
+	bool late = false;
+
+	while (!VPTI_READ(w->stop)) {
+		const struct vpti_plan *plan = rcu_dereference(w->plan);
+		bool blocked;
+		uint64_t now;
+
+		count(w, VPT_W_LOOPS, 1);
+		if (serve(w, plan, &blocked)) {
+			count(w, VPT_W_BUSY_LOOPS, 1);
+			if (late)
+				count(w, VPT_W_LATE, 1);
+			late = false;
+			idle_since = 0;
+			if (++round % TICK_ROUNDS == 0)
+				look_at_clock(w, plan, vpti_now_ns());
+			if (plan->has_data_fds && round % 32 == 0)
+				poll_events(w, 0);
+		} else {
+			late = false;
+			now = vpti_now_ns();
+			look_at_clock(w, plan, now);
+			if (!idle_since)
+				idle_since = now;
+			if (plan->poll || now - idle_since < plan->spin_ns) {
+				if (++round % 32 == 0) /* the kicks of peers that were not told, and the control thread */
+					poll_events(w, 0);
+				vpti_cpu_relax();
+			} else {
+				/* A sleeper by the clock goes on sleeping; one that was notified spins again. */
+				idle_since = plan->sleep_ns ? idle_since : 0;
+				late = sleep_until_work(w, plan, blocked); /* the plan may be gone afterwards */
+			}
+		}
+		rcu_quiescent_state();
+	}
+}
+
+static void *worker_main(void *arg)
+{
+	struct vpti_worker *w = arg;
+	char name[16];
+	sigset_t all;
+
+	/* Signals are the process's business; SIGBUS is synchronous and comes here whatever the mask says. */
+	sigfillset(&all);
+	sigdelset(&all, SIGBUS);
+	pthread_sigmask(SIG_SETMASK, &all, NULL);
+	snprintf(name, sizeof(name), "vpt-worker%u", w->index);
+	pthread_setname_np(pthread_self(), name);
+	/* Default slack is 50 us: a sleep of 5 us would take 80. */
+	prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);
+	rcu_register_thread();
+	run(w);
+	rcu_unregister_thread();
+	return NULL;
+}
+
+/* ---- control thread ---- */
+
+int vpti_worker_replan(struct vpti_worker *w)
+{
+	struct vpti_plan *plan, *old = w->plan;
+	uint64_t sleep_us = 0, spin_us = 0;
+	struct vpti_txq *q;
+	uint32_t n = 0;
+
+	for (q = w->txqs; q; q = q->next)
+		n += q->live;
+	plan = calloc(1, sizeof(*plan) + n * sizeof(plan->e[0]));
+	if (!plan)
+		abort(); /* stopping a queue must not fail: its memory is about to go */
+	for (q = w->txqs; q; q = q->next) {
+		const struct vpt_policy *policy = &q->port->opts.policy;
+
+		if (!q->live)
+			continue;
+		plan->poll |= policy->kind == VPT_POLICY_POLL;
+		plan->has_data_fds |= q->port->opts.kind == VPT_KIND_TAP;
+		if (policy->kind == VPT_POLICY_ADAPTIVE)
+			spin_us = VPTI_MAX(spin_us, policy->spin_us);
+		if (policy->kind == VPT_POLICY_SLEEP && (!sleep_us || policy->sleep_us < sleep_us))
+			sleep_us = policy->sleep_us;
+		if (q->polled && (!sleep_us || sleep_us > POLLED_US))
+			sleep_us = POLLED_US;
+		plan->e[plan->n].q = q;
+		plan->e[plan->n].arm = policy->kind == VPT_POLICY_NOTIFY || policy->kind == VPT_POLICY_ADAPTIVE;
+		plan->n++;
+	}
+	plan->spin_ns = spin_us * 1000u;
+	plan->sleep_ns = sleep_us * 1000u;
+	rcu_assign_pointer(w->plan, plan);
+	vpti_eventfd_signal(w->wake_fd);
+	vpti_synchronize();
+	free(old);
+	return 0;
+}
+
+int vpti_watch_add(struct vpti_worker *w, enum vpti_watch_kind kind, int fd, struct vpt_port *port,
+		   struct vpti_txq *q, struct vpti_watch **out)
+{
+	struct vpt_engine *e = w->engine;
+	struct epoll_event ev = { .events = EPOLLIN };
+	struct vpti_watch *watch = calloc(1, sizeof(*watch));
+	uint32_t tries;
+	int rc;
+
+	if (!watch)
+		return -ENOMEM;
+	*watch = (struct vpti_watch){ .kind = kind, .worker = w, .port = port, .q = q };
+	watch->fd = dup(fd);
+	if (watch->fd < 0) {
+		rc = -errno;
+		goto err;
+	}
+	/* Numbers are not used again soon: one that is still on its way finds somebody else's id in its place. */
+	for (tries = 0; tries < VPTI_MAX_WATCHES; tries++) {
+		watch->id = e->next_watch++;
+		if (!e->watch[watch->id % VPTI_MAX_WATCHES])
+			break;
+	}
+	rc = -ENOSPC;
+	if (tries == VPTI_MAX_WATCHES)
+		goto err;
+	rcu_assign_pointer(e->watch[watch->id % VPTI_MAX_WATCHES], watch);
+	ev.data.u64 = watch->id;
+	if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, watch->fd, &ev)) {
+		rc = -errno;
+		rcu_assign_pointer(e->watch[watch->id % VPTI_MAX_WATCHES], NULL);
+		vpti_synchronize();
+		goto err;
+	}
+	*out = watch;
+	return 0;
+err:
+	vpti_fd_close(&watch->fd);
+	free(watch);
+	return rc;
+}
+
+void vpti_watch_del(struct vpti_watch *watch)
+{
+	if (!watch)
+		return;
+	epoll_ctl(watch->worker->epoll_fd, EPOLL_CTL_DEL, watch->fd, NULL);
+	rcu_assign_pointer(watch->worker->engine->watch[watch->id % VPTI_MAX_WATCHES], NULL);
+	vpti_synchronize();
+	close(watch->fd);
+	free(watch);
+}
+
+int vpti_worker_start(struct vpt_engine *e, uint32_t index, int cpu)
+{
+	struct epoll_event ev = { .events = EPOLLIN, .data.u64 = WATCH_WAKE };
+	struct vpti_worker *w = calloc(1, sizeof(*w));
+	pthread_attr_t attr;
+	cpu_set_t cpus;
+	int rc = -ENOMEM;
+
+	if (!w)
+		return -ENOMEM;
+	e->worker[index] = w;
+	w->engine = e;
+	w->index = index;
+	w->cpu = cpu;
+	w->w = e->stats->worker[index].w;
+	w->wake_fd = w->epoll_fd = -1;
+	w->plan = calloc(1, sizeof(*w->plan));
+	w->pass = vpti_pass_new();
+	if (!w->plan || !w->pass)
+		return rc;
+	w->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (w->wake_fd < 0 || w->epoll_fd < 0 || epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->wake_fd, &ev))
+		return -errno;
+	pthread_attr_init(&attr);
+	if (cpu >= 0) {
+		CPU_ZERO(&cpus);
+		CPU_SET((size_t)cpu, &cpus);
+		pthread_attr_setaffinity_np(&attr, sizeof(cpus), &cpus);
+	}
+	rc = -pthread_create(&w->thread, &attr, worker_main, w);
+	pthread_attr_destroy(&attr);
+	w->started = rc == 0;
+	return rc;
+}
+
+void vpti_worker_stop(struct vpti_worker *w)
+{
+	if (!w)
+		return;
+	if (w->started) {
+		VPTI_WRITE(w->stop, true);
+		vpti_eventfd_signal(w->wake_fd);
+		pthread_join(w->thread, NULL);
+	}
+	vpti_fd_close(&w->wake_fd);
+	vpti_fd_close(&w->epoll_fd);
+	vpti_pass_free(w->pass);
+	free(w->plan);
+	free(w);
+}
