@@ -101,7 +101,7 @@ void vpti_worker_dirty(struct vpti_worker *w, struct vpti_rxq *q);
 int vpti_events_init(struct vpti_events *ev);
 void vpti_events_fini(struct vpti_events *ev);
 void vpti_events_post(struct vpti_events *ev, const struct vpt_event *e);   /* any thread */
-void vpti_events_forget(struct vpti_events *ev, uint32_t port_id);
+void vpti_events_forget(struct vpti_events *ev, uint32_t port_id, uint32_t type);
 
 /* stats.c */
 int vpti_stats_open(struct vpt_engine *e, int fd);

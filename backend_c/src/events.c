@@ -45,14 +45,16 @@ static bool take(struct vpti_events *ev, struct vpt_event *e)
 	return found;
 }
 
-void vpti_events_forget(struct vpti_events *ev, uint32_t port_id)
+void vpti_events_forget(struct vpti_events *ev, uint32_t port_id, uint32_t type)
 {
 	uint32_t i;
 
 	vpti_lock(&ev->lock);
 	for (i = ev->tail; i != ev->head; i++) {
-		if (ev->e[i % VPTI_ARRAY_SIZE(ev->e)].port_id == port_id)
-			ev->e[i % VPTI_ARRAY_SIZE(ev->e)].type = VPT_EVENT_NONE;
+		struct vpt_event *e = &ev->e[i % VPTI_ARRAY_SIZE(ev->e)];
+
+		if (e->port_id == port_id && e->type == type)
+			e->type = VPT_EVENT_NONE;
 	}
 	vpti_unlock(&ev->lock);
 }

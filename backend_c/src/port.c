@@ -226,8 +226,7 @@ void vpti_port_taken_down(struct vpt_port *p)
 /* The queues are stopped and the peer starts over: let it. */
 void vpti_port_revive(struct vpt_port *p)
 {
-	vpti_events_forget(&p->engine->events, p->id);
-	VPTI_WRITE(p->status_event, 0);
+	vpti_events_forget(&p->engine->events, p->id, VPT_EVENT_BROKEN);
 	VPTI_WRITE(p->sigbus, 0);
 	p->broken_told = false;
 	VPTI_WRITE(p->broken, VPT_REASON_NONE);
@@ -349,7 +348,8 @@ void vpt_port_del(vpt_port *p)
 	vpti_mac_purge(&sw->macs, p->slot);
 	if (publish_list(sw)) /* no memory: the old list names an empty slot, which workers skip */
 		vpti_synchronize();
-	vpti_events_forget(&p->engine->events, p->id);
+	vpti_events_forget(&p->engine->events, p->id, VPT_EVENT_BROKEN);
+	vpti_events_forget(&p->engine->events, p->id, VPT_EVENT_STATUS);
 	p->kind->fini(p);
 	port_free(p);
 }
@@ -375,7 +375,7 @@ int vpt_port_set_link(vpt_port *p, int up)
 	VPTI_WRITE(p->link, up != 0);
 	if (p->kind->link)
 		p->kind->link(p);
-	return 0;
+	return vpti_worker_replan(p->worker); /* wakes the worker: what came while the link was down is waiting */
 }
 
 int vpt_port_state(const vpt_port *p, struct vpt_port_state *out)

@@ -72,7 +72,9 @@ static void reset_ring(struct vpti_ring *r, bool tx)
 	r->cur = 0;
 	r->tail = r->published = r->told = tx ? r->n - 1 : 0;
 	r->seen = 0;
-	memset(r->ktoa, 0, sizeof(*r->ktoa));
+	VPTI_WRITE(r->ktoa->kern_need_kick, 0);
+	VPTI_WRITE(r->ktoa->kick_at, 0);
+	VPTI_WRITE(r->ktoa->hwcur, 0);
 	VPTI_WRITE(r->ktoa->hwtail, r->tail);
 }
 
@@ -160,7 +162,9 @@ int vpt_port_ring_status(vpt_port *p)
 		return -ENOTCONN;
 	status = VPTI_LOAD_ACQUIRE(hdr_of(rp)->peer_status);
 	if (status == VPT_S_RESET) {
-		peer_reset(p, rp);
+		/* Told twice: the peer may be past it by now, so hands off what it is reading. */
+		if (rp->host_status != VPT_S_RESET || p->up || VPTI_READ(p->broken))
+			peer_reset(p, rp);
 		return 0;
 	}
 	if (VPTI_READ(p->broken) || rp->host_status & VPT_S_FAILED)
@@ -321,10 +325,10 @@ int vpt_port_ring_attach(vpt_port *p, int region_fd, const struct vpt_region_opt
 	}
 	rp->generation = VPTI_READ(hdr_of(rp)->generation);
 	if (!resume(p, rp)) {
-		peer_reset(p, rp);
 		if (VPTI_READ(hdr_of(rp)->peer_status) != VPT_S_RESET && !++rp->generation)
 			rp->generation = 1; /* a peer that was running finds its generation gone and starts over */
 		VPTI_WRITE(hdr_of(rp)->generation, rp->generation);
+		peer_reset(p, rp);
 	}
 	VPTI_WRITE(hdr_of(rp)->link, p->link);
 	/* Whatever the peer rang for while nobody listened. */

@@ -109,7 +109,7 @@ void vpti_region_write_rings(void *base, const struct vpt_region_opts *opts, con
 	uint32_t buf = FIRST_BUF;
 	uint32_t i, s;
 
-	memset(nif, 0, sizeof(*nif));
+	/* Field by field: a peer that looks while this is written again finds the old value or the same new one. */
 	memcpy(nif->ni_name, opts->name, sizeof(nif->ni_name) - 1);
 	nif->ni_version = VPT_NETMAP_API;
 	nif->ni_tx_rings = l->pairs;
@@ -118,15 +118,17 @@ void vpti_region_write_rings(void *base, const struct vpt_region_opts *opts, con
 		struct vpt_nm_ring *r = (void *)((char *)base + l->ring_ofs[i]);
 
 		nif->ring_ofs[i] = (int64_t)l->ring_ofs[i] - VPT_NETMAP_IF_OFS;
-		memset(r, 0, sizeof(*r));
 		r->buf_ofs = (int64_t)l->buf_pool_ofs - l->ring_ofs[i];
 		r->num_slots = l->num_slots;
 		r->nr_buf_size = l->buf_size;
 		r->ringid = (uint16_t)(i % l->pairs);
 		r->dir = i >= l->pairs;
+		r->head = r->cur = 0;
 		r->tail = r->dir ? 0 : l->num_slots - 1;
-		for (s = 0; s < l->num_slots; s++)
-			r->slot[s] = (struct vpt_nm_slot){ .buf_idx = buf++ };
+		for (s = 0; s < l->num_slots; s++) {
+			r->slot[s].buf_idx = buf++;
+			r->slot[s].len = r->slot[s].flags = 0;
+		}
 	}
 }
 

@@ -49,15 +49,14 @@ static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
 		p->dst = VPTI_DST_DROP;
 		return;
 	}
+	if (vpti_unlikely(p->len > VPT_MAX_FRAME))
+		goto oversize;
 	p->hdr.num_buffers = 0;
 	p->hdr.flags &= VPT_VNET_NEEDS_CSUM;
 	if (vpti_likely(p->hdr.gso_type == VPT_GSO_NONE)) {
 		p->hdr.gso_size = 0;
-		if (vpti_unlikely(p->len > port->max_len)) {
-			vpti_count(q->c, VPT_C_TX_DROP_OVERSIZE, 1);
-			p->dst = VPTI_DST_DROP;
-			return;
-		}
+		if (vpti_unlikely(p->len > port->max_len))
+			goto oversize;
 		if (vpti_likely(!p->hdr.flags)) {
 			memset(&p->hdr, 0, sizeof(p->hdr));
 			vpti_read_eth(p);
@@ -73,6 +72,10 @@ static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
 		vpti_count(q->c, VPT_C_TX_DROP_BAD_HEADER, 1);
 		p->dst = VPTI_DST_DROP;
 	}
+	return;
+oversize:
+	vpti_count(q->c, VPT_C_TX_DROP_OVERSIZE, 1);
+	p->dst = VPTI_DST_DROP;
 }
 
 #endif /* VPTI_TAKE_H */
