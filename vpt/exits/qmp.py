@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A QMP connection for code that is not asynchronous, with a time limit on each step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+
+from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError
+
+__all__ = ["QmpCommandError", "QmpSession", "listener_pid"]
+
+_STEP_S = 5.0
+
+# What goes wrong is raised. qemu.qmp logs it as well, which without this ends on the user's terminal.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+class QmpCommandError(GuestError):
+    """QEMU refused a command. `error_class` is its own name for why, e.g. CommandNotFound."""
+
+    def __init__(self, command: str, error_class: str, text: str) -> None:
+        super().__init__(f"QEMU refused {command}: {text}")
+        self.error_class = error_class
+
+
+class QmpSession:
+    """One client of a QMP socket, which serves one at a time. Close it, or use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect and negotiate.
+
+        NotFoundError: no such socket, or nobody listens. MissingError: no permission. ConflictError:
+        somebody else holds the connection.
+        """
+        self.path = path
+        _require_socket(path)
+        self._runner = asyncio.Runner()
+        self._client = QMPClient("vpt exits")
+        try:
+            self._runner.run(asyncio.wait_for(self._client.connect(str(path)), _STEP_S))
+        except TimeoutError:
+            self._runner.close()
+            raise ConflictError(
+                f"{path}: no greeting within {_STEP_S:.0f} s: another client holds this QMP socket, "
+                "or QEMU hangs",
+                hint="give QEMU a second -qmp socket, or disconnect the other client",
+            ) from None
+        except (QMPError, OSError) as exc:
+            self._runner.close()
+            raise _connect_error(path, exc) from exc
+        try:
+            parts = self.execute("query-version")["qemu"]
+        except BaseException:
+            self.close()
+            raise
+        self.version = (int(parts["major"]), int(parts["minor"]), int(parts["micro"]))
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Run one command and return what it returns.
+
+        QmpCommandError: QEMU refused it. GuestError: the VM went away.
+        """
+        try:
+            return self._runner.run(asyncio.wait_for(self._client.execute(command, arguments), _STEP_S))
+        except ExecuteError as exc:
+            raise QmpCommandError(command, exc.error.error.class_, str(exc)) from exc
+        except TimeoutError:
+            raise GuestError(
+                f"QEMU did not answer {command} within {_STEP_S:.0f} s",
+                hint="look at the VM: it may be stuck in a device or on slow storage",
+            ) from None
+        except (ExecInterruptedError, QMPError, OSError) as exc:
+            raise GuestError(
+                "the VM went away while it was measured: its QMP connection closed",
+                hint="start the VM again, and keep it running for as long as the measurement",
+            ) from exc
+
+    def hmp(self, line: str) -> str:
+        """Run one line of the human monitor, for what QMP itself has no command."""
+        return str(self.execute("human-monitor-command", **{"command-line": line}))
+
+    def close(self) -> None:
+        """Disconnect. Never raises: what is left of the connection is of no use to anybody."""
+        try:
+            self._runner.run(asyncio.wait_for(self._client.disconnect(), _STEP_S))
+        except (QMPError, OSError, TimeoutError, EOFError):
+            pass
+        finally:
+            self._runner.close()
+
+    def __enter__(self) -> QmpSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def listener_pid(path: Path) -> int | None:
+    """Process that listens on a unix socket, if it is a QEMU; libvirt opens the socket in QEMU's stead."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_STEP_S)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return None
+        cred = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", cred)[0]
+    try:
+        name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+    except OSError:
+        return None
+    return pid if re.match(r"qemu|kvm", name) else None
+
+
+def _require_socket(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"{path}: no such QMP socket", hint=f"start QEMU with: -qmp unix:{path},server=on,wait=off"
+        ) from None
+    except PermissionError:
+        raise MissingError(
+            f"{path}: no permission to look at it", hint="run as QEMU's user or as root"
+        ) from None
+    if not stat.S_ISSOCK(mode):
+        raise NotFoundError(f"{path} is not a socket", hint="name a VM by libvirt name, QMP socket or pid")
+
+
+def _connect_error(path: Path, exc: BaseException) -> NotFoundError | MissingError:
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, PermissionError):
+            return MissingError(f"{path}: no permission to connect", hint="run as QEMU's user or as root")
+        cause = cause.__cause__
+    return NotFoundError(
+        f"{path}: nobody speaks QMP there ({exc})",
+        hint="the VM has ended, or this is another kind of socket; look with: ss -xlp",
+    )

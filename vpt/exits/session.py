@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Sampling a VM over time: the thin layer of effects around the meter."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+import vpt
+from vpt.errors import GuestError, NotFoundError, UsageError
+from vpt.exits.model import Identity, Machine, Recording, Sample
+from vpt.exits.sources import Source, open_source
+from vpt.exits.target import Vm, cpu_ms, open_vm, require_running
+
+__all__ = ["Session", "load", "machine", "open_session", "record", "save"]
+
+_FINISH_S = 5.0
+
+
+class Session:
+    """A VM, a source of its exits, and optionally the ports whose packets they are divided by."""
+
+    def __init__(self, vm: Vm, source: Source, packets: Source | None) -> None:
+        self._vm = vm
+        self._source = source
+        self._packets = packets
+        self.notes = tuple(vm.notes)
+        self.identity = Identity(
+            tier=vm.tier,
+            tier_evidence=vm.tier_evidence,
+            source=source.name,
+            quantity=source.quantity,
+            vm=vm.name,
+            qemu=vm.qemu,
+            missing=source.missing,
+            kicks_per_query=source.kicks_per_query,
+        )
+
+    def sample(self) -> Sample:
+        """All counters now. GuestError: the VM is gone."""
+        units = self._source.read()
+        at_ns = time.monotonic_ns()
+        packets = None
+        if self._packets is not None:
+            packets = sum(unit["packets"] for unit in self._packets.read().values())
+        return Sample(at_ns=at_ns, units=units, cpu_ms=cpu_ms(self._vm.pid), packets=packets)
+
+    def require_running(self) -> None:
+        """GuestError if the VM is paused or has crashed."""
+        require_running(self._vm)
+
+
+@contextlib.contextmanager
+def open_session(
+    name: str,
+    source: str = "auto",
+    connect: str | None = None,
+    stats: Path | None = None,
+    ports: tuple[str, ...] = (),
+) -> Iterator[Session]:
+    """Find the VM and open the source; both are given back at the end.
+
+    stats, ports: vptd's counters and the ports that carry the packets; without ports nothing is divided.
+    """
+    if ports and stats is None:
+        raise UsageError("--port needs vptd's counters", hint="name their file with --stats")
+    with contextlib.ExitStack() as stack:
+        vm = stack.enter_context(open_vm(name, connect))
+        require_running(vm)
+        opened = stack.enter_context(open_source(vm, source, stats, ports))
+        packets = stack.enter_context(open_source(vm, "vpt", stats, ports)) if ports else None
+        yield Session(vm, opened, packets)
+
+
+def record(session: Session, command: Sequence[str], interval: float) -> Recording:
+    """Run a command and sample until it ends. If the VM goes away first, what there is comes back as
+    incomplete.
+
+    The command is given a few seconds to end by itself when the VM is gone, then it is ended.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    samples = [session.sample()]
+    try:
+        process = subprocess.Popen(command)
+    except OSError as exc:
+        raise UsageError(
+            f"{command[0]}: {exc.strerror}", hint="the command comes after --, as in: -- sleep 10"
+        ) from exc
+    complete = True
+    try:
+        samples += _until_exit(session, process, interval)
+    except _VmGoneError as gone:
+        samples += gone.samples
+        complete = False
+    finally:
+        _finish(process, patience=0 if sys.exc_info()[0] else _FINISH_S)
+    return Recording(
+        started=started,
+        machine=machine(),
+        identity=session.identity,
+        command=tuple(command),
+        command_rc=process.returncode,
+        complete=complete,
+        samples=tuple(samples),
+    )
+
+
+def machine() -> Machine:
+    """This machine and the versions on it."""
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return Machine(
+        cpu=model,
+        cores=os.cpu_count() or 1,
+        kernel=platform.release(),
+        python=platform.python_version(),
+        vpt=vpt.__version__,
+    )
+
+
+def save(recording: Recording, path: Path) -> None:
+    """Write a recording, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(recording.model_dump_json(by_alias=True, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as exc:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"{path}: {exc.strerror}", hint="name another file with -o") from exc
+
+
+def load(path: Path) -> Recording:
+    """Read a recording. UsageError: it is not one."""
+    try:
+        return Recording.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"{path}: no such file", hint="vpt exits record VM -o FILE -- COMMAND makes one"
+        ) from None
+    except OSError as exc:
+        raise UsageError(
+            f"{path}: {exc.strerror}", hint="vpt exits record VM -o FILE -- COMMAND makes one"
+        ) from exc
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UsageError(
+            f"{path} is not a recording of vpt.exits/v1: {where}: {first['msg']}",
+            hint="vpt exits record VM -o FILE -- COMMAND makes one",
+        ) from None
+
+
+class _VmGoneError(Exception):
+    def __init__(self, samples: list[Sample]) -> None:
+        super().__init__()
+        self.samples = samples
+
+
+def _until_exit(session: Session, process: subprocess.Popen[bytes], interval: float) -> list[Sample]:
+    samples: list[Sample] = []
+    running = True
+    while running:
+        try:
+            process.wait(interval)
+            running = False
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            samples.append(session.sample())
+        except GuestError as exc:
+            raise _VmGoneError(samples) from exc
+    return samples
+
+
+def _finish(process: subprocess.Popen[bytes], patience: float) -> None:
+    """Leave no child behind."""
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        try:
+            process.wait(_FINISH_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What each source of exit counts looks like to the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import ClassVar, Self
+
+from vpt.exits.model import Quantity
+
+__all__ = ["Source", "Units"]
+
+Units = dict[str, dict[str, int]]
+"""Unit ("vcpu0", "vm", "serial", a port) -> counter -> value since the VM started."""
+
+
+class Source(ABC):
+    """Counters of one VM by one way. Made open; close it.
+
+    A constructor raises MissingError where this host or this QEMU lacks what the source needs, so that
+    choosing one is trying one after the other. `read` raises GuestError once the VM is gone.
+    """
+
+    name: ClassVar[str]
+    quantity: Quantity = Quantity.EXITS
+    missing: tuple[str, ...] = ()
+    kicks_per_query: int = 0
+
+    @abstractmethod
+    def read(self) -> Units:
+        """All counters now."""
+
+    def close(self) -> None:  # noqa: B027 - most sources hold nothing
+        """Give back what the source holds and undo what it changed in the VM."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()

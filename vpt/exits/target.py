@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""From what a user calls a VM to what can be asked about it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from vpt.errors import GuestError, MissingError, NotFoundError, UsageError
+from vpt.exits.model import Tier
+from vpt.exits.tier import kvm_tier, read_host_evidence
+
+if TYPE_CHECKING:
+    from vpt.exits.qmp import QmpSession
+    from vpt.exits.sources.libvirt_domstats import Domain
+
+__all__ = ["Vm", "cpu_ms", "open_vm", "qmp_path_of", "require_running"]
+
+_RUNNING = {"running", "inmigrate"}
+
+
+@dataclass(slots=True)
+class Vm:
+    """A VM that is there, with the handles through which it can be asked. Close it."""
+
+    name: str
+    tier: Tier
+    tier_evidence: str
+    pid: int | None = None
+    qmp: QmpSession | None = None
+    domain: Domain | None = None
+    qemu: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Give the handles back; the VM goes on."""
+        if self.qmp:
+            self.qmp.close()
+        if self.domain:
+            self.domain.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_vm(name: str, connect: str | None = None) -> Vm:
+    """Find a VM by pid (digits), QMP socket (a path) or libvirt name; `pid:`, `qmp:`, `libvirt:` in front
+    decide.
+
+    connect: libvirt's URI, None for libvirt's own default.
+    NotFoundError: no such VM. MissingError: no permission, or libvirt's Python binding is not installed.
+    """
+    scheme, _, rest = name.partition(":")
+    if scheme in ("pid", "qmp", "libvirt") and rest:
+        how, what = scheme, rest
+    elif name.isdigit():
+        how, what = "pid", name
+    elif "/" in name or Path(name).is_socket():
+        how, what = "qmp", name
+    else:
+        how, what = "libvirt", name
+    if how == "pid":
+        if not what.isdigit():
+            raise UsageError(f"{what!r} is not a process id", hint="write pid:1234")
+        return _by_pid(name, int(what))
+    if how == "qmp":
+        return _by_qmp(name, Path(what), pid=None)
+    return _by_libvirt(name, what, connect)
+
+
+def cpu_ms(pid: int | None) -> int | None:
+    """CPU time that a process has used, all its threads together; None if it can't be said."""
+    if pid is None:
+        return None
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) * 1000 // os.sysconf("SC_CLK_TCK")
+
+
+def qmp_path_of(cmdline: list[str], cwd: Path) -> Path | None:
+    """QMP socket that a QEMU command line opens as server, if it is one that can be connected to."""
+    for option, value in itertools.pairwise(cmdline):
+        if option in ("-qmp", "--qmp", "-qmp-pretty") and value.startswith("unix:"):
+            path, _, flags = value.removeprefix("unix:").partition(",")
+            if re.search(r"\bserver(=on|=yes)?(,|$)", flags):
+                return cwd / path.removeprefix("path=")
+    return None
+
+
+def require_running(vm: Vm) -> None:
+    """GuestError if QEMU says that the VM does not run, with the reason it gives."""
+    if vm.qmp is None:
+        return
+    status = vm.qmp.execute("query-status")["status"]
+    if status in _RUNNING:
+        return
+    if status == "internal-error":
+        raise GuestError(
+            "KVM stopped this VM (internal-error): this host's KVM can't run its code",
+            hint="run it with -accel tcg, or measure with the micro guest: vpt bench run exits",
+        )
+    raise GuestError(
+        f"the VM does not run: its status is {status}", hint="resume it (QMP: cont), then measure"
+    )
+
+
+def _by_pid(name: str, pid: int) -> Vm:
+    proc = Path(f"/proc/{pid}")
+    if not proc.is_dir():
+        raise NotFoundError(f"there is no process {pid}", hint="pgrep -a qemu lists the VMs of this host")
+    try:
+        cmdline = (proc / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        links = _fd_links(proc)
+        cwd = Path(os.readlink(proc / "cwd"))
+    except PermissionError:
+        raise MissingError(
+            f"no permission to look at process {pid}", hint="run as the same user as the VM, or as root"
+        ) from None
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"process {pid} has just ended", hint="pgrep -a qemu lists the VMs of this host"
+        ) from None
+    path = qmp_path_of(cmdline, cwd)
+    if any("kvm-vcpu" in link for link in links):
+        vm = Vm(name, *kvm_tier(read_host_evidence()), pid=pid)
+        if path is not None:
+            _try_qmp(vm, path)
+        return vm
+    if "qemu" not in os.path.basename(cmdline[0]):
+        raise NotFoundError(
+            f"process {pid} ({os.path.basename(cmdline[0]) or 'a kernel thread'}) is not a VM: "
+            "it has no KVM vCPU and is not QEMU",
+            hint="pgrep -a qemu lists the VMs of this host",
+        )
+    if path is None:
+        return Vm(name, Tier.TCG, "QEMU without a KVM vCPU", pid=pid)
+    return _by_qmp(name, path, pid)
+
+
+def _try_qmp(vm: Vm, path: Path) -> None:
+    """QMP is one more way to ask a VM named by pid; that it is taken is no reason to fail."""
+    from vpt.errors import VptError
+    from vpt.exits.qmp import QmpSession
+
+    try:
+        vm.qmp = QmpSession(path)
+    except VptError as exc:
+        vm.notes.append(f"QMP not used: {exc}")
+    else:
+        vm.qemu = _version(vm.qmp)
+
+
+def _by_qmp(name: str, path: Path, pid: int | None) -> Vm:
+    from vpt.exits.qmp import QmpSession, listener_pid
+
+    session = QmpSession(path)
+    try:
+        kvm = session.execute("query-kvm")["enabled"]
+        tier = kvm_tier(read_host_evidence()) if kvm else (Tier.TCG, "QEMU says that it does not use KVM")
+        return Vm(name, *tier, pid=pid or listener_pid(path), qmp=session, qemu=_version(session))
+    except BaseException:
+        session.close()
+        raise
+
+
+def _by_libvirt(name: str, domain_name: str, connect: str | None) -> Vm:
+    from vpt.exits.sources.libvirt_domstats import Domain
+
+    domain = Domain(domain_name, connect)
+    try:
+        tier = (
+            kvm_tier(read_host_evidence())
+            if domain.type == "kvm"
+            else (Tier.TCG, f"domain type {domain.type}")
+        )
+        return Vm(name, *tier, pid=domain.pid, domain=domain)
+    except BaseException:
+        domain.close()
+        raise
+
+
+def _fd_links(proc: Path) -> list[str]:
+    links = []
+    for entry in os.scandir(proc / "fd"):
+        try:
+            links.append(os.readlink(entry.path))
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return links
+
+
+def _version(session: QmpSession) -> str:
+    return ".".join(str(part) for part in session.version)
