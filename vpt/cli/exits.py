@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""vpt exits: count a VM's exits, honestly."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from vpt.exits.meter import Measure
+    from vpt.exits.model import Identity
+    from vpt.exits.session import Session
+
+__all__ = ["exits"]
+
+# As vpt.exits.sources.NAMES has them; not imported, for `--help` must be quick.
+_SOURCES = ("auto", "stats-fd", "qmp", "libvirt", "debugfs", "tracepoints", "qemu-trace", "vpt")
+_FORMATS = ("table", "json", "csv", "prometheus")
+
+
+def _vm_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for decorate in (
+        click.argument("vm"),
+        click.option(
+            "--source", type=click.Choice(_SOURCES), default="auto", help="Where to count.", show_default=True
+        ),
+        click.option("--connect", metavar="URI", help="libvirt's URI, for a VM given by libvirt name."),
+        click.option(
+            "--stats", type=click.Path(path_type=Path), metavar="FILE", help="vptd's counters file."
+        ),
+        click.option(
+            "--port", "ports", multiple=True, help="vpt port whose packets to divide by (repeatable)."
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def _format_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name in _FORMATS[1:]:
+        flag = click.option(
+            f"--{name}",
+            "fmt",
+            flag_value=name,
+            help=f"Print {name.upper() if name != 'prometheus' else 'Prometheus text'}.",
+        )
+        command = flag(command)
+    return command
+
+
+@click.group()
+def exits() -> None:
+    """Count VM exits: per second, and per packet.
+
+    VM is a libvirt name, the path of a QMP socket, or a pid; libvirt:, qmp: or pid: in front decides.
+    Each number carries its tier (kvm, kvm-pvm, tcg) and source. docs/exits.md says how to read them.
+    """
+
+
+@exits.command()
+@_vm_options
+@click.option(
+    "--interval", type=click.FloatRange(0.05, 3600), default=1.0, show_default=True, metavar="SECONDS"
+)
+@click.option(
+    "--count", type=click.IntRange(1), help="Stop after so many intervals.  [default: 1 unless on a terminal]"
+)
+@_format_options
+def top(
+    vm: str,
+    source: str,
+    connect: str | None,
+    stats: Path | None,
+    ports: tuple[str, ...],
+    interval: float,
+    count: int | None,
+    fmt: str | None,
+) -> None:
+    """Show a VM's exits as they happen."""
+    from vpt.exits import render
+    from vpt.exits.session import open_session
+
+    live = fmt is None and sys.stdout.isatty()
+    if count is None and not live:
+        count = 1
+    with _stoppable(), open_session(vm, source, connect, stats, ports) as session:
+        for note in session.notes:
+            click.echo(f"note: {note}", err=True)
+        if fmt == "prometheus":
+            click.echo(render.prometheus_text(session.identity, session.sample()), nl=False)
+            return
+        measures = _measures(session, interval, count)
+        if fmt is None:
+            refused = _show(session.identity, measures, live)
+        else:
+            listed = list(measures)
+            _print(session.identity, listed, fmt)
+            refused = listed[-1].refused
+    _fail_if(refused)
+
+
+@exits.command()
+@_vm_options
+@click.option(
+    "--interval", type=click.FloatRange(0.05, 3600), default=0.5, show_default=True, metavar="SECONDS"
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="exits.json", show_default=True)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def record(
+    vm: str,
+    source: str,
+    connect: str | None,
+    stats: Path | None,
+    ports: tuple[str, ...],
+    interval: float,
+    output: Path,
+    command: tuple[str, ...],
+) -> None:
+    """Count a VM's exits while COMMAND runs, into a file.
+
+    The command runs on the host and comes after --, as in: vpt exits record vm1 -- sleep 10
+    """
+    from vpt.errors import GuestError
+    from vpt.exits import meter, render
+    from vpt.exits.session import open_session, save
+    from vpt.exits.session import record as run
+
+    with _stoppable(), open_session(vm, source, connect, stats, ports) as session:
+        recording = run(session, command, interval)
+    save(recording, output)
+    if not recording.complete:
+        raise GuestError(
+            f"the VM went away before the command ended; {output} holds {len(recording.samples)} samples "
+            "and is marked incomplete",
+            hint=f"vpt exits report {output}",
+        )
+    whole = meter.measure(
+        recording.identity, meter.delta(recording.identity, recording.samples[0], recording.samples[-1])
+    )
+    click.echo(f"{output}: {render.headline(recording.identity, whole)}", err=True)
+    if recording.command_rc:
+        raise GuestError(
+            f"the command ended with {recording.command_rc}: {' '.join(command)}",
+            hint=f"vpt exits report {output}",
+        )
+    _fail_if(whole.refused)
+
+
+@exits.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_format_options
+def report(file: Path, fmt: str | None) -> None:
+    """Print a recording."""
+    from vpt.errors import GuestError
+    from vpt.exits import meter, render
+    from vpt.exits.session import load
+
+    recording = load(file)
+    identity, samples = recording.identity, recording.samples
+    if fmt == "prometheus":
+        click.echo(render.prometheus_text(identity, samples[-1]), nl=False)
+        return
+    if len(samples) < 2:
+        raise GuestError(f"{file} holds one sample, which is no measurement", hint="record again, for longer")
+    whole = meter.measure(identity, meter.delta(identity, samples[0], samples[-1]))
+    if fmt == "json":
+        click.echo(render.json_text(render.measures_json(identity, [whole], recording)))
+    elif fmt == "csv":
+        parts = [meter.measure(identity, d) for d in meter.intervals(identity, samples)]
+        click.echo(render.csv_text(identity, parts), nl=False)
+    else:
+        m = recording.machine
+        click.echo(
+            f"{recording.started}  {m.cpu}, {m.cores} CPUs, Linux {m.kernel}, "
+            f"QEMU {identity.qemu or 'n/a'}, vpt {m.vpt}"
+        )
+        click.echo(f"command: {' '.join(recording.command)} (ended with {recording.command_rc})")
+        click.echo(f"tier: {identity.tier.value} ({identity.tier_evidence})")
+        if not recording.complete:
+            click.echo("incomplete: the VM went away before the command ended")
+        _console().print(render.table(identity, whole))
+    _fail_if(whole.refused)
+
+
+@exits.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diff(a: Path, b: Path, as_json: bool) -> None:
+    """Compare two recordings of one tier, and say whether they differ."""
+    from vpt.exits import meter, render
+    from vpt.exits.session import load
+
+    first, second = load(a), load(b)
+    comparison = meter.compare((first.identity, first.samples), (second.identity, second.samples))
+    if as_json:
+        click.echo(render.json_text(render.comparison_json(first.identity, second.identity, comparison)))
+        return
+    for side, path, rate in (("A", a, comparison.a), ("B", b, comparison.b)):
+        click.echo(
+            f"{side}  {path}  {rate.whole:.4g} {rate.unit} (intervals {rate.low:.4g} .. {rate.high:.4g})"
+        )
+    click.echo(f"{first.identity.tier.value}: {comparison.verdict}")
+
+
+def _measures(session: Session, interval: float, count: int | None) -> Iterator[Measure]:
+    from vpt.exits import meter
+
+    before = session.sample()
+    for _ in itertools.count() if count is None else range(count):
+        time.sleep(interval)
+        session.require_running()
+        after = session.sample()
+        yield meter.measure(session.identity, meter.delta(session.identity, before, after))
+        before = after
+
+
+def _show(identity: Identity, measures: Iterator[Measure], live: bool) -> str | None:
+    """Print intervals as they come, in place on a terminal; returns why the last has no verdict."""
+    from rich.live import Live
+
+    from vpt.exits import render
+
+    console = _console()
+    refused = None
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(Live(console=console, auto_refresh=False)) if live else None
+        for m in measures:
+            refused = m.refused
+            if display:
+                display.update(render.table(identity, m), refresh=True)
+            else:
+                console.print(render.table(identity, m))
+    return refused
+
+
+def _print(identity: Identity, measures: list[Measure], fmt: str) -> None:
+    from vpt.exits import render
+
+    if fmt == "json":
+        click.echo(render.json_text(render.measures_json(identity, measures)))
+    else:
+        click.echo(render.csv_text(identity, measures), nl=False)
+
+
+def _fail_if(refused: str | None) -> None:
+    if refused:
+        from vpt.errors import GuestError
+
+        raise GuestError(f"no verdict: {refused}", hint="docs/exits.md says what each refusal means")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # In a pipe there is no width to fold a table into.
+    return Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM unwind as Ctrl-C does: QEMU's tracing must be switched off again."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
