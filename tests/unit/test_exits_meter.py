@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The rules for reading exit counters with care."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vpt.errors import GuestError, UsageError
+from vpt.exits import meter
+from vpt.exits.model import Identity, Quantity, Sample, Tier
+
+
+def identity(
+    tier: Tier = Tier.KVM, quantity: Quantity = Quantity.EXITS, source: str = "qmp", **more: object
+) -> Identity:
+    fields = {"tier": tier, "tier_evidence": "because", "source": source, "quantity": quantity, "vm": "vm1"}
+    return Identity.model_validate(fields | more)
+
+
+def sample(second: float, packets: int | None = None, cpu_ms: int | None = None, **counters: int) -> Sample:
+    return Sample(at_ns=int(second * 1e9), units={"vcpu0": dict(counters)}, packets=packets, cpu_ms=cpu_ms)
+
+
+def measured(who: Identity, before: Sample, after: Sample) -> meter.Measure:
+    return meter.measure(who, meter.delta(who, before, after))
+
+
+def test_interrupts_are_taken_off_before_dividing_by_packets() -> None:
+    m = measured(identity(), sample(0, 0, exits=0, irq_exits=0), sample(1, 1000, exits=1470, irq_exits=470))
+    assert (m.raw, m.noise, m.counted) == (1470, 470, 1000)
+    assert m.per_packet == 1.0
+    assert m.per_second == 1000.0
+
+
+def test_a_signal_is_not_taken_off_twice() -> None:
+    """The interrupt that carries it is in irq_exits already: these are numbers that were measured."""
+    m = measured(
+        identity(),
+        sample(0, exits=0, irq_exits=0, signal_exits=0),
+        sample(1, exits=116, irq_exits=116, signal_exits=100),
+    )
+    assert m.refused is None
+    assert m.counted == 0
+
+
+def test_the_signal_that_a_query_of_old_qemu_sends_is_taken_off_signal_exits() -> None:
+    before, after = sample(0, exits=0, signal_exits=5), sample(1, exits=9, signal_exits=8)
+    for per_query, left in ((0, 3), (1, 2)):
+        d = meter.delta(identity(kicks_per_query=per_query), before, after)
+        assert d.total("signal_exits") == left
+    idle = meter.delta(identity(kicks_per_query=1), before, sample(1, exits=9, signal_exits=5))
+    assert idle.total("signal_exits") == 0, "a vCPU that was not in the guest took no signal"
+
+
+def test_emulated_code_gets_no_verdict() -> None:
+    m = measured(
+        identity(),
+        sample(0, exits=0, irq_exits=0, insn_emulation=0),
+        sample(1, exits=2000, irq_exits=0, insn_emulation=2_000_000),
+    )
+    assert m.counted is None
+    assert m.per_second is None
+    assert m.refused is not None
+    assert "emulated" in m.refused
+
+
+def test_one_emulated_instruction_per_exit_is_how_port_io_works() -> None:
+    m = measured(
+        identity(),
+        sample(0, exits=0, irq_exits=0, insn_emulation=0),
+        sample(1, exits=10_040, irq_exits=18, insn_emulation=10_022),
+    )
+    assert m.refused is None
+    assert m.counted == 10_022
+
+
+def test_a_missing_counter_is_none_and_never_zero() -> None:
+    d = meter.delta(identity(missing=("io_exits",)), sample(0, exits=1), sample(1, exits=2))
+    assert d.units["vcpu0"]["io_exits"] is None
+    assert d.total("io_exits") is None
+    assert d.total("no such counter") is None
+
+
+def test_without_irq_exits_nothing_is_divided() -> None:
+    m = measured(identity(missing=("irq_exits",)), sample(0, 0, exits=1), sample(1, 100, exits=101))
+    assert (m.raw, m.noise, m.counted, m.per_packet) == (100, None, None, None)
+    with pytest.raises(GuestError, match="irq_exits"):
+        meter.rate(identity(missing=("irq_exits",)), [sample(0, 0, exits=1), sample(1, 100, exits=101)])
+
+
+def test_io_exits_says_nothing_on_pvm() -> None:
+    before, after = sample(0, exits=0, irq_exits=0, io_exits=0), sample(1, exits=9, irq_exits=0, io_exits=0)
+    assert meter.delta(identity(Tier.KVM), before, after).total("io_exits") == 0
+    assert meter.delta(identity(Tier.KVM_PVM), before, after).total("io_exits") is None
+
+
+def test_mmio_exits_of_pvm_come_with_their_meaning() -> None:
+    m = measured(
+        identity(Tier.KVM_PVM),
+        sample(0, exits=0, irq_exits=0, mmio_exits=0),
+        sample(1, exits=9, irq_exits=0, mmio_exits=9),
+    )
+    assert any("user space" in note for note in m.notes)
+
+
+def test_exits_that_do_not_move_are_not_a_zero() -> None:
+    stuck = measured(
+        identity(), sample(0, cpu_ms=0, exits=7, irq_exits=1), sample(1, cpu_ms=900, exits=7, irq_exits=1)
+    )
+    assert stuck.counted is None
+    assert "does not count" in str(stuck.refused)
+    halted = measured(
+        identity(), sample(0, cpu_ms=0, exits=7, irq_exits=1), sample(1, cpu_ms=0, exits=7, irq_exits=1)
+    )
+    assert halted.counted is None
+    assert "did not run" in str(halted.refused)
+
+
+def test_no_dispatch_is_a_result_where_the_guest_ran() -> None:
+    """Under TCG a guest that polls memory really makes none."""
+    who = identity(Tier.TCG, Quantity.DISPATCHES)
+    before = Sample(at_ns=0, units={}, cpu_ms=0)
+    ran = measured(who, before, Sample(at_ns=10**9, units={"serial": {"dispatches": 0}}, cpu_ms=900))
+    assert ran.counted == 0
+    idle = measured(who, before, Sample(at_ns=10**9, units={"serial": {"dispatches": 0}}, cpu_ms=0))
+    assert idle.counted is None
+
+
+def test_a_region_seen_for_the_first_time_began_at_zero() -> None:
+    who = identity(Tier.TCG, Quantity.DISPATCHES)
+    m = measured(who, Sample(at_ns=0, units={}), Sample(at_ns=10**9, units={"serial": {"dispatches": 4}}))
+    assert m.counted == 4
+
+
+def test_counters_that_run_backwards_are_another_vm() -> None:
+    with pytest.raises(GuestError, match="ran backwards"):
+        meter.delta(identity(), sample(0, exits=9), sample(1, exits=8))
+
+
+def test_a_vcpu_that_goes_away_is_named() -> None:
+    with pytest.raises(GuestError, match="vcpu0"):
+        meter.delta(identity(), sample(0, exits=9), Sample(at_ns=10**9, units={"vcpu1": {"exits": 10}}))
+
+
+def test_contradicting_counters_get_no_verdict() -> None:
+    m = measured(identity(), sample(0, exits=0, irq_exits=0), sample(1, exits=5, irq_exits=6))
+    assert m.counted is None
+    assert "contradict" in str(m.refused)
+
+
+def recording(*steps: int, who: Identity | None = None) -> tuple[Identity, list[Sample]]:
+    """Samples a second and 1000 packets apart with so many exits between them."""
+    total, samples = 0, [sample(0, 0, exits=0, irq_exits=0)]
+    for i, step in enumerate(steps, 1):
+        total += step
+        samples.append(sample(i, i * 1000, exits=total, irq_exits=0))
+    return who or identity(), samples
+
+
+def test_a_clear_difference_is_called_one() -> None:
+    c = meter.compare(recording(1000, 990, 1010, 1000, 1000), recording(30, 31, 33, 30, 31))
+    assert c.clear
+    assert c.a.unit == "per packet"
+    assert c.factor == pytest.approx(0.031)
+    assert c.verdict.startswith("B fewer")
+
+
+def test_differences_within_the_spread_or_five_percent_are_not_called_one() -> None:
+    wide = meter.compare(recording(100, 900, 200, 800, 500), recording(200, 1000, 300, 900, 600))
+    assert not wide.clear
+    assert "overlap" in wide.verdict
+    small = meter.compare(recording(100, 100, 100), recording(104, 104, 104))
+    assert not small.clear
+    assert small.verdict.startswith("no difference")
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [(Tier.KVM, Tier.KVM_PVM), (Tier.KVM, Tier.TCG), (Tier.KVM_PVM, Tier.TCG)]
+)
+def test_tiers_are_never_compared(a: Tier, b: Tier) -> None:
+    with pytest.raises(UsageError, match="not comparable") as caught:
+        meter.compare(recording(100, who=identity(a)), recording(100, who=identity(b)))
+    assert a.value in str(caught.value)
+    assert b.value in str(caught.value)
+    assert caught.value.hint
+
+
+def test_what_is_counted_must_be_the_same_too() -> None:
+    with pytest.raises(UsageError, match="counts userspace_exits"):
+        meter.compare(
+            recording(100),
+            recording(100, who=identity(quantity=Quantity.USERSPACE_EXITS, source="tracepoints")),
+        )
+
+
+def test_per_packet_and_per_second_are_not_compared() -> None:
+    without = [s.model_copy(update={"packets": None}) for s in recording(100, 100)[1]]
+    with pytest.raises(UsageError, match="per second"):
+        meter.compare(recording(100, 100), (identity(), without))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), min_size=2, max_size=8),
+    st.integers(0, 2),
+)
+def test_parts_add_up_to_the_whole(steps: list[tuple[int, int]], kicks: int) -> None:
+    """What is counted over a recording is the sum of its intervals, however it is cut."""
+    who = identity(kicks_per_query=kicks)
+    guest = noise = 0
+    samples = [sample(0, exits=0, irq_exits=0)]
+    for i, (g, n) in enumerate(steps, 1):
+        guest, noise = guest + g, noise + n
+        samples.append(sample(i, exits=guest + noise, irq_exits=noise))
+    parts = meter.intervals(who, samples)
+    whole = meter.delta(who, samples[0], samples[-1])
+    for name in ("exits", "irq_exits"):
+        assert sum(part.total(name) or 0 for part in parts) == whole.total(name)
+    m = meter.measure(who, whole)
+    assert m.counted == (guest if guest + noise else None)

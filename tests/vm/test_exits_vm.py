@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""`vpt exits` on real VMs: a payload makes a known number of exits, and that number has to come out."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from vpt.cli.exits import exits
+from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, VptError
+from vpt.exits import meter
+from vpt.exits.model import Quantity, Tier
+from vpt.exits.session import Session, open_session
+
+pytestmark = [pytest.mark.vm, pytest.mark.needs("qemu-system-x86_64", "gcc")]
+
+MAILBOX = 0x300000
+MEMORY = 16 << 20
+PIO, NATIVE = 0, 1
+CPL3, RING0_LOOP, RING0_UNKNOWN = 0, 1, 2
+PATIENCE_S = 30.0
+
+
+@dataclass
+class Guest:
+    """A VM that runs the payload."""
+
+    pid: int
+    qmp: Path
+    process: subprocess.Popen[bytes]
+    memory: mmap.mmap
+
+    def order(self, what: int, times: int) -> None:
+        """Have the guest do something so many times, and wait until it has."""
+        self._put(8, what)
+        self._put(0, times)
+        end = time.monotonic() + PATIENCE_S
+        while self._get(0):
+            assert self.process.poll() is None, "the VM ended"
+            assert time.monotonic() < end, "the guest did not finish its order"
+            time.sleep(0.001)
+
+    def _put(self, at: int, value: int) -> None:
+        self.memory[MAILBOX + at : MAILBOX + at + 8] = value.to_bytes(8, "little")
+
+    def _get(self, at: int) -> int:
+        return int.from_bytes(self.memory[MAILBOX + at : MAILBOX + at + 8], "little")
+
+
+@pytest.fixture(scope="session")
+def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exits") / "payload"
+    flags = ["-m64", "-nostdlib", "-static", "-Wl,-estart,-Ttext=0x100000,--build-id=none,-z,noexecstack"]
+    subprocess.run(["gcc", *flags, "-o", out, Path(__file__).with_name("exits_payload.S")], check=True)
+    return out
+
+
+@pytest.fixture
+def boot(payload: Path, tmp_path: Path) -> Iterator[Callable[..., Guest]]:
+    """boot("kvm"): a guest under that accelerator, ended with the test whatever happens."""
+    guests: list[Guest] = []
+
+    def start(accel: str, mode: int = CPL3, wait: bool = True) -> Guest:
+        if accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            pytest.skip("/dev/kvm can't be opened: modprobe kvm_intel or kvm_amd, or join the group kvm")
+        folder = tmp_path / f"vm{len(guests)}"
+        folder.mkdir()
+        ram = folder / "ram"
+        ram.touch()
+        os.truncate(ram, MEMORY)
+        with ram.open("r+b") as file:
+            memory = mmap.mmap(file.fileno(), MEMORY)
+        argv = [
+            *("qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none", "-m", "16"),
+            *("-machine", "microvm,rtc=off,pit=off,pic=off,acpi=off,memory-backend=ram", "-accel", accel),
+            *("-cpu", "host,-arch-capabilities" if accel == "kvm" else "max"),
+            *("-object", f"memory-backend-file,id=ram,size=16M,share=on,mem-path={ram}"),
+            *("-kernel", str(payload), "-qmp", f"unix:{folder}/qmp,server=on,wait=off"),
+        ]
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+        guest = Guest(process.pid, folder / "qmp", process, memory)
+        guests.append(guest)
+        guest._put(16, mode)
+        end = time.monotonic() + PATIENCE_S
+        while not guest.qmp.exists():
+            assert process.poll() is None, "QEMU did not start"
+            assert time.monotonic() < end, "QEMU did not open its QMP socket"
+            time.sleep(0.01)
+        if wait:
+            guest.order(NATIVE, 1)  # has reached user mode
+        return guest
+
+    yield start
+    for guest in guests:
+        guest.process.kill()
+        guest.process.wait()
+        guest.memory.close()
+
+
+def counted(session: Session, act: Callable[[], None]) -> meter.Measure:
+    before = session.sample()
+    act()
+    return meter.measure(session.identity, meter.delta(session.identity, before, session.sample()))
+
+
+def cli(*args: object) -> Result:
+    return CliRunner().invoke(exits, [str(arg) for arg in args])
+
+
+def failure(result: Result, kind: type[VptError]) -> str:
+    """The message of the error that a command ended with; it has a hint."""
+    assert isinstance(result.exception, kind), (result.exception, result.output)
+    assert result.exception.hint
+    return str(result.exception)
+
+
+def test_each_port_write_is_one_exit_under_kvm(boot: Callable[..., Guest]) -> None:
+    guest = boot("kvm")
+    with open_session(str(guest.qmp), "qmp") as session:
+        m = counted(session, lambda: guest.order(PIO, 10_000))
+    assert session.identity.tier in (Tier.KVM, Tier.KVM_PVM)
+    assert m.refused is None
+    assert m.counted == pytest.approx(10_000, rel=0.01)
+
+
+def test_our_own_queries_are_not_counted_as_the_guests_exits(boot: Callable[..., Guest]) -> None:
+    """Each query of an old QEMU interrupts the vCPU; 200 of them must not show up in 10,000 exits."""
+    guest = boot("kvm")
+    with open_session(str(guest.qmp), "qmp") as session:
+
+        def act() -> None:
+            for _ in range(200):
+                session.sample()
+            guest.order(PIO, 10_000)
+
+        m = counted(session, act)
+    assert m.counted == pytest.approx(10_000, rel=0.01)
+
+
+def test_a_guest_that_only_computes_makes_no_exits_of_its_own(boot: Callable[..., Guest]) -> None:
+    """What is left once the host's interrupts are off: at most the odd page fault."""
+    guest = boot("kvm")
+    with open_session(str(guest.qmp), "qmp") as session:
+        m = counted(session, lambda: guest.order(NATIVE, 300_000_000))
+    assert m.refused is None
+    assert m.counted is not None
+    assert 0 <= m.counted < 50
+
+
+def test_code_that_kvm_interprets_gets_no_verdict(boot: Callable[..., Guest]) -> None:
+    guest = boot("kvm", RING0_LOOP, wait=False)
+    with open_session(str(guest.qmp), "qmp") as session:
+        if session.identity.tier is not Tier.KVM_PVM:
+            pytest.skip("needs a software KVM (PVM): hardware runs ring 0 too")
+        m = counted(session, lambda: time.sleep(0.5))
+    assert m.counted is None
+    assert m.refused is not None
+    assert "instructions were emulated" in m.refused
+
+
+def test_a_kvm_that_cannot_run_the_guest_is_named(boot: Callable[..., Guest]) -> None:
+    guest = boot("kvm", RING0_UNKNOWN, wait=False)
+    time.sleep(0.5)
+    with_hint = cli("top", guest.qmp, "--interval", 0.2)
+    if with_hint.exception is None:
+        pytest.skip("needs a software KVM (PVM): hardware runs every instruction")
+    assert "can't run its code" in failure(with_hint, GuestError)
+
+
+def test_dispatches_are_counted_exactly_under_tcg(boot: Callable[..., Guest]) -> None:
+    guest = boot("tcg")
+    with open_session(str(guest.qmp)) as session:
+        m = counted(session, lambda: guest.order(PIO, 10_000))
+    assert session.identity.tier is Tier.TCG
+    assert session.identity.quantity is Quantity.DISPATCHES
+    assert m.counted == 10_000
+    assert m.delta.units["io"] == {"dispatches": 10_000, "reads": 0, "writes": 10_000}
+
+
+def test_tracing_is_off_again_after_a_measurement(boot: Callable[..., Guest]) -> None:
+    guest = boot("tcg")
+    assert (
+        cli("top", guest.qmp, "--interval", 0.05).exception is not None
+    )  # spins: nothing moves but CPU time
+    from vpt.exits.qmp import QmpSession
+
+    with QmpSession(guest.qmp) as qmp:
+        states = qmp.execute("trace-event-get-state", name="memory_region_ops_*")
+    assert {state["state"] for state in states} == {"disabled"}
+    guest.order(PIO, 1000)
+
+
+def test_kvm_sources_refuse_a_vm_under_tcg(boot: Callable[..., Guest]) -> None:
+    """query-stats returns an empty list there, which must not become a zero."""
+    guest = boot("tcg")
+    for source in ("qmp", "stats-fd", "debugfs", "tracepoints"):
+        assert "this VM has none" in failure(cli("top", guest.qmp, "--source", source), MissingError)
+
+
+def test_userspace_exits_by_tracepoint(boot: Callable[..., Guest], tmp_path: Path) -> None:
+    guest = boot("kvm")
+    with _mounted("tracefs", tmp_path), open_session(str(guest.pid), "tracepoints") as session:
+        m = counted(session, lambda: guest.order(PIO, 10_000))
+    assert m.delta.units["vm"]["userspace_exits"] == pytest.approx(10_000, rel=0.01)
+    assert m.delta.units["vm"]["pio"] == 10_000
+    if session.identity.tier is Tier.KVM_PVM:
+        assert session.identity.quantity is Quantity.USERSPACE_EXITS
+        assert m.delta.units["vm"]["exits"] is None, "kvm_exit never fires there: n/a, not 0"
+
+
+def test_debugfs_counts_or_says_that_it_may_not(boot: Callable[..., Guest], tmp_path: Path) -> None:
+    guest = boot("kvm")
+    refused: MissingError | None = None
+    m: meter.Measure | None = None
+    with _mounted("debugfs", tmp_path):
+        try:
+            with open_session(str(guest.pid), "debugfs") as session:
+                m = counted(session, lambda: guest.order(PIO, 10_000))
+        except MissingError as exc:
+            refused = exc
+    if refused:
+        assert "locked down" in str(refused)
+        assert refused.hint
+    else:
+        assert m
+        assert m.counted == pytest.approx(10_000, rel=0.01)
+
+
+def test_a_vm_given_by_pid_is_asked_through_the_qmp_socket_on_its_command_line(
+    boot: Callable[..., Guest],
+) -> None:
+    guest = boot("kvm")
+    result = cli("top", guest.pid, "--interval", 0.2, "--json")
+    document = json.loads(result.output.partition("\n}")[0] + "\n}")
+    assert document["schema"] == "vpt.exits/v1"
+    assert document["identity"]["source"] in ("qmp", "stats-fd")
+
+
+def test_record_report_diff(boot: Callable[..., Guest], tmp_path: Path) -> None:
+    guest = boot("kvm")
+    out = {name: tmp_path / f"{name}.json" for name in ("quiet", "busy")}
+    assert cli("record", guest.qmp, "-o", out["quiet"], "--interval", 0.1, "--", "sleep", 0.6).exit_code == 0
+    stop = tmp_path / "stop"
+    kicker = subprocess.Popen(
+        [sys.executable, "-c", _KICKER, str(guest.qmp.with_name("ram")), str(stop)], stdin=subprocess.DEVNULL
+    )
+    try:
+        busy = cli("record", guest.qmp, "-o", out["busy"], "--interval", 0.1, "--", "sleep", 0.6)
+    finally:
+        stop.touch()
+        kicker.wait(PATIENCE_S)
+    assert busy.exit_code == 0, busy.output
+    report = cli("report", out["busy"])
+    assert report.exit_code == 0
+    assert "sleep 0.6" in report.output
+    assert "exits in" in report.output
+    verdict = json.loads(cli("diff", out["quiet"], out["busy"], "--json").output)
+    assert verdict["clear"] is True
+    assert verdict["verdict"].startswith("B more")
+
+
+_KICKER = f"""
+import mmap, pathlib, sys, time
+with open(sys.argv[1], "r+b") as f:
+    m = mmap.mmap(f.fileno(), 0)
+stop = pathlib.Path(sys.argv[2])
+while not stop.exists():
+    m[{MAILBOX + 8}:{MAILBOX + 16}] = bytes(8)
+    m[{MAILBOX}:{MAILBOX + 8}] = (1000).to_bytes(8, "little")
+    time.sleep(0.005)
+"""
+
+
+def test_a_vm_that_dies_during_a_recording_leaves_a_marked_file(
+    boot: Callable[..., Guest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And does not wait for the command for ever."""
+    from vpt.exits import session
+
+    monkeypatch.setattr(session, "_FINISH_S", 0.2)
+    guest = boot("kvm")
+    out = tmp_path / "r.json"
+    killer = ["sh", "-c", f"sleep 0.3; kill -9 {guest.pid}; sleep 60"]
+    result = cli("record", guest.qmp, "-o", out, "--interval", 0.1, "--", *killer)
+    assert "went away" in failure(result, GuestError)
+    assert json.loads(out.read_text())["complete"] is False
+    assert "incomplete" in cli("report", out).output
+
+
+def test_a_vm_that_dies_under_top_is_named(boot: Callable[..., Guest]) -> None:
+    guest = boot("kvm")
+    with open_session(str(guest.qmp)) as session:
+        guest.process.kill()
+        guest.process.wait()
+        with pytest.raises(GuestError, match=r"went away|ended"):
+            session.sample()
+
+
+def test_a_paused_vm_gets_no_number(boot: Callable[..., Guest]) -> None:
+    from vpt.exits.qmp import QmpSession
+
+    guest = boot("kvm")
+    with QmpSession(guest.qmp) as qmp:
+        qmp.execute("stop")
+    assert "paused" in failure(cli("top", guest.qmp), GuestError)
+
+
+def test_a_stopped_vmm_gets_no_number(boot: Callable[..., Guest], tmp_path: Path) -> None:
+    """SIGSTOP: the VM is there, its counters can be read from outside, and nothing moves."""
+    guest = boot("kvm")
+    with _mounted("tracefs", tmp_path), open_session(str(guest.pid), "tracepoints") as session:
+        guest.process.send_signal(signal.SIGSTOP)
+        try:
+            _await_stopped(guest.pid)
+            m = counted(session, lambda: time.sleep(0.2))
+        finally:
+            guest.process.send_signal(signal.SIGCONT)
+    assert m.counted is None
+    assert m.refused is not None
+    assert "did not run" in m.refused
+
+
+def test_a_qmp_socket_in_use_is_not_waited_for_in_vain(
+    boot: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vpt.exits import qmp
+
+    monkeypatch.setattr(qmp, "_STEP_S", 0.5)
+    guest = boot("tcg")
+    with qmp.QmpSession(guest.qmp):
+        assert "another client" in failure(cli("top", guest.qmp), ConflictError)
+
+
+def test_a_process_that_is_no_vm_is_refused() -> None:
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        assert "is not a VM" in failure(cli("top", sleeper.pid), NotFoundError)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def _await_stopped(pid: int) -> None:
+    """Each thread takes the signal by itself, the vCPU's by an exit."""
+    end = time.monotonic() + PATIENCE_S
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < end, "the VM did not stop"
+            time.sleep(0.001)
+
+
+class _mounted:  # noqa: N801 - reads as a phrase where it is used
+    """A kernel file system on a folder of the test's own, where the host has not mounted it itself."""
+
+    def __init__(self, fstype: str, folder: Path) -> None:
+        from vpt.exits.sources.debugfs import mount_point
+
+        self._fstype, self._at = fstype, folder / fstype
+        self._needed = mount_point(fstype) is None
+
+    def __enter__(self) -> None:
+        if not self._needed:
+            return
+        self._at.mkdir()
+        command = ["mount", "-t", self._fstype, "none", self._at]
+        if (
+            shutil.which("mount") is None
+            or subprocess.run(command, capture_output=True, check=False).returncode
+        ):
+            pytest.skip(f"{self._fstype} is not mounted and can't be mounted here (needs root)")
+
+    def __exit__(self, *exc: object) -> None:
+        if self._needed:
+            subprocess.run(["umount", "-R", self._at], check=True)
