@@ -3,7 +3,7 @@
 
 from vpt.qemu._accel import Accel, probe_accel
 from vpt.qemu._binary import Qemu, find_qemu
-from vpt.qemu._cmdline import Ivshmem, Machine, Nic, VhostUser, command_line
+from vpt.qemu._cmdline import Ivshmem, Machine, Nic, VhostUser, command_line, option_value
 
 __all__ = [
     "Accel",
@@ -14,5 +14,6 @@ __all__ = [
     "VhostUser",
     "command_line",
     "find_qemu",
+    "option_value",
     "probe_accel",
 ]

@@ -28,6 +28,11 @@ class Qemu:
     def __str__(self) -> str:
         return ".".join(map(str, self.version))
 
+    @property
+    def tcg_vhost_msix(self) -> bool:
+        """May a vhost-user NIC have MSI-X under TCG? 7.2 crashes when its driver starts, 10.0 does not."""
+        return self.version >= (10, 0, 0)
+
 
 def parse_version(text: str) -> tuple[int, int, int] | None:
     """The version in the first line of `qemu-system-x86_64 --version`; None if there is none."""

@@ -9,10 +9,8 @@ from typing import Literal
 
 from vpt.qemu._binary import Qemu
 
-__all__ = ["Ivshmem", "Machine", "Nic", "VhostUser", "command_line"]
+__all__ = ["Ivshmem", "Machine", "Nic", "VhostUser", "command_line", "option_value"]
 
-# QEMU 7.2 under TCG crashes when the guest's driver starts a vhost-user NIC with MSI-X; 10.0 was seen not to.
-_TCG_VHOST_MSIX_OK = (10, 0, 0)
 # From here on seconds give way to milliseconds.
 _RECONNECT_MS = (9, 2, 0)
 
@@ -59,7 +57,7 @@ class Machine:
     extra: tuple[str, ...] = ()
 
 
-def _value(text: object) -> str:
+def option_value(text: object) -> str:
     """A value inside an option string: QEMU wants commas doubled."""
     return str(text).replace(",", ",,")
 
@@ -67,14 +65,14 @@ def _value(text: object) -> str:
 def _vhost_user(nic: VhostUser, i: int, machine: Machine, qemu: Qemu) -> list[str]:
     reconnect = "reconnect-ms=1000" if qemu.version >= _RECONNECT_MS else "reconnect=1"
     device = f"virtio-net-pci,netdev=net{i},mac={nic.mac},romfile="
-    if machine.accel == "tcg" and qemu.version < _TCG_VHOST_MSIX_OK:
+    if machine.accel == "tcg" and not qemu.tcg_vhost_msix:
         device += ",vectors=0"
     elif nic.queues > 1:
         device += f",vectors={2 * nic.queues + 2}"
     if nic.queues > 1:
         device += ",mq=on"
     return [
-        "-chardev", f"socket,id=chr{i},path={_value(nic.socket)},{reconnect}",
+        "-chardev", f"socket,id=chr{i},path={option_value(nic.socket)},{reconnect}",
         "-netdev", f"vhost-user,id=net{i},chardev=chr{i},queues={nic.queues}",
         "-device", device,
     ]  # fmt: skip
@@ -83,7 +81,7 @@ def _vhost_user(nic: VhostUser, i: int, machine: Machine, qemu: Qemu) -> list[st
 def _ivshmem(nic: Ivshmem, i: int) -> list[str]:
     # Never `reconnect` here: it hangs or aborts QEMU. The server's side keeps the socket alive instead.
     return [
-        "-chardev", f"socket,id=chr{i},path={_value(nic.socket)}",
+        "-chardev", f"socket,id=chr{i},path={option_value(nic.socket)}",
         "-device", f"ivshmem-doorbell,id=ivs{i},vectors={nic.vectors},chardev=chr{i}",
     ]  # fmt: skip
 
@@ -92,7 +90,7 @@ def command_line(machine: Machine, qemu: Qemu) -> list[str]:
     """The command that starts `machine`, argv[0] included."""
     size = f"{machine.memory_mib}M"
     argv = [
-        str(qemu.path), "-name", f"{_value(machine.name)},process=vpt-{_value(machine.name)}",
+        str(qemu.path), "-name", f"{option_value(machine.name)},process=vpt-{option_value(machine.name)}",
         "-nodefaults", "-no-user-config", "-display", "none",
         "-machine", f"q35,accel={machine.accel},memory-backend=mem,graphics=off,vmport=off",
         "-cpu", "max",
@@ -109,7 +107,7 @@ def command_line(machine: Machine, qemu: Qemu) -> list[str]:
     if machine.agent_fd is not None:
         argv += ["-chardev", f"socket,id=agent,fd={machine.agent_fd}", "-device", "isa-serial,chardev=agent"]
     if machine.qmp is not None:
-        argv += ["-chardev", f"socket,id=qmp,path={_value(machine.qmp)},server=on,wait=off"]
+        argv += ["-chardev", f"socket,id=qmp,path={option_value(machine.qmp)},server=on,wait=off"]
         argv += ["-mon", "qmp,mode=control"]
     for i, nic in enumerate(machine.nics):
         argv += _vhost_user(nic, i, machine, qemu) if isinstance(nic, VhostUser) else _ivshmem(nic, i)
