@@ -220,7 +220,7 @@ static void run(struct vpti_worker *w)
 {
 	uint64_t idle_since = 0;
 	uint32_t round = 0;
-	bool late = false;
+	bool late = false, slept = false;
 
 	while (!VPTI_READ(w->stop)) {
 		const struct vpti_plan *plan = rcu_dereference(w->plan);
@@ -228,6 +228,9 @@ static void run(struct vpti_worker *w)
 		uint64_t now;
 
 		count(w, VPT_W_LOOPS, 1);
+		if (slept) /* before a packet is switched by addresses that expired meanwhile */
+			look_at_clock(w, plan, vpti_now_ns());
+		slept = false;
 		if (serve(w, plan, &blocked)) {
 			count(w, VPT_W_BUSY_LOOPS, 1);
 			if (late)
@@ -252,6 +255,7 @@ static void run(struct vpti_worker *w)
 				/* A sleeper by the clock goes on sleeping; one that was notified spins again. */
 				idle_since = plan->sleep_ns ? idle_since : 0;
 				late = sleep_until_work(w, plan, blocked); /* the plan may be gone afterwards */
+				slept = true;
 			}
 		}
 		rcu_quiescent_state();
