@@ -223,4 +223,5 @@ def send_message(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> N
     """Send all of a message on a blocking socket, descriptors with its first byte. They stay the caller's."""
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
     sent = sock.sendmsg([data], control)
-    sock.sendall(data[sent:])
+    if sent < len(data):
+        sock.sendall(data[sent:])

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""An engine, a switch and vhost-user ports in this process, their event loop in a thread of its own.
+
+What vptd does, without vptd: the front-ends of a test block in the test's thread. All control calls go
+through the loop's thread, as the data plane demands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from vpt.daemon.transports.vhost_user import VhostUserTransport
+from vpt.dataplane import Engine, Event, Kind, Policy, Port, PortState, StatsReader, Switch
+
+T = TypeVar("T")
+LOG = logging.getLogger("vpt.test")
+
+
+@dataclass(slots=True)
+class VhostPort:
+    """A port, its transport and where to connect."""
+
+    host: Host
+    port: Port
+    transport: VhostUserTransport
+    path: Path
+
+    def state(self) -> PortState:
+        """As the data plane has it."""
+        return self.host.call(self.port.state)
+
+    @property
+    def describe(self) -> dict[str, Any]:
+        """As the transport tells it."""
+        return self.host.call(self.transport.describe)
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """The transport's counters."""
+        counters: dict[str, int] = self.describe["counters"]
+        return counters
+
+    @property
+    def counters(self) -> Counter[str]:
+        """The data plane's counters."""
+        return self.host.counters(self.port)
+
+
+class Host:
+    """One engine and one switch. workers: how many threads move packets."""
+
+    def __init__(self, directory: Path, *, workers: int = 1) -> None:
+        self._directory = directory
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="host")
+        self._thread.start()
+        self._transports: dict[int, VhostUserTransport] = {}
+        self.events: list[Event] = []
+        self.engine: Engine = self.call(lambda: Engine(workers))
+        self.switch: Switch = self.call(lambda: self.engine.add_switch("sw0"))
+        self.stats = StatsReader(self.engine.stats_fd)
+        self._loop.call_soon_threadsafe(self._loop.add_reader, self.engine.event_fd, self._on_events)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function in the loop's thread."""
+
+        async def run() -> T:
+            return function()
+
+        return self.run(run())
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the loop's thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def vhost(
+        self, name: str, *, pairs: int = 1, mtu: int = 1500, message_timeout_s: float = 10.0, **port: Any
+    ) -> VhostPort:
+        """Add a vhost-user port and listen."""
+        port.setdefault("policy", Policy.adaptive(20))
+        p = self.call(lambda: self.switch.add_port(name, Kind.VHOST_USER, pairs=pairs, mtu=mtu, **port))
+        path = self._directory / f"{name}.sock"
+        transport = VhostUserTransport(
+            p, socket_path=path, log=LOG, max_pairs=pairs, mtu=mtu, message_timeout_s=message_timeout_s
+        )
+        self.run(transport.start())
+        self._transports[p.id] = transport
+        return VhostPort(self, p, transport, path)
+
+    def null(self, name: str) -> Port:
+        """Add a port that swallows all."""
+        return self.call(lambda: self.switch.add_port(name, Kind.NULL, touch=True))
+
+    def counters(self, port: Port) -> Counter[str]:
+        """A port's counters, summed over its queues."""
+        return self.stats.read().port(port.id)
+
+    def remove(self, port: VhostPort) -> None:
+        """Take a vhost-user port away."""
+        self.run(port.transport.stop())
+        del self._transports[port.port.id]
+        self.call(port.port.delete)
+
+    def close(self) -> None:
+        """Stop all."""
+        for transport in self._transports.values():
+            self.run(transport.stop())
+        self.call(lambda: self._loop.remove_reader(self.engine.event_fd))
+        self.stats.close()
+        self.call(self.engine.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _on_events(self) -> None:
+        for event in self.engine.events():
+            self.events.append(event)
+            transport = self._transports.get(event.port_id)
+            if transport is not None:
+                transport.on_event(event)
+
+
+def open_things() -> tuple[int, int]:
+    """Descriptors and memory mappings of memfds that this process holds: what a leak would make grow."""
+    with open("/proc/self/maps") as maps:
+        mapped = sum("memfd:" in line for line in maps)
+    return len(os.listdir("/proc/self/fd")), mapped

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""vhost-user transport: the socket of one port, to which one front-end connects at a time.
+
+vptd listens and QEMU is the client, so that either can restart. Everything runs in the event loop of the
+caller and nothing blocks it: the socket is non-blocking, a message has a time to be completed in, and while a
+reply cannot be written nothing more is read, so a peer that never reads holds one reply of memory until its
+time is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import stat
+import struct
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpt.daemon.transports.vhost_session import Session
+from vpt.dataplane import EventType
+from vpt.errors import ConflictError
+from vpt.vhost_user import Decoder, Rule, RuleError, receive
+
+if TYPE_CHECKING:
+    from vpt.dataplane import Event, Port
+
+_READS_PER_WAKE = 64  # then other sockets get their turn
+_UCRED = struct.Struct("=iII")
+
+
+class _RateLimit:
+    """A burst of lines, then one each interval; says how many were left out."""
+
+    def __init__(self, burst: int = 5, interval_s: float = 5.0) -> None:
+        self._burst = burst
+        self._interval_s = interval_s
+        self._tokens = float(burst)
+        self._last = time.monotonic()
+        self._suppressed = 0
+
+    def admit(self) -> int | None:
+        """None: say nothing. Else the number of lines suppressed since the last one."""
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._last) / self._interval_s)
+        self._last = now
+        if self._tokens < 1:
+            self._suppressed += 1
+            return None
+        self._tokens -= 1
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed
+
+
+class _Connection:
+    """One front-end's socket: bytes in, bytes out, two time limits."""
+
+    def __init__(
+        self, owner: VhostUserTransport, sock: socket.socket, session: Session, timeout_s: float
+    ) -> None:
+        self._owner = owner
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._decoder = Decoder()
+        self._out = bytearray()
+        self._timeout_s = timeout_s
+        self._deadline: asyncio.TimerHandle | None = None
+        self.session = session
+        self.pid, self.uid, _ = _UCRED.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+        self._loop.add_reader(sock, self._readable)
+
+    def close(self) -> None:
+        """Stop listening to it and free all it holds."""
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._set_deadline(None)
+        self._sock.close()
+        self._decoder.close()
+        self.session.close()
+
+    def _readable(self) -> None:
+        try:
+            for _ in range(_READS_PER_WAKE):
+                if self._out or not self._read_some():
+                    break
+        except BlockingIOError:
+            pass
+        except RuleError as error:
+            self._owner.drop(self, error.rule, error.detail)
+        except ConnectionError as error:
+            self._owner.drop(self, None, error.strerror or "connection lost")
+        except Exception:
+            self._owner.crashed(self)
+
+    def _read_some(self) -> bool:
+        """Read once and act on what is complete; False at the end of the stream."""
+        messages = receive(self._sock, self._decoder)
+        if messages is None:
+            if self._decoder.mid_message:
+                raise RuleError(Rule.CUT_MESSAGE, "closed in the middle of a message")
+            self._owner.drop(self, None, "closed by the front-end")
+            return False
+        for message in messages:
+            with message:
+                self._out += self.session.handle(message)
+        if self._out:
+            self._flush()
+        elif messages:
+            self._set_deadline(None)
+        if self._decoder.mid_message and self._deadline is None:
+            self._set_deadline(Rule.MESSAGE_TIMEOUT)
+        return True
+
+    def _flush(self) -> None:
+        """Send what is left of the reply; reading goes on when all of it is out."""
+        try:
+            sent = self._sock.send(self._out)
+        except BlockingIOError:
+            sent = 0
+        del self._out[:sent]
+        if not self._out:
+            self._set_deadline(None)
+            self._loop.remove_writer(self._sock)
+            self._loop.add_reader(self._sock, self._readable)
+        elif not sent or self._deadline is None:
+            self._loop.remove_reader(self._sock)
+            self._loop.add_writer(self._sock, self._writable)
+            if self._deadline is None:
+                self._set_deadline(Rule.REPLY_TIMEOUT)
+
+    def _writable(self) -> None:
+        try:
+            self._flush()
+        except ConnectionError as error:
+            self._owner.drop(self, None, error.strerror or "connection lost")
+
+    def _set_deadline(self, rule: Rule | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = (
+            self._loop.call_later(
+                self._timeout_s, self._owner.drop, self, rule, f"{self._timeout_s} s are over"
+            )
+            if rule
+            else None
+        )
+
+
+class VhostUserTransport:
+    """The socket of one vhost-user port.
+
+    port: of kind vhost-user, with at least max_pairs queue pairs; nobody else may use its vhost functions.
+    socket_path: where to listen; a stale socket there is replaced. mtu: the largest that a front-end may set.
+    message_timeout_s: how long a message may take to arrive, or a reply to be taken.
+
+    All methods are for the event loop's thread. Embeddable: needs no daemon, only someone who passes the
+    engine's events of this port to on_event().
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        *,
+        socket_path: str | os.PathLike[str],
+        log: logging.Logger | logging.LoggerAdapter[Any],
+        max_pairs: int,
+        mtu: int,
+        socket_mode: int = 0o660,
+        message_timeout_s: float = 10.0,
+    ) -> None:
+        self._port = port
+        self._path = Path(socket_path)
+        self._log = log
+        self._max_pairs = max_pairs
+        self._mtu = mtu
+        self._mode = socket_mode
+        self._timeout_s = message_timeout_s
+        self._listener: socket.socket | None = None
+        self._inode: tuple[int, int] | None = None
+        self._client: _Connection | None = None
+        self._counters: Counter[str] = Counter()
+        self._limits = {logging.INFO: _RateLimit(), logging.WARNING: _RateLimit()}
+
+    async def start(self) -> None:
+        """Listen. Raises ConflictError if the path cannot be listened on."""
+        self._listener = _listen(self._path, self._mode)
+        status = self._path.stat()
+        self._inode = (status.st_dev, status.st_ino)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    async def stop(self) -> None:
+        """Close the connection and the socket, and remove it if it is still ours."""
+        if self._client is not None:
+            self.drop(self._client, None, "port is being closed")
+        if self._listener is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        self._listener = None
+        try:
+            status = self._path.lstat()
+            if (status.st_dev, status.st_ino) == self._inode:
+                self._path.unlink()
+        except FileNotFoundError:
+            pass
+
+    def on_event(self, event: Event) -> None:
+        """Take note of an event of this port: a broken one loses its front-end, which may come back."""
+        reason = self._port.state().reason
+        # Without a reason, a reset has overtaken the event: it was about rings that are gone.
+        if event.type != EventType.BROKEN or not reason or self._client is None:
+            return
+        self._counters["broken"] += 1
+        self._end(self._client)
+        where = f"queue {event.queue}, detail {event.detail:#x}"
+        self._say(logging.WARNING, f"port broken, front-end dropped: {reason.label}, {where}")
+
+    def describe(self) -> dict[str, Any]:
+        """State and counters, ready for JSON."""
+        client = self._client
+        return {
+            "socket": str(self._path),
+            "connected": client is not None,
+            "front_end": None if client is None else {"pid": client.pid, "uid": client.uid},
+            "session": None if client is None else client.session.describe(),
+            "counters": dict(sorted(self._counters.items())),
+        }
+
+    def drop(self, client: _Connection, rule: Rule | None, detail: str) -> None:
+        """End a connection, by the peer's fault if a rule is given; the port is ready for the next one."""
+        if client is not self._client:
+            return
+        self._end(client)
+        if rule is not None:
+            self._counters[rule] += 1
+            self._counters["protocol_errors"] += 1
+            self._say(logging.WARNING, f"front-end dropped: {rule}: {detail}")
+        else:
+            self._counters["disconnects"] += 1
+            self._say(logging.INFO, f"front-end disconnected: {detail}")
+
+    def crashed(self, client: _Connection) -> None:
+        """A handler failed in a way that nobody foresaw: a traceback, and the port stays usable."""
+        self._log.exception("%s: internal error, front-end dropped", self._path)
+        self._counters["internal_errors"] += 1
+        if client is self._client:
+            self._end(client)
+
+    def _end(self, client: _Connection) -> None:
+        self._client = None
+        client.close()
+        self._port.vhost_reset()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            self._counters["accept_errors"] += 1
+            self._say(logging.WARNING, f"cannot accept: {error.strerror}")
+            return
+        if self._client is not None:
+            sock.close()
+            self._counters["second_clients"] += 1
+            self._say(logging.WARNING, "second front-end refused: one is connected")
+            return
+        sock.setblocking(False)
+        session = Session(self._port, max_pairs=self._max_pairs, mtu=self._mtu, counters=self._counters)
+        self._client = _Connection(self, sock, session, self._timeout_s)
+        self._counters["connections"] += 1
+        self._say(logging.INFO, f"front-end connected: pid {self._client.pid}, uid {self._client.uid}")
+
+    def _say(self, level: int, text: str) -> None:
+        suppressed = self._limits[level].admit()
+        if suppressed is not None:
+            more = f" ({suppressed} lines like this left out)" if suppressed else ""
+            self._log.log(level, "%s: %s%s", self._path, text, more)
+
+
+def _listen(path: Path, mode: int) -> socket.socket:
+    """A listening socket at path, with mode from the moment it can be connected to."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        _remove_stale(path)
+        sock.bind(str(path))
+        path.chmod(mode)
+        sock.listen(4)
+    except OSError as error:
+        sock.close()
+        raise ConflictError(
+            f"cannot listen on {path}: {error.strerror or error}",
+            hint="choose another socket path, shorter than 108 bytes, in a directory that vptd may write to",
+        ) from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on, as a killed daemon leaves one behind."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OSError(errno.EEXIST, "there is something that is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass  # its backlog is full, so it has one
+    raise OSError(errno.EADDRINUSE, "another process listens there")
