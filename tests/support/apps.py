@@ -45,7 +45,7 @@ class AppPeer:
 
     def __init__(self, switch: Switch, name: str, *, pairs: int = 1, **port_options: object) -> None:
         self.switch = switch
-        self.opts = RegionOptions(name, pairs=pairs, num_slots=256)
+        self.opts = self.options(name, pairs)
         with contextlib.ExitStack() as undo:
             self.region_fd = region_create(self.opts)
             undo.callback(os.close, self.region_fd)
@@ -56,6 +56,10 @@ class AppPeer:
             self.port.ring_attach(self.region_fd, self.opts, self.kick_fds, self.intr_fds)
             self._undo = undo.pop_all()
         self._app: App | None = None
+
+    def options(self, name: str, pairs: int) -> RegionOptions:
+        """The region's shape."""
+        return RegionOptions(name, pairs=pairs, num_slots=256)
 
     @staticmethod
     def _eventfd(undo: contextlib.ExitStack) -> int:
