@@ -2,7 +2,7 @@
 """The host's side of a pair of rings against a reference model, under any order of sending and reading.
 
 The model knows netmap's rules only: a ring of n slots holds n - 1, a packet takes as many slots as its bytes
-need, what does not fit is dropped together with the rest of its burst, and what arrives is what was sent, in order.
+need, what does not fit is dropped with the rest of its burst, and what arrives is what was sent, in order.
 """
 
 from __future__ import annotations
