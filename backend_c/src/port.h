@@ -21,7 +21,7 @@
 #define VPTI_BURST 64u            /* packets taken from a queue at a time */
 #define VPTI_BURST_FRAGS 2048u    /* fragments of all of them */
 #define VPTI_ROOM_FRAGS 4096u     /* destination fragments of one delivery */
-#define VPTI_DELIVER 256u         /* packets delivered at a time: a burst, or the segments of one */
+#define VPTI_DELIVER 256u         /* packets delivered at a time: a burst, or some segments of one */
 
 #define VPTI_DST_FLOOD 0xffffu
 #define VPTI_DST_DROP 0xfffeu

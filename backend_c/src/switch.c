@@ -153,21 +153,34 @@ static bool too_big(const struct vpt_port *to, const struct vpti_pkt *p)
 	return p->hdr.gso_type == VPT_GSO_NONE && p->len > to->max_len;
 }
 
+/* What vpti_offload() made, as many at a time as a delivery takes; how many found room. */
+static uint32_t deliver_segments(struct vpti_worker *w, struct vpti_rxq *q, uint32_t n)
+{
+	struct vpti_pkt *seg[VPTI_DELIVER];
+	uint32_t at, k, done, i;
+
+	for (at = 0; at < n; at += k) {
+		k = VPTI_MIN(n - at, VPTI_DELIVER);
+		for (i = 0; i < k; i++)
+			seg[i] = &w->offload.pkt[at + i];
+		done = q->ops->deliver(q, &w->room, seg, k);
+		if (done < k)
+			return at + done;
+	}
+	return n;
+}
+
 /* One packet that carries an offload its receiver refused. */
 static uint32_t deliver_in_software(struct vpti_worker *w, struct vpti_rxq *q, const struct vpti_pkt *p)
 {
-	struct vpti_pkt *seg[VPTI_GSO_MAX_SEGS];
 	int n = vpti_offload(p, q->port->accepts, &w->offload);
 	uint32_t done;
-	int i;
 
 	if (n < 0) {
 		count_rx(q, VPT_C_RX_DROP_TOO_BIG, 1);
 		return 1;
 	}
-	for (i = 0; i < n; i++)
-		seg[i] = &w->offload.pkt[i];
-	done = q->ops->deliver(q, &w->room, seg, (uint32_t)n);
+	done = deliver_segments(w, q, (uint32_t)n);
 	count_rx(q, n > 1 ? VPT_C_RX_SW_GSO : VPT_C_RX_SW_CSUM, 1);
 	/* Segments that found no room are gone: a receiver of TCP asks again for just those. */
 	if (done < (uint32_t)n)
