@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The notification model: against what its authors published, and against the protocol played in virtual
+time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from vpt.bench.costs import PUBLISHED, Costs, Kind, Policy
+from vpt.bench.model import Regime, advise, predict, predict_starts, sweep
+from vpt.bench.simulate import simulate
+from vpt.errors import UsageError
+
+NOTIFY = Policy(Kind.NOTIFY)
+POLL = Policy(Kind.POLL)
+
+
+def adaptive(spin: float) -> Policy:
+    return Policy(Kind.ADAPTIVE, spin=spin)
+
+
+def sleeping(us: float) -> Policy:
+    return Policy(Kind.SLEEP, sleep=us * 1000)
+
+
+# ---- published points: consumer of 2 us, kick 1.1 us, interrupt 0.58 us, queue of 512 ----
+
+
+@pytest.mark.parametrize(
+    ("wp", "period", "batch"),
+    [
+        (2068, 2218, 7),
+        (2910, 4022, 1),
+    ],
+)
+def test_fast_consumer_matches_the_published_model(wp: float, period: float, batch: int) -> None:
+    p = predict(replace(PUBLISHED, wp=wp), NOTIFY)
+    assert p.regime is Regime.FAST_CONSUMER
+    assert p.period == pytest.approx(period, rel=0.005)
+    assert p.batch == batch
+
+
+def test_a_faster_consumer_makes_it_slower() -> None:
+    """Published: at 2481 ns per item, 1.45 times slower than the producer alone, 0.99 kicks per item."""
+    p = predict(replace(PUBLISHED, wp=2481), NOTIFY)
+    assert p.period / 2481 == pytest.approx(1.45, rel=0.01)
+    assert p.kicks == pytest.approx(0.99, rel=0.011)
+    slower_consumer = predict(replace(PUBLISHED, wp=2481, wc=2400), NOTIFY)
+    assert slower_consumer.period < p.period
+
+
+def test_fast_producer_matches_the_published_measurement() -> None:
+    """Published: 499 k items/s, 1116 interrupts/s, 622 us."""
+    p = predict(replace(PUBLISHED, wp=220), NOTIFY)
+    assert p.rate == pytest.approx(499e3, rel=0.005)
+    assert p.rate * p.interrupts == pytest.approx(1116, rel=0.005)
+    assert p.latency == pytest.approx(622e3, rel=0.01)
+
+
+@pytest.mark.parametrize(("us", "latency_us", "sleeps_per_s"), [(5, 5.7, 96e3), (325, 166, 1.5e3)])
+def test_sleep_matches_the_published_measurement(us: float, latency_us: float, sleeps_per_s: float) -> None:
+    p = predict(Costs(wp=2000, wc=1000), sleeping(us))
+    assert p.rate == pytest.approx(500e3)
+    assert p.latency / 1000 == pytest.approx(latency_us, rel=0.05)
+    assert p.rate * p.sleeps == pytest.approx(sleeps_per_s, rel=0.05)
+
+
+def test_a_sleep_longer_than_the_queue_collapses_as_published() -> None:
+    """Published: 329 k items/s with sleeps of 1.28 ms, where the queue bears 1.02 ms. No formula for this
+    one.
+    """
+    c = Costs(wp=2000, wc=1000)
+    assert predict(c, sleeping(1020)).source == "formula"
+    p = predict(c, sleeping(1280))
+    assert (p.regime, p.source) == (Regime.STALLED, "simulation")
+    assert p.rate == pytest.approx(329e3, rel=0.03)
+
+
+def test_poll_runs_at_the_pace_of_the_slower_side() -> None:
+    p = predict(replace(PUBLISHED, wp=2500), POLL)
+    assert (p.period, p.latency, p.notifications, p.cpu_consumer) == (2500, 4500, 0, 1)
+
+
+# ---- formulas and protocol must agree exactly, not nearly ----
+
+SWEEP = [
+    *[replace(PUBLISHED, wp=wp) for wp in (100, 220, 500, 900, 1300, 1500, 1700, 1800)],
+    *[replace(PUBLISHED, wp=wp) for wp in (2010, 2040, 2068, 2100, 2150, 2211, 2300)],
+    *[replace(PUBLISHED, wp=wp) for wp in (2422, 2423, 2481, 2910, 4000)],
+    *[replace(PUBLISHED, wp=wp, sc=15_000, np=8500) for wp in (2100, 2500, 3000, 5000, 10_000, 17_000)],
+    *[replace(PUBLISHED, wp=wp, length=64, kc=kc, sp=5000) for wp in (300, 1200, 1900) for kc in (1, 16, 48)],
+]  # fmt: skip
+CASES = [
+    *[(c, NOTIFY) for c in SWEEP],
+    *[(replace(PUBLISHED, wp=2500), adaptive(spin)) for spin in (0, 1, 77, 78, 79, 300, 499, 500, 501, 2000)],
+    *[(replace(PUBLISHED, wp=2068), adaptive(spin)) for spin in (0, 30, 54, 55, 67, 68)],
+    *[(replace(PUBLISHED, wp=1500), adaptive(spin)) for spin in (0, 100, 400, 499, 500)],
+]
+
+
+def test_the_sweep_has_as_many_points_as_promised() -> None:
+    assert len(CASES) >= 40
+
+
+@pytest.mark.parametrize(
+    ("c", "policy"), CASES, ids=lambda v: str(v) if isinstance(v, Policy) else f"{v.wp:g}"
+)
+def test_formula_equals_protocol(c: Costs, policy: Policy) -> None:
+    """Whole nanoseconds in, the same batch out in every cycle; period, latency and CPU to rounding."""
+    p = predict(c, policy)
+    assert p.source == "formula"
+    steady = 3 * (p.batch if math.isfinite(p.batch) else 0)
+    if c.wp < c.wc:
+        steady += c.length * c.wc / (c.wc - c.wp)
+    run = simulate(c, policy, items=int(2 * steady) + 3000, warmup=int(steady) + 1000)
+    if math.isfinite(p.batch):
+        assert set(run.batches) == {p.batch}
+    else:
+        assert run.batches == ()
+    assert (run.kicks, run.interrupts) == pytest.approx((p.kicks, p.interrupts))
+    assert run.period == pytest.approx(p.period)
+    assert run.latency == pytest.approx(p.latency)
+    assert run.latency_worst <= p.latency_worst
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    wp=st.integers(100, 5000), wc=st.integers(100, 5000), np=st.integers(0, 9000), nc=st.integers(0, 9000),
+    sp=st.integers(0, 30_000), sc=st.integers(0, 30_000), spin=st.integers(0, 3000),
+    length=st.integers(16, 128),
+)  # fmt: skip
+def test_formula_equals_protocol_anywhere(
+    wp: int, wc: int, np: int, nc: int, sp: int, sc: int, spin: int, length: int
+) -> None:
+    """Wherever a formula claims to hold. Near-equal sides are left to others: their cycles are too long to
+    wait for.
+    """
+    assume(abs(wp - wc) * 20 >= max(wp, wc))
+    c = Costs(wp=wp, wc=wc, np=np, nc=nc, sp=sp, sc=sc, length=length)
+    p = predict(c, adaptive(spin))
+    assume(p.source == "formula")
+    run = simulate(c, adaptive(spin), items=12_000, warmup=6000)
+    assert run.period == pytest.approx(p.period, rel=1e-3)
+    assert run.notifications == pytest.approx(p.notifications, rel=1e-3, abs=1e-12)
+    assert run.latency == pytest.approx(p.latency, rel=0.01)
+
+
+@pytest.mark.parametrize("us", [0.3, 5, 40, 325, 1000])
+@pytest.mark.parametrize(("wp", "wc"), [(2000, 1000), (1000, 2000), (2000, 1700)])
+def test_sleep_formula_equals_protocol(wp: float, wc: float, us: float) -> None:
+    """Averages over cycles that need not repeat; latency to one gap, for the phase may lock."""
+    c = Costs(wp=wp, wc=wc)
+    p = predict(c, sleeping(us))
+    run = simulate(c, sleeping(us), items=60_000, warmup=20_000)
+    assert run.period == pytest.approx(p.period, rel=1e-3)
+    assert run.sleeps == pytest.approx(p.sleeps, rel=0.01)
+    assert run.latency == pytest.approx(p.latency, abs=abs(wp - wc) + 0.02 * p.latency)
+    assert run.latency_worst <= p.latency_worst + 1e-6
+
+
+def test_spinning_for_the_gap_never_sleeps_and_for_less_wins_one_item_at_most() -> None:
+    c = replace(PUBLISHED, wp=2500)
+    assert predict(c, adaptive(500)).sleeps == 0
+    assert predict(c, adaptive(499)).batch - predict(c, NOTIFY).batch in (0, 1)
+
+
+def test_both_sides_stalling_is_found_and_simulated() -> None:
+    """A consumer that takes longer to wake than the queue holds items for."""
+    c = replace(PUBLISHED, wp=2500, sc=100_000, length=16)
+    p = predict(c, NOTIFY)
+    assert (p.regime, p.source) == (Regime.STALLED, "simulation")
+    assert p.kicks > 0
+    assert p.interrupts > 0
+    assert p.period > predict(replace(c, length=512), NOTIFY).period
+
+
+def test_starts_that_vary_are_not_their_mean() -> None:
+    """Half of the cycles with a batch of 1, half with one of 9: one notification for five items."""
+    c = replace(PUBLISHED, wp=2100)
+    mixed = predict_starts(c, NOTIFY, [0, 800])
+    assert mixed.batch == 5
+    assert mixed.kicks == pytest.approx(0.2)
+    same = predict_starts(c, NOTIFY, [422] * 9)
+    assert (same.batch, same.period) == pytest.approx((5, predict(c, NOTIFY).period))
+
+
+def test_sweep_changes_the_producer_only() -> None:
+    points = sweep(PUBLISHED, NOTIFY, [500, 3000])
+    assert [c.wp for c, _ in points] == [500, 3000]
+    assert [p.regime for _, p in points] == [Regime.FAST_PRODUCER, Regime.FAST_CONSUMER]
+
+
+# ---- advice ----
+
+
+def test_advice_takes_the_long_sleep_when_latency_does_not_matter() -> None:
+    a = advise(replace(PUBLISHED, wp=2500, block_cpu=3000), latency_budget=500e3, cpu_budget=0.95)
+    assert a.met
+    assert a.choice.policy.kind is Kind.SLEEP
+    assert a.choice.latency <= 500e3
+
+
+def test_advice_spins_when_every_microsecond_counts() -> None:
+    a = advise(replace(PUBLISHED, wp=2500, sc=15_000, slack=50_000), latency_budget=5e3, cpu_budget=1)
+    assert a.met
+    assert a.choice.sleeps == 0
+    assert a.choice.latency == 4500
+
+
+def test_advice_that_can_not_be_met_says_by_how_much() -> None:
+    a = advise(replace(PUBLISHED, wp=2500, sc=15_000), latency_budget=1e3, cpu_budget=0.5)
+    assert not a.met
+    assert "1 us were asked for" in a.why
+
+
+@given(
+    wp=st.integers(200, 50_000), wc=st.integers(200, 50_000), latency=st.integers(1000, 10_000_000),
+    cpu=st.floats(0.01, 1),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_advice_that_is_met_holds_both_budgets(wp: int, wc: int, latency: int, cpu: float) -> None:
+    a = advise(replace(PUBLISHED, wp=wp, wc=wc, block_cpu=2000), latency, cpu)
+    if a.met:
+        assert a.choice.latency <= latency
+        assert a.choice.cpu_waiter <= cpu
+    assert a.choice in a.considered
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"wp": -1},
+        {"wp": math.nan},
+        {"wp": math.inf},
+        {"wp": 0, "wc": 0},
+        {"length": 1},
+        {"kc": 0},
+        {"kc": 513},
+    ],
+)
+def test_costs_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        replace(PUBLISHED, **values)
+
+
+def test_a_sleep_needs_a_length() -> None:
+    with pytest.raises(UsageError, match="how long"):
+        Policy(Kind.SLEEP)
+    with pytest.raises(UsageError, match="negative"):
+        adaptive(-1)
+
+
+def test_budgets_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(UsageError, match="no sense"):
+        advise(PUBLISHED, latency_budget=0, cpu_budget=1)
