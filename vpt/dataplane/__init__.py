@@ -18,6 +18,7 @@ File descriptors that are passed in stay the caller's: the data plane duplicates
 from vpt.dataplane._app import App
 from vpt.dataplane._bench import CopyResult, bench_copy, bench_memcpy, litmus
 from vpt.dataplane._engine import Engine, Port, Switch
+from vpt.dataplane._pc import PcNotify, PcResult, PcSide, PcSpec, bench_pc
 from vpt.dataplane._pure import (
     MAX_PAIRS,
     MAX_WORKERS,
@@ -61,6 +62,10 @@ __all__ = [
     "Kind",
     "MacEntry",
     "MemRegion",
+    "PcNotify",
+    "PcResult",
+    "PcSide",
+    "PcSpec",
     "Policy",
     "PolicyKind",
     "Port",
@@ -76,6 +81,7 @@ __all__ = [
     "WorkerStats",
     "bench_copy",
     "bench_memcpy",
+    "bench_pc",
     "event_passed",
     "litmus",
     "offload_frames",

@@ -348,6 +348,61 @@ int vpt_bench_copy(vpt_app *from, vpt_app *to, struct vpt_bench_copy *b);  /* an
 /* The same bytes by plain memcpy over buffers laid out as the two rings'; ns in b->ns. */
 int vpt_bench_memcpy(struct vpt_bench_copy *b);                            /* any thread */
 
+/* ---- bench: a producer and a consumer on two CPUs, the subject of the notification model ---- */
+
+enum vpt_pc_notify {
+	VPT_PC_EVENTFD = 1,
+	VPT_PC_FUTEX = 2,
+	VPT_PC_EMULATED = 3        /* costs as given by notify_*_ns and start_*_ns; nobody sleeps in the kernel */
+};
+
+struct vpt_bench_pc_side {
+	uint64_t notifications;    /* sent to the other side */
+	uint64_t notify_ns;        /* spent on sending them */
+	uint64_t first_notified;   /* item that caused the first of them */
+	uint64_t last_notified;    /* and the last: whole cycles lie between */
+	uint64_t wishes;           /* times it asked to be told */
+	uint64_t blocks;           /* times it slept until told: nothing had come when it looked again */
+	uint64_t starts;           /* blocks ended by a notification whose end is known */
+	uint64_t start_ns;         /* from the end of those notifications until it worked again, sum */
+	uint64_t sleeps;           /* policy sleep: times it slept sleep_ns */
+	uint64_t idle_ns;          /* blocked or sleeping */
+	uint64_t late;             /* blocks that ended by the time limit of 1 s: a lost wake-up */
+	uint64_t cpu_ns;
+	uint64_t preempted;        /* involuntary context switches: somebody else wanted the CPU */
+};
+
+struct vpt_bench_pc {
+	uint32_t policy;           /* enum vpt_policy_kind, of both sides */
+	uint32_t notify_by;        /* enum vpt_pc_notify */
+	uint32_t length;           /* items the queue holds, 2..65536 */
+	uint32_t notify_after;     /* items consumed before a waiting producer is told, 1..length */
+	int32_t cpu_producer;      /* -1: any */
+	int32_t cpu_consumer;
+	uint32_t realtime;         /* SCHED_FIFO; needs two different CPUs */
+	uint32_t samples;          /* latencies wanted in latency_ns */
+	uint32_t start_samples;    /* starts wanted in start_ns, of each side: consumer's, then producer's */
+	uint64_t sample_every;     /* items between them */
+	uint64_t warmup;           /* items before counting starts */
+	uint64_t items;            /* items counted */
+	uint64_t work_p_ns;        /* per item; no time given may exceed 1 s */
+	uint64_t work_c_ns;
+	uint64_t notify_p_ns;      /* emulated: what notifying takes the producer */
+	uint64_t notify_c_ns;
+	uint64_t start_p_ns;       /* emulated: what the producer takes to start after a notification */
+	uint64_t start_c_ns;
+	uint64_t spin_ns;          /* adaptive */
+	uint64_t sleep_ns;         /* sleep */
+	uint64_t ns;               /* out: for `items` at the consumer */
+	uint64_t latency_sum_ns;   /* out: from the start of an item's production to the end of its consumption */
+	uint64_t latency_max_ns;   /* out */
+	uint64_t bad;              /* out: items that were not the next one */
+	struct vpt_bench_pc_side producer; /* out */
+	struct vpt_bench_pc_side consumer; /* out */
+};
+/* Runs until all items have passed. -EINVAL values; -EPERM realtime; others from pthread_create() and eventfd(). */
+int vpt_bench_pc(struct vpt_bench_pc *b, uint64_t *latency_ns, uint64_t *start_ns); /* any thread */
+
 /* Litmus of the two fence halves: rounds by two threads on two CPUs; returns lost wake-ups. fence 0: compiled out. */
 int64_t vpt_bench_litmus(uint64_t rounds, int fence, int cpu_a, int cpu_b); /* any thread */
 
