@@ -303,31 +303,46 @@ int vpt_app_recv(vpt_app *a, uint32_t ring, struct vpt_vnet_hdr *hdr, void *fram
 	return (int)total;
 }
 
+/*
+ * Sleep until the vector's interrupt, a change of status or link, or `end`. Slices, because whoever of several threads takes the CFG
+ * interrupt takes it from all. Return: 1 look again, 0 time is up, -errno.
+ */
+static int app_sleep(vpt_app *a, uint32_t vector, uint64_t end)
+{
+	uint32_t cfg = VPT_VEC_CFG(a->pairs);
+	struct pollfd pfd[2] = { { .fd = a->intr_fd[vector], .events = POLLIN }, { .fd = a->intr_fd[cfg], .events = POLLIN } };
+	uint64_t now = vpti_now_ns(), left_ms;
+
+	if (now >= end)
+		return 0;
+	left_ms = (end - now + 999999) / 1000000;
+	if (poll(pfd, 2, (int)VPTI_MIN(left_ms, 100u)) < 0)
+		return -errno;
+	vpti_eventfd_take(a->intr_fd[vector]);
+	vpti_eventfd_take(a->intr_fd[cfg]);
+	return 1;
+}
+
 int vpt_app_wait(vpt_app *a, uint32_t ring, int dir, int timeout_ms)
 {
-	uint32_t vector = dir ? VPT_VEC_RX(a->pairs, ring) : VPT_VEC_TX(a->pairs, ring);
-	struct pollfd pfd[2];
+	uint64_t end = timeout_ms < 0 ? UINT64_MAX : vpti_now_ns() + (uint64_t)timeout_ms * 1000000;
 	struct vpti_app_ring *r;
 	int rc;
 
 	if (ring >= a->pairs)
 		return -EINVAL;
 	r = &a->ring[dir ? a->pairs + ring : ring];
-	rc = vpti_app_sync(a, r);
-	if (rc || r->tail != r->head)
-		return rc ? rc : 1;
-	vpti_csb_wish(&r->atok->appl_need_kick, &r->atok->intr_at, r->tail);
-	vpti_wished();
-	rc = vpti_app_sync(a, r);
-	if (!rc && r->tail == r->head) {
-		pfd[0] = (struct pollfd){ .fd = a->intr_fd[vector], .events = POLLIN };
-		pfd[1] = (struct pollfd){ .fd = a->intr_fd[VPT_VEC_CFG(a->pairs)], .events = POLLIN };
-		if (poll(pfd, 2, timeout_ms) < 0)
-			rc = -errno;
-		vpti_eventfd_take(a->intr_fd[vector]);
-		if (!rc)
-			rc = vpti_app_sync(a, r);
-	}
+	do {
+		rc = vpti_app_sync(a, r);
+		if (rc || r->tail != r->head)
+			break;
+		vpti_csb_wish(&r->atok->appl_need_kick, &r->atok->intr_at, r->tail);
+		vpti_wished();
+		rc = vpti_app_sync(a, r);
+		if (rc || r->tail != r->head)
+			break;
+		rc = app_sleep(a, dir ? VPT_VEC_RX(a->pairs, ring) : VPT_VEC_TX(a->pairs, ring), end);
+	} while (rc > 0);
 	VPTI_WRITE(r->atok->appl_need_kick, 0);
-	return rc ? rc : r->tail != r->head;
+	return rc < 0 ? rc : r->tail != r->head;
 }
