@@ -22,6 +22,7 @@ from vpt.dataplane._pc import PcNotify, PcResult, PcSide, PcSpec, bench_pc
 from vpt.dataplane._pure import (
     MAX_PAIRS,
     MAX_WORKERS,
+    PEER_STATUS_OFS,
     event_passed,
     offload_frames,
     region_create,
@@ -53,6 +54,7 @@ from vpt.dataplane.stats import QueueStats, Snapshot, StatsReader, WorkerStats
 __all__ = [
     "MAX_PAIRS",
     "MAX_WORKERS",
+    "PEER_STATUS_OFS",
     "App",
     "CopyResult",
     "Engine",

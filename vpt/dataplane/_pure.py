@@ -12,6 +12,7 @@ from vpt.dataplane._types import RegionOptions, VnetHdr
 __all__ = [
     "MAX_PAIRS",
     "MAX_WORKERS",
+    "PEER_STATUS_OFS",
     "event_passed",
     "offload_frames",
     "region_create",
@@ -27,6 +28,8 @@ __all__ = [
 
 MAX_PAIRS: int = lib.VPT_MAX_PAIRS
 MAX_WORKERS: int = lib.VPT_MAX_WORKERS
+# Where in a region the peer's status word is, for who must reset a peer that vanished.
+PEER_STATUS_OFS: int = ffi.offsetof("struct vpt_hdr", "peer_status")
 
 # Room for what one packet can become: 64 KiB of payload, a header and a length for each of 2048 segments.
 _OFFLOAD_CAP = 65550 + 2048 * (256 + 4)
