@@ -188,6 +188,10 @@ class Switch:
         check(lib.vpt_port_add(self._handle(), opts, out), f"add {Kind(kind).label} port {name}")
         return Port(self, name, Kind(kind), pairs, out[0])
 
+    def mac_count(self) -> int:
+        """How many live entries the MAC table has."""
+        return check(lib.vpt_switch_macs(self._handle(), ffi.NULL, 0), f"MAC table of {self.name}")
+
     def macs(self) -> list[MacEntry]:
         """The live entries of the MAC table."""
         room = 256

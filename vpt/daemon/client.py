@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Talk to a running vptd: one call per method, errors as the exceptions that the daemon raised.
+
+    with Client(locate().control) as vptd:
+        vptd.call("switch.add", name="sw0", may_exist=True)
+
+Standard library only: the command line must answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from types import TracebackType
+from typing import Any, Self
+
+from vpt.daemon.sockets import unix_path
+from vpt.errors import DaemonError, MissingError, TimeoutExpired, VptError, from_wire
+
+__all__ = ["Client"]
+
+_START_HINT = "start it with: vpt daemon start"
+
+
+class Client:
+    """A connection to a vptd.
+
+    Not for several threads at a time. timeout: seconds that one answer may take.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], timeout: float = 30.0) -> None:
+        self._path = unix_path(path)
+        self._timeout = timeout
+        self._id = 0
+        self._sock = self._connect()
+        self._file = self._sock.makefile("rb")
+
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        sock.settimeout(self._timeout)
+        try:
+            sock.connect(self._path)
+        except OSError as error:
+            sock.close()
+            raise _connect_error(self._path, error) from None
+        return sock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. Harmless the second time."""
+        self._file.close()
+        self._sock.close()
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """The method's result. Raises what the daemon raised, or DaemonError if it broke off."""
+        self._id += 1
+        request = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
+        try:
+            self._sock.sendall(json.dumps(request).encode() + b"\n")
+            line = self._file.readline()
+        except TimeoutError:
+            raise TimeoutExpired(
+                f"vptd did not answer {method} in {self._timeout:.0f} s", hint=_log_hint(self._path)
+            ) from None
+        except OSError as error:
+            raise DaemonError(
+                f"vptd broke off during {method}: {error.strerror}", hint=_log_hint(self._path)
+            ) from None
+        return self._result(method, line)
+
+    def _result(self, method: str, line: bytes) -> dict[str, Any]:
+        if not line.endswith(b"\n"):
+            raise DaemonError(f"vptd broke off during {method}", hint=_log_hint(self._path))
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            raise DaemonError(f"what listens on {self._path} is no vptd", hint=_START_HINT) from None
+        if "error" in answer:
+            raise _error(answer["error"])
+        result: dict[str, Any] = answer["result"]
+        return result
+
+
+def _error(wire: dict[str, Any]) -> VptError:
+    data = wire.get("data") or {}
+    hint = {"hint": data["hint"]} if data.get("hint") else {}
+    return from_wire({"code": data.get("code", "error"), "message": wire["message"], **hint})
+
+
+def _connect_error(path: str, error: OSError) -> VptError:
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return DaemonError(
+            f"vptd is not running (nothing listens on {path})", hint=_START_HINT, code="not-running"
+        )
+    if isinstance(error, PermissionError):
+        return MissingError(
+            f"no permission to use {path}", hint="use sudo, or join the group that ls -l shows"
+        )
+    return DaemonError(f"can't connect to {path}: {error.strerror}", hint=_START_HINT)
+
+
+def _log_hint(path: str) -> str:
+    return f"see the end of {os.path.join(os.path.dirname(path), 'vptd.log')}"

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The control socket's methods, as a table. `vpt daemon methods` prints it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vpt.daemon import models
+from vpt.daemon.rpc import Method
+
+if TYPE_CHECKING:
+    from vpt.daemon.daemon import Daemon
+
+__all__ = ["method_table"]
+
+
+def method_table(d: Daemon) -> dict[str, Method]:
+    """Name -> method, bound to a daemon."""
+    m = models
+    rows = (
+        Method("daemon.status", m.Empty, m.Status, "Version, process, folders, how many of what.", d.status),
+        Method("daemon.methods", m.Empty, m.MethodList, "This table, with JSON schemas.", d.methods),
+        Method(
+            "daemon.stop", m.StopRequest, m.Acknowledged, "End cleanly, after this answer.", d.request_stop
+        ),
+        Method("switch.add", m.SwitchAdd, m.Acknowledged, "Make a learning switch.", d.switch_add),
+        Method("switch.del", m.SwitchRemove, m.Acknowledged, "Delete a switch without ports.", d.switch_del),
+        Method("switch.list", m.Empty, m.SwitchList, "All switches.", d.switch_list),
+        Method("switch.macs", m.SwitchName, m.MacList, "Addresses that a switch has learned.", d.switch_macs),
+        Method(
+            "port.add", m.PortAdd, m.PortView, "Add a port to a switch; its socket exists then.", d.port_add
+        ),
+        Method("port.del", m.PortRemove, m.Acknowledged, "Delete a port and its socket.", d.port_del),
+        Method("port.set", m.PortSet, m.PortView, "Change link state or policy of a port.", d.port_set),
+        Method("port.list", m.NullableName, m.PortList, "All ports, or those of one switch.", d.port_list),
+        Method("port.show", m.PortName, m.PortDetail, "One port with transport and counters.", d.port_show),
+        Method("list", m.Empty, m.EverythingView, "All switches and all ports.", d.list_all),
+        Method("stats", m.Empty, m.StatsView, "Counters per port and worker, as in the stats file.", d.stats),
+    )
+    return {row.name: row for row in rows}
