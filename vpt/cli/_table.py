@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Which command is where. A new command group is a file and a row here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["COMMANDS", "Row"]
+
+
+class Row(NamedTuple):
+    """section: heading in `vpt --help`; target: module:attribute; help: the command's own first sentence."""
+
+    section: str
+    name: str
+    target: str
+    help: str
+
+
+COMMANDS = (
+    Row(
+        "Set up",
+        "doctor",
+        "vpt.cli.doctor:doctor",
+        "Say what this host can do, and what to do about the rest.",
+    ),
+    Row(
+        "Set up",
+        "daemon",
+        "vpt.cli.daemon:daemon",
+        "Start, stop and look at vptd, the daemon behind everything.",
+    ),
+    Row("Set up", "switch", "vpt.cli.switch:switch", "Make and delete switches."),
+    Row("Set up", "port", "vpt.cli.port:port", "Plug things into a switch, and unplug them."),
+    Row("Look", "ls", "vpt.cli.look:ls", "List all switches and ports."),
+    Row("Look", "show", "vpt.cli.look:show", "Show all there is to know about a switch or a port."),
+    Row("Look", "top", "vpt.cli.top:top", "Show packet rates and notifications per packet, live."),
+)
