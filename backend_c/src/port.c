@@ -201,11 +201,13 @@ void vpti_port_stop(struct vpt_port *p)
 
 void vpti_port_break(struct vpt_port *p, uint32_t reason, uint32_t queue, uint64_t detail)
 {
-	struct vpt_event ev = {
-		.type = VPT_EVENT_BROKEN, .port_id = p->id, .reason = reason, .queue = queue, .detail = detail,
-	};
+	struct vpt_event ev = { .type = VPT_EVENT_BROKEN, .port_id = p->id, .queue = queue, .detail = detail };
 	uint32_t none = VPT_REASON_NONE;
 
+	/* Zeros in place of memory that vanished look like other faults: an index that went back, a descriptor of nothing. */
+	if (VPTI_READ(p->sigbus))
+		reason = VPT_REASON_SIGBUS;
+	ev.reason = reason;
 	if (__atomic_compare_exchange_n(&p->broken, &none, reason, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		vpti_events_post(&p->engine->events, &ev);
 }
