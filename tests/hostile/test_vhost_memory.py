@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""M: what a hostile front-end can say about guest memory, and do to it afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from support.frames import BROADCAST, MAC_A, frame
+from support.front_end import FrontEnd, eventually
+from support.guest_memory import GPA_BASE, MIB, PAGE, UVA_OFFSET, GuestMemory, Span
+from support.scene import Scene
+from support.split_queue import Buffer
+from vpt.dataplane import Reason
+from vpt.vhost_user import MemReg, MemTable, Region, Request, Rule, VringAddr, VringFd, VringState
+
+TOP = 1 << 64
+
+
+def region(gpa: int = GPA_BASE, size: int = MIB, uva: int = GPA_BASE + UVA_OFFSET, offset: int = 0) -> Region:
+    return Region(gpa, size, uva, offset)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A memory table that must be refused."""
+
+    id: str
+    regions: tuple[Region, ...]
+    file_size: int = 4 * MIB
+
+
+TABLES = [
+    Table("M2 size 0", (region(size=0),)),
+    Table("M3 gpa wraps", (region(gpa=TOP - PAGE),)),
+    Table("M3 uva wraps", (region(uva=TOP - PAGE),)),
+    Table("M3 offset wraps", (region(offset=TOP - PAGE),)),
+    Table("M3 size wraps", (region(size=TOP - PAGE),)),
+    Table("M4 same gpa", (region(), region(uva=1 << 40))),
+    Table("M4 gpa overlap by a page", (region(), region(gpa=GPA_BASE + MIB - PAGE, uva=1 << 40))),
+    Table("M4 uva overlap", (region(), region(gpa=1 << 40, uva=GPA_BASE + UVA_OFFSET + MIB - PAGE))),
+    Table("M4 one inside the other", (region(), region(gpa=GPA_BASE + PAGE, size=PAGE, uva=1 << 40))),
+    Table("M5 file too short", (region(size=5 * MIB),)),
+    Table("M5 file too short for the offset", (region(offset=4 * MIB),)),
+    Table("M5 empty file", (region(),), 0),
+    Table("M9 size 2^63", (region(size=1 << 63),)),
+    Table("M9 size 2^62", (region(size=1 << 62),)),
+]
+
+
+@pytest.mark.parametrize("how", ["table", "add"])
+@pytest.mark.parametrize("table", TABLES, ids=lambda t: t.id)
+def test_a_table_that_lies_is_refused_whole(scene: Scene, table: Table, how: str) -> None:
+    """Nothing of it stays: memory that was told before still carries the rings."""
+    fe = scene.enter()
+    fe.negotiate()
+    fd = os.memfd_create("lie")
+    os.ftruncate(fd, table.file_size)
+    if how == "table":
+        refused = fe.try_(Request.SET_MEM_TABLE, MemTable(table.regions), [fd] * len(table.regions))
+    else:
+        refused = [fe.try_(Request.ADD_MEM_REG, MemReg(r), [fd]) for r in table.regions][-1]
+    os.close(fd)
+    assert refused != 0
+    assert scene.villain.faults[Rule.BAD_MEMORY] == 1
+    scene.check(logged=False)
+
+
+def unmappable(kind: str) -> int:
+    """A descriptor that is no memory that can be shared for writing."""
+    if kind == "read-only":
+        fd = os.memfd_create("ro")
+        os.ftruncate(fd, MIB)
+        again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+        os.close(fd)
+        return again
+    if kind == "O_PATH":
+        return os.open("/proc/self/exe", os.O_PATH)
+    if kind == "directory":
+        return os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    if kind == "pipe":
+        r, w = os.pipe()
+        os.close(w)
+        return r
+    if kind == "device":
+        return os.open("/dev/null", os.O_RDWR)
+    return os.eventfd(0)
+
+
+@pytest.mark.parametrize("kind", ["read-only", "O_PATH", "directory", "pipe", "eventfd", "device"])
+def test_m7_what_cannot_be_mapped_is_refused(scene: Scene, kind: str) -> None:
+    fe = scene.enter()
+    fe.negotiate()
+    fd = unmappable(kind)
+    assert fe.try_(Request.SET_MEM_TABLE, MemTable((region(),)), [fd]) != 0
+    assert fe.try_(Request.ADD_MEM_REG, MemReg(region()), [fd]) != 0
+    os.close(fd)
+    assert scene.villain.faults[Rule.BAD_MEMORY] == 2
+    scene.check(logged=False)
+
+
+def test_m5_a_refused_table_leaves_running_rings_alone(scene: Scene) -> None:
+    fe = scene.enter().start()
+    fd = os.memfd_create("short")
+    assert fe.try_(Request.SET_MEM_TABLE, MemTable((region(),)), [fd]) != 0
+    os.close(fd)
+    assert scene.villain.state().up
+    fe.transmit(frame(MAC_A, b"\x52\x54\0\0\0\x99"))
+    scene.check(logged=False)
+
+
+def test_m11_a_table_without_the_running_rings_is_refused(scene: Scene) -> None:
+    fe = scene.enter().start()
+    other = fe.memory.add(Span(GPA_BASE + 64 * MIB, MIB))
+    assert fe.try_(Request.SET_MEM_TABLE, MemTable((other.info,)), [other.fd]) != 0
+    assert fe.remove_region(fe.memory.regions[0]) != 0
+    assert scene.villain.state().up
+    fe.transmit(frame(MAC_A, b"\x52\x54\0\0\0\x99"))
+    scene.check(logged=False)
+
+
+def test_m12_m14_a_region_added_twice_or_never_added_is_refused(scene: Scene) -> None:
+    fe = scene.enter().start()
+    assert fe.add_region(fe.memory.regions[0]) != 0
+    unknown = fe.memory.add(Span(GPA_BASE + 64 * MIB, MIB))
+    assert fe.remove_region(unknown) != 0
+    assert fe.remove_region(unknown, with_fd=True) != 0
+    assert scene.villain.faults[Rule.BAD_MEMORY] == 3
+    scene.check(logged=False)
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["unsealed", "sealed"])
+def test_m6_memory_that_shrinks_under_a_running_ring_takes_down_its_port(scene: Scene, sealed: bool) -> None:
+    """ftruncate() of the file behind it: SIGBUS at the next access, unless the file is sealed against it."""
+    fe = scene.enter(memory=GuestMemory([Span(GPA_BASE, 16 * MIB)]))
+    if sealed:
+        fe.memory.regions[0].seal()
+    fe.start()
+    fe.queue_frame(frame(BROADCAST, b"\x52\x54\0\0\0\x99"))
+    if sealed:
+        with pytest.raises(PermissionError):
+            os.ftruncate(fe.memory.regions[0].fd, 0)
+        fe.pairs[0].tx.kick()
+        fe.flush()
+        scene.check(logged=False)
+        return
+    fe.pairs[0].tx.publish()
+    os.ftruncate(fe.memory.regions[0].fd, 0)
+    os.eventfd_write(fe.pairs[0].tx.kick_fd, 1)
+    scene.one.transmit(frame(BROADCAST, MAC_A))
+    assert fe.closed_by_peer()
+    assert scene.villain.counters["broken_sigbus"] == 1
+    assert any(e.reason == Reason.SIGBUS for e in scene.host.events)
+    scene.check()
+
+
+def test_m6_memory_that_shrinks_while_packets_flow_into_it(scene: Scene) -> None:
+    """The neighbours' broadcasts are being copied there."""
+    for _ in range(5):
+        fe = scene.enter().start()
+        fe.transmit(frame(BROADCAST, b"\x52\x54\0\0\0\x99"))
+        os.ftruncate(fe.memory.regions[0].fd, PAGE)
+        eventually(
+            lambda: (scene.one.transmit(frame(BROADCAST, MAC_A)), not scene.villain.describe["connected"])[1]
+        )
+        scene.two.poll()
+        scene.one.poll()
+        scene.villain_leaves()
+    assert scene.villain.counters["broken_sigbus"] == 5
+    scene.check()
+
+
+ADDRESSES: dict[str, Callable[[VringAddr], VringAddr]] = {
+    "M19 descriptors nowhere": lambda a: VringAddr(a.index, 0, 0x1000, a.used, a.avail, 0),
+    "M19 avail nowhere": lambda a: VringAddr(a.index, 0, a.desc, a.used, 0x1000, 0),
+    "M19 used nowhere": lambda a: VringAddr(a.index, 0, a.desc, 0x1000, a.avail, 0),
+    "M19 guest-physical instead of user": lambda a: VringAddr(
+        a.index, 0, a.desc - UVA_OFFSET, a.used - UVA_OFFSET, a.avail - UVA_OFFSET, 0
+    ),
+    "M19 descriptors misaligned": lambda a: VringAddr(a.index, 0, a.desc + 8, a.used, a.avail, 0),
+    "M19 avail misaligned": lambda a: VringAddr(a.index, 0, a.desc, a.used, a.avail + 1, 0),
+    "M19 used misaligned": lambda a: VringAddr(a.index, 0, a.desc, a.used + 2, a.avail, 0),
+    "M19 descriptors end past the region": lambda a: VringAddr(a.index, 0, end() - 16, a.used, a.avail, 0),
+    "M19 avail ends past the region": lambda a: VringAddr(a.index, 0, a.desc, a.used, end() - 4, 0),
+    "M19 used ends past the region": lambda a: VringAddr(a.index, 0, a.desc, end() - 4, a.avail, 0),
+    "M19 descriptors wrap": lambda a: VringAddr(a.index, 0, TOP - 16, a.used, a.avail, 0),
+    "M19 all of it zero": lambda a: VringAddr(a.index, 0, 0, 0, 0, 0),
+    "M19 log asked for": lambda a: VringAddr(a.index, 1, a.desc, a.used, a.avail, 0),
+}
+
+
+def end() -> int:
+    """The first address behind the memory, in the front-end's terms."""
+    return GPA_BASE + 16 * MIB + UVA_OFFSET
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+@pytest.mark.parametrize("index", [0, 1], ids=["receive", "transmit"])
+def test_ring_addresses_that_lie_are_refused(scene: Scene, name: str, index: int) -> None:
+    fe = scene.enter()
+    fe.negotiate()
+    fe.share_memory()
+    fe.make_queues()
+    addr = ADDRESSES[name](fe.queues()[index].addresses(index))
+    fe.do(Request.SET_VRING_NUM, VringState(index, fe.num))
+    answers = [
+        fe.try_(Request.SET_VRING_ADDR, addr),
+        fe.try_(Request.SET_VRING_KICK, VringFd(index), [fe.queues()[index].kick_fd]),
+    ]
+    assert any(answers)
+    assert not scene.villain.state().up
+    scene.check(logged=False)
+
+
+def test_m19_a_ring_across_regions_is_served_or_refused(scene: Scene) -> None:
+    """Contiguous for the front-end, in two mappings here; a real guest's rings never lie like that."""
+    edge = GPA_BASE + 16 * MIB
+    fe = scene.enter(memory=GuestMemory([Span(GPA_BASE, 16 * MIB), Span(edge, MIB)]))
+    fe.negotiate()
+    fe.share_memory()
+    fe.make_queues()
+    fe.queues()[1].desc = edge - 64
+    fe.do(Request.SET_VRING_NUM, VringState(1, fe.num))
+    fe.do(Request.SET_VRING_ADDR, fe.queues()[1].addresses(1))
+    if fe.try_(Request.SET_VRING_KICK, VringFd(1), [fe.queues()[1].kick_fd]) == 0:
+        fe.enable_ring(1)
+        fe.transmit(frame(MAC_A, b"\x52\x54\0\0\0\x99"))
+    scene.check(logged=False)
+
+
+def test_m19_three_parts_on_one_spot(scene: Scene) -> None:
+    """Nonsense, but all of it inside the guest's own memory: whatever happens, happens to that port."""
+    fe = scene.enter()
+    fe.negotiate()
+    fe.share_memory()
+    fe.make_queues()
+    for index, queue in enumerate(fe.queues()):
+        queue.avail = queue.used = queue.desc
+        fe.start_ring(index)
+        fe.enable_ring(index)
+    for n in range(50):
+        fe.memory.write(fe.queues()[1].desc, os.urandom(64))
+        os.eventfd_write(fe.queues()[1].kick_fd, 1)
+        scene.one.transmit(frame(BROADCAST, MAC_A, n))
+    scene.two.poll()
+    scene.check(logged=False)
+
+
+def test_m20_packets_received_into_the_ring_itself(scene: Scene) -> None:
+    """The receive buffers lie on the receive queue's own available and used rings."""
+    fe = scene.enter()
+    fe.start(fill=0)
+    rx = fe.pairs[0].rx
+    for at in (rx.avail, rx.used, rx.desc, rx.used - 100):
+        rx.add([Buffer(at, 2048, True)])
+    rx.kick()
+    for n in range(50):
+        scene.one.transmit(frame(BROADCAST, MAC_A, n, 1000))
+    scene.two.poll()
+    scene.check(logged=False)
+
+
+def test_m20_a_frame_sent_from_the_ring_itself(scene: Scene) -> None:
+    fe: FrontEnd = scene.enter().start()
+    tx = fe.pairs[0].tx
+    for at in (tx.avail, tx.used, tx.desc):
+        tx.add([Buffer(at, 200)])
+        tx.kick()
+    fe.flush()
+    scene.two.poll()
+    scene.check(logged=False)

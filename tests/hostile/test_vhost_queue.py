@@ -1,0 +1,540 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Q: what a hostile guest can write into a split ring."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from support.frames import BROADCAST, MAC_A, frame
+from support.front_end import PLAIN, USUAL, VNET_HDR, FrontEnd, eventually
+from support.guest_memory import GPA_BASE, MIB, GuestMemory, Span
+from support.scene import Scene
+from support.split_queue import DESC, INDIRECT, NEXT, WRITE, Buffer, SplitQueue, pieces
+from vpt.dataplane import Reason
+from vpt.vhost_user import Request, VirtioFeature
+
+F = VirtioFeature
+MAC_X = b"\x52\x54\0\0\0\x99"
+TOP = 1 << 64
+
+
+def good(fe: FrontEnd) -> int:
+    """Address of a header and a frame that would be forwarded: 112 bytes."""
+    at = fe.memory.alloc(2048, 64)
+    fe.memory.write(at, bytes(VNET_HDR) + frame(BROADCAST, MAC_X, 0, 100))
+    return at
+
+
+def offer(queue: SplitQueue, head: int = 0) -> None:
+    """Publish one head and ring."""
+    queue.set_avail(head)
+    queue.kick(force=True)
+
+
+def chain(queue: SplitQueue, *descs: tuple[int, int, int, int]) -> None:
+    """Write descriptors 0.. as (address, length, flags, next) and publish the first."""
+    for i, desc in enumerate(descs):
+        queue.set_desc(i, *desc)
+    offer(queue)
+
+
+def table(
+    fe: FrontEnd, queue: SplitQueue, *descs: tuple[int, int, int, int], size: int | None = None
+) -> None:
+    """The same through an indirect table."""
+    at = fe.memory.alloc(16 * max(1, len(descs)), 16)
+    fe.memory.write(at, b"".join(DESC.pack(*desc) for desc in descs))
+    chain(queue, (at, 16 * len(descs) if size is None else size, INDIRECT, 0))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An act on a running ring that the virtio specification forbids, and the reason to be given."""
+
+    id: str
+    reason: Reason
+    act: Callable[[FrontEnd, SplitQueue], object]
+    features: int = int(USUAL)
+    ring: str = "tx"
+
+
+R = Reason
+NO_INDIRECT = int(USUAL) & ~int(F.INDIRECT_DESC)
+FAULTS = [
+    Fault("Q1 head = num", R.BAD_DESC, lambda _, q: offer(q, q.num)),
+    Fault("Q1 head 65535", R.BAD_DESC, lambda _, q: offer(q, 65535)),
+    Fault("Q2 index jumps by num + 1", R.BAD_INDEX, lambda _, q: jump(q, q.num + 1)),
+    Fault("Q2 index jumps by 32768", R.BAD_INDEX, lambda _, q: jump(q, 32768)),
+    Fault("Q3 index goes back", R.BAD_INDEX, lambda _, q: jump(q, -1)),
+    Fault("Q4 next = num", R.BAD_DESC, lambda fe, q: chain(q, (good(fe), 60, NEXT, q.num))),
+    Fault("Q4 next 65535", R.BAD_DESC, lambda fe, q: chain(q, (good(fe), 60, NEXT, 65535))),
+    Fault("Q5 next is itself", R.LOOP, lambda fe, q: chain(q, (good(fe), 60, NEXT, 0))),
+    Fault(
+        "Q5 two that name each other",
+        R.LOOP,
+        lambda fe, q: chain(q, (good(fe), 60, NEXT, 1), (good(fe), 9, NEXT, 0)),
+    ),
+    Fault("Q5 empty loop", R.LOOP, lambda fe, q: chain(q, (good(fe), 0, NEXT, 0))),
+    Fault(
+        "Q6 loop through all",
+        R.LOOP,
+        lambda fe, q: chain(q, *((good_once(fe), 1, NEXT, (i + 1) % q.num) for i in range(q.num))),
+    ),
+    Fault("Q9 address nowhere", R.BAD_ADDR, lambda _, q: chain(q, (0x1000, 112, 0, 0))),
+    Fault("Q9 address 0", R.BAD_ADDR, lambda _, q: chain(q, (0, 112, 0, 0))),
+    Fault(
+        "Q9 second address nowhere",
+        R.BAD_ADDR,
+        lambda fe, q: chain(q, (good(fe), 12, NEXT, 1), (0x1000, 100, 0, 0)),
+    ),
+    Fault("Q9 end past the memory", R.BAD_ADDR, lambda _, q: chain(q, (GPA_BASE + 16 * MIB - 50, 112, 0, 0))),
+    Fault("Q9 address wraps", R.BAD_ADDR, lambda _, q: chain(q, (TOP - 50, 112, 0, 0))),
+    Fault("Q13 table of no bytes", R.BAD_DESC, lambda fe, q: table(fe, q, size=0)),
+    Fault("Q13 table of 8 bytes", R.BAD_DESC, lambda fe, q: table(fe, q, (good(fe), 112, 0, 0), size=8)),
+    Fault("Q13 table of 17 bytes", R.BAD_DESC, lambda fe, q: table(fe, q, (good(fe), 112, 0, 0), size=17)),
+    Fault("Q13 table nowhere", R.BAD_ADDR, lambda _, q: chain(q, (0x1000, 16, INDIRECT, 0))),
+    Fault("Q13 table end past the memory", R.BAD_ADDR, lambda fe, q: last_table(fe, q)),
+    Fault("Q14 table in a table", R.BAD_DESC, lambda fe, q: table(fe, q, (good(fe), 16, INDIRECT, 0))),
+    Fault(
+        "Q15 INDIRECT and NEXT",
+        R.BAD_DESC,
+        lambda fe, q: chain(q, (good(fe), 16, INDIRECT | NEXT, 1), (good(fe), 112, 0, 0)),
+    ),
+    Fault("Q4 next outside the table", R.BAD_DESC, lambda fe, q: table(fe, q, (good(fe), 60, NEXT, 1))),
+    Fault("Q5 loop in a table", R.LOOP, lambda fe, q: table(fe, q, (good(fe), 60, NEXT, 0))),
+    Fault(
+        "Q16 table that was not negotiated",
+        R.BAD_DESC,
+        lambda fe, q: table(fe, q, (good(fe), 112, 0, 0)),
+        NO_INDIRECT,
+    ),
+    Fault("Q18 writable in transmit", R.BAD_DESC, lambda fe, q: chain(q, (good(fe), 112, WRITE, 0))),
+    Fault(
+        "Q18 readable after writable",
+        R.BAD_DESC,
+        lambda fe, q: chain(q, (good(fe), 60, NEXT | WRITE, 1), (good(fe), 60, 0, 0)),
+    ),
+    Fault("Q1 rx head = num", R.BAD_DESC, lambda _, q: offer(q, q.num), ring="rx"),
+    Fault("Q2 rx index jumps", R.BAD_INDEX, lambda _, q: jump(q, q.num + 1), ring="rx"),
+    Fault(
+        "Q4 rx next = num", R.BAD_DESC, lambda fe, q: chain(q, (good(fe), 20, WRITE | NEXT, q.num)), ring="rx"
+    ),
+    Fault("Q5 rx loop", R.LOOP, lambda fe, q: chain(q, (good(fe), 0, WRITE | NEXT, 0)), ring="rx"),
+    Fault("Q9 rx address nowhere", R.BAD_ADDR, lambda _, q: chain(q, (0x1000, 2048, WRITE, 0)), ring="rx"),
+    Fault("Q9 rx address wraps", R.BAD_ADDR, lambda _, q: chain(q, (TOP - 50, 2048, WRITE, 0)), ring="rx"),
+    Fault("Q18 read-only in receive", R.BAD_DESC, lambda fe, q: chain(q, (good(fe), 2048, 0, 0)), ring="rx"),
+    Fault(
+        "Q14 rx table in a table",
+        R.BAD_DESC,
+        lambda fe, q: table(fe, q, (good(fe), 16, INDIRECT | WRITE, 0)),
+        ring="rx",
+    ),
+]
+
+
+def jump(queue: SplitQueue, by: int) -> None:
+    """Publish an index that is `by` away from the true one."""
+    queue.publish(queue.avail_idx + by)
+    os.eventfd_write(queue.kick_fd, 1)
+
+
+def good_once(fe: FrontEnd) -> int:
+    """An address of the guest's, the same each time."""
+    return fe.pairs[0].tx_buffers
+
+
+def last_table(fe: FrontEnd, queue: SplitQueue) -> None:
+    """A table whose second entry lies behind the memory."""
+    at = GPA_BASE + 16 * MIB - 16
+    fe.memory.write(at, DESC.pack(good(fe), 60, NEXT, 1))
+    chain(queue, (at, 32, INDIRECT, 0))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.id)
+def test_a_forbidden_ring_takes_down_its_port_with_a_reason(scene: Scene, fault: Fault) -> None:
+    fe = scene.enter(features=fault.features).start(fill=0)
+    queue = fe.pairs[0].tx if fault.ring == "tx" else fe.pairs[0].rx
+    fault.act(fe, queue)
+    scene.one.transmit(frame(BROADCAST, MAC_A, 0, 100))
+    assert fe.closed_by_peer()
+    scene.two.poll()
+    assert [e.reason for e in scene.host.events] == [fault.reason]
+    assert scene.villain.counters[f"broken_{fault.reason.name.lower()}"] == 1
+    assert scene.villain.faults["broken"] == 1
+    scene.check()
+
+
+# ---- odd, but no reason to take a port down ----
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sent"),
+    [
+        pytest.param([0], False, id="Q7 one of zero length"),
+        pytest.param([0, 0, 0], False, id="Q7 all of zero length"),
+        pytest.param([0, 112], True, id="Q7 zero length first"),
+        pytest.param([12, 0, 100, 0], True, id="Q7 zero length between and last"),
+        pytest.param([1], False, id="Q10 one byte"),
+        pytest.param([11], False, id="Q10 a byte short of the header"),
+        pytest.param([5, 6], False, id="Q10 short in two"),
+        pytest.param([12], False, id="Q11 a header and nothing else"),
+        pytest.param([6, 6], False, id="Q11 a header in two and nothing else"),
+        pytest.param([*[1] * 12, 100], True, id="Q12 header byte by byte"),
+        pytest.param([1] * 112, True, id="Q12 all byte by byte"),
+        pytest.param([12, 13], False, id="P1 frame of 13 bytes"),
+        pytest.param([12, 14], True, id="P1 frame of 14 bytes"),
+    ],
+)
+def test_odd_chains_are_taken_and_given_back(scene: Scene, sizes: list[int], sent: bool) -> None:
+    """Too short to be a packet: dropped and counted. Odd but complete: forwarded. Neither stops the ring."""
+    fe = scene.enter().start(fill=0)
+    tx = fe.pairs[0].tx
+    tx.add(pieces(good(fe), sizes))
+    tx.kick(force=True)
+    fe.flush()
+    assert scene.villain.state().up
+    counters = scene.villain.counters
+    assert (counters["tx_packets"], counters["tx_drop_runt"]) == (1, 0 if sent else 1)
+    fe.transmit(frame(BROADCAST, MAC_X, 77))
+    eventually(lambda: any(r.frame[6:12] == MAC_X for r in scene.two.poll()))
+    scene.check(logged=False)
+
+
+OVERSIZE: dict[str, Callable[[FrontEnd, SplitQueue], object]] = {
+    "Q8 length 2^32-1": lambda fe, q: chain(q, (good(fe), 0xFFFFFFFF, 0, 0)),
+    "Q8 lengths add up beyond 2^32": lambda _, q: chain(
+        q, (GPA_BASE, 16 * MIB, NEXT, 1), *((GPA_BASE, 0xFFFFFFFF, NEXT, 2 + i % 100) for i in range(200))
+    ),
+    "P2 64 KiB and more": lambda _, q: chain(q, (GPA_BASE, 12 + 65551, 0, 0)),
+    "P2 larger than the MTU": lambda fe, q: chain(q, (good(fe), 12 + 22 + 1501, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", OVERSIZE)
+def test_packets_longer_than_any_are_dropped_and_given_back(scene: Scene, name: str) -> None:
+    fe = scene.enter().start(fill=0)
+    tx = fe.pairs[0].tx
+    OVERSIZE[name](fe, tx)
+    eventually(lambda: tx.used_idx == 1)
+    assert scene.villain.state().up
+    assert scene.villain.counters["tx_drop_oversize"] == 1
+    scene.check(logged=False)
+
+
+def test_q13_a_table_may_be_larger_than_its_chain(scene: Scene) -> None:
+    """What is not read cannot be wrong, even where there is no memory for it."""
+    fe = scene.enter().start(fill=0)
+    tx = fe.pairs[0].tx
+    table(fe, tx, (good(fe), 112, 0, 0), size=0xFFFFFFF0)
+    eventually(lambda: tx.used_idx == 1)
+    assert scene.villain.counters["tx_packets"] == 1
+    scene.two.poll()
+    scene.check(logged=False)
+
+
+@pytest.mark.parametrize("features", [PLAIN, USUAL], ids=["one buffer", "mergeable"])
+@pytest.mark.parametrize("size", [0, 1, 11, 12, 13])
+def test_q19_runt_receive_buffers(scene: Scene, features: int, size: int) -> None:
+    """Room for less than a header: what cannot be used is not written to, and nobody waits."""
+    fe = scene.enter(features=int(features)).start(fill=0)
+    rx = fe.pairs[0].rx
+    at = fe.memory.alloc(64 * 64)
+    fe.memory.write(at, b"\xee" * 64 * 64)
+    for i in range(64):
+        rx.add([Buffer(at + 64 * i, size, True)])
+    rx.kick(force=True)
+    for n in range(8):
+        scene.one.transmit(frame(BROADCAST, MAC_A, n, 100))
+    for i in range(64):
+        assert fe.memory.read(at + 64 * i + size, 64 - size) == b"\xee" * (64 - size)
+    scene.two.poll()
+    scene.check(logged=False)
+
+
+def test_q20_a_receive_chain_too_small_without_mergeable(scene: Scene) -> None:
+    fe = scene.enter(features=int(PLAIN)).start(fill=0)
+    rx = fe.pairs[0].rx
+    at = fe.memory.alloc(4096)
+    for _ in range(4):
+        rx.add(pieces(at, [12, 20, 20], device_writes=True))
+    rx.kick(force=True)
+    scene.one.transmit(frame(BROADCAST, MAC_A, 1, 100))
+    assert scene.villain.counters["rx_drop_too_big"] == 1
+    scene.one.transmit(frame(BROADCAST, MAC_A, 2, 40))
+    eventually(lambda: list(rx.take_used()))
+    scene.two.poll()
+    scene.check(logged=False)
+
+
+def test_q21_mergeable_with_too_few_buffers_delivers_all_or_nothing(scene: Scene) -> None:
+    """A packet for which half of the buffers are there leaves no trace; when more come, the next one fits."""
+    fe = scene.enter(buffer_size=128).start(fill=5)
+    scene.one.transmit(frame(BROADCAST, MAC_A, 1, 1000))
+    assert fe.pairs[0].rx.used_idx == 0
+    assert scene.villain.counters["rx_drop_full"] == 1
+    fe.fill(count=5)
+    scene.one.transmit(frame(BROADCAST, MAC_A, 2, 1000))
+    (got,) = fe.receive()
+    assert (len(got.frame), got.buffers) == (1000, 8)
+    scene.two.poll()
+    scene.check(logged=False)
+
+
+def test_q22_a_peer_that_never_gives_buffers_stalls_nobody(scene: Scene) -> None:
+    scene.enter().start(fill=0)
+    for _ in range(10):
+        scene.one.transmit(*(frame(BROADCAST, MAC_A, n) for n in range(32)))
+        scene.two.receive(32)
+        scene.neighbours_forward()
+    assert scene.villain.counters["rx_drop_full"] == 320
+    scene.check(logged=False)
+
+
+def test_q23_garbage_in_the_event_fields_costs_notifications_only(scene: Scene) -> None:
+    fe = scene.enter(num=64).start()
+    rng = random.Random(1)
+    for n in range(100):
+        for queue in fe.queues():
+            fe.memory.store16(
+                queue.avail + 4 + 2 * queue.num, rng.choice([0, 65535, 32768, rng.randrange(65536)])
+            )
+            fe.memory.store16(queue.used + 4 + 8 * queue.num, rng.randrange(65536))
+        fe.queue_frame(frame(BROADCAST, MAC_X, n))
+        fe.pairs[0].tx.kick(force=True)
+        fe.flush()
+        fe.poll()
+        scene.two.poll()
+        scene.one.poll()
+    assert scene.villain.counters["tx_packets"] == 100
+    scene.check(logged=False)
+
+
+def test_q24_flags_toggled_all_the_time(scene: Scene) -> None:
+    fe = scene.enter(features=int(PLAIN), num=64).start()
+    for n in range(200):
+        for queue in fe.queues():
+            queue.want_calls(wanted=bool(n % 2))
+            fe.memory.store16(queue.used, n & 1)
+        fe.queue_frame(frame(BROADCAST, MAC_X, n))
+        fe.pairs[0].tx.kick(force=True)
+        fe.flush()
+        scene.two.poll()
+        scene.one.poll()
+    scene.check(logged=False)
+
+
+def test_q25_a_kick_storm_on_an_empty_ring(scene: Scene) -> None:
+    """The neighbours' packets all pass meanwhile."""
+    fe = scene.enter().start()
+    stop = threading.Event()
+
+    def storm() -> None:
+        while not stop.is_set():
+            for queue in fe.queues():
+                os.eventfd_write(queue.kick_fd, 1)
+
+    thread = threading.Thread(target=storm)
+    thread.start()
+    try:
+        for _ in range(10):
+            scene.neighbours_forward()
+    finally:
+        stop.set()
+        thread.join()
+    scene.check(logged=False)
+
+
+def test_q26_a_guest_that_never_kicks_is_only_late(scene: Scene) -> None:
+    """Its own packets wait; nobody else's do."""
+    fe = scene.enter().start()
+    fe.queue_frame(frame(BROADCAST, MAC_X, 1))
+    fe.pairs[0].tx.publish()
+    for _ in range(5):
+        scene.neighbours_forward()
+    scene.two.poll()
+    scene.check(logged=False)
+
+
+@pytest.mark.parametrize("how", ["stop", "disable", "reset", "disconnect"])
+def test_q29_a_ring_stopped_in_the_middle_of_a_burst(scene: Scene, how: str) -> None:
+    for _ in range(10):
+        fe = scene.enter(num=64).start()
+        for n in range(64):
+            fe.queue_frame(frame(BROADCAST, MAC_X, n))
+        fe.pairs[0].tx.kick(force=True)
+        if how == "stop":
+            for index in (1, 0):
+                fe.stop_ring(index)
+        elif how == "disable":
+            fe.enable_ring(1, False)
+        elif how == "reset":
+            fe.do(Request.RESET_DEVICE)
+        scene.villain_leaves()
+        scene.one.poll()
+        scene.two.poll()
+    scene.check(logged=False)
+
+
+@pytest.mark.parametrize("num", [1, 32768])
+def test_q30_smallest_and_largest_ring(scene: Scene, num: int) -> None:
+    fe = scene.enter(num=num, buffer_size=128, memory=GuestMemory([Span(GPA_BASE, 16 * MIB)])).start()
+    for n in range(10):
+        fe.transmit(frame(BROADCAST, MAC_X, n))
+        scene.one.transmit(frame(BROADCAST, MAC_A, n))
+        fe.receive()
+        scene.one.poll()
+        scene.two.poll()
+    scene.check(logged=False)
+
+
+# ---- Q31: what was read is changed while it is being used ----
+
+
+def flip_desc(fe: FrontEnd, field: int, *values: int) -> Callable[[int], None]:
+    """Alternate a field (0 addr, 1 len, 2 flags, 3 next) of transmit descriptors with other values."""
+    tx = fe.pairs[0].tx
+
+    def flip(n: int) -> None:
+        i = n % tx.num
+        raw = list(DESC.unpack(fe.memory.read(tx.desc + 16 * i, 16)))
+        true = raw[field]
+        raw[field] = values[n % len(values)]
+        fe.memory.write(tx.desc + 16 * i, DESC.pack(*raw))
+        raw[field] = true
+        fe.memory.write(tx.desc + 16 * i, DESC.pack(*raw))
+
+    return flip
+
+
+def flip_bytes(fe: FrontEnd, offset: int, *values: bytes) -> Callable[[int], None]:
+    """The same for bytes of the packets themselves: header or frame."""
+    p = fe.pairs[0]
+
+    def flip(n: int) -> None:
+        fe.memory.write(p.tx_buffers + (n % p.tx.num) * fe.buffer_size + offset, values[n % len(values)])
+
+    return flip
+
+
+def flip_index(fe: FrontEnd) -> Callable[[int], None]:
+    tx = fe.pairs[0].tx
+    return lambda n: (tx.publish(tx.avail_idx + (n % 7) * 1000), tx.publish())[0]
+
+
+RACES: dict[str, Callable[[FrontEnd], Callable[[int], None]]] = {
+    "desc.addr": lambda fe: flip_desc(fe, 0, 0, TOP - 8, GPA_BASE + 16 * MIB - 4),
+    "desc.len": lambda fe: flip_desc(fe, 1, 0, 1, 0xFFFFFFFF, 65536),
+    "desc.flags": lambda fe: flip_desc(fe, 2, NEXT, INDIRECT, WRITE, 0xFFFF),
+    "desc.next": lambda fe: flip_desc(fe, 3, 0, 65535, 1),
+    "avail.idx": flip_index,
+    "hdr.csum": lambda fe: flip_bytes(
+        fe, 0, b"\1\0\0\0\0\0\xff\xff\xff\xff", b"\1\0\0\0\0\0\x22\0\x10\0", bytes(10)
+    ),
+    "hdr.gso": lambda fe: flip_bytes(
+        fe, 0, b"\1\1\x36\0\0\0\x22\0\x10\0", b"\1\1\0\0\1\0\x22\0\x10\0", bytes(10)
+    ),
+    "frame addresses": lambda fe: flip_bytes(fe, 12, BROADCAST + MAC_X, MAC_A + MAC_A, bytes(12)),
+}
+
+
+@pytest.mark.parametrize("race", RACES)
+def test_q31_a_ring_changed_while_it_is_read(scene: Scene, race: str) -> None:
+    """Another thread of the guest rewrites it all the time: its port may break, nothing else may."""
+    stop = threading.Event()
+    for _ in range(3):
+        fe = scene.enter(num=64, features=int(USUAL | F.CSUM | F.HOST_TSO4)).start()
+        flip = RACES[race](fe)
+
+        def run(flip: Callable[[int], None] = flip) -> None:
+            n = 0
+            while not stop.is_set():
+                flip(n)
+                n += 1
+
+        stop.clear()
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            for n in range(60):
+                if not scene.villain.describe["connected"]:
+                    break
+                for _ in range(min(8, fe.pairs[0].tx.free)):
+                    fe.queue_frame(frame(BROADCAST, MAC_X, n, 200))
+                fe.pairs[0].tx.kick(force=True)
+                try:
+                    list(fe.pairs[0].tx.take_used())
+                except KeyError:
+                    break  # the ring is nonsense by now, also to its driver
+                scene.two.poll()
+                scene.one.poll()
+        finally:
+            stop.set()
+            thread.join()
+        scene.villain_leaves()
+        scene.neighbours_forward()
+    scene.check(logged=False)
+
+
+def test_q31_an_indirect_table_changed_while_it_is_read(scene: Scene) -> None:
+    fe = scene.enter(num=64).start()
+    tx = fe.pairs[0].tx
+    at = good(fe)
+    tables = fe.memory.alloc(16 * 16)
+    stop = threading.Event()
+
+    def run() -> None:
+        n = 0
+        while not stop.is_set():
+            fe.memory.write(tables, DESC.pack(at, 12, NEXT, 1) + DESC.pack(at + 12, 100, 0, 0))
+            tx.set_desc(0, tables, [32, 0, 0xFFFFFFF0, 17][n % 4], INDIRECT)
+            tx.set_desc(0, tables, 32, INDIRECT)
+            fe.memory.write(tables, DESC.pack(TOP - 1 - n % 99, 12, NEXT, n % 65536))
+            n += 1
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for _ in range(200):
+            if not scene.villain.describe["connected"]:
+                break
+            offer(tx, 0)
+            scene.two.poll()
+            scene.one.poll()
+    finally:
+        stop.set()
+        thread.join()
+    scene.check(logged=False)
+
+
+def test_q_every_descriptor_and_index_random(scene: Scene) -> None:
+    """Rings of noise, a new connection whenever one is dropped."""
+    rng = random.Random(7)
+    for _ in range(30):
+        fe = scene.enter(num=16).start(fill=0)
+        for queue in fe.queues():
+            fe.memory.write(queue.desc, rng.randbytes(16 * 16))
+            if rng.random() < 0.7:
+                for i in range(16):
+                    queue.set_desc(
+                        i,
+                        GPA_BASE + rng.randrange(17 * MIB),
+                        rng.choice([0, 1, 12, 60, 4096, 0xFFFFFFFF]),
+                        rng.choice([0, NEXT, WRITE, NEXT | WRITE, INDIRECT]),
+                        rng.randrange(20),
+                    )
+            for i in range(16):
+                fe.memory.store16(queue.avail + 4 + 2 * i, rng.randrange(18))
+            queue.publish(rng.choice([1, 5, 16, 17, 40000]))
+            os.eventfd_write(queue.kick_fd, 1)
+        scene.one.transmit(*(frame(BROADCAST, MAC_A, n) for n in range(4)))
+        scene.two.poll()
+        scene.one.poll()
+        scene.villain_leaves()
+    scene.neighbours_forward()
+    scene.check(logged=False)

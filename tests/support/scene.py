@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A stage for hostile acts: one port for the villain, two for neighbours who must not notice.
+
+Every act is followed by the same questions: do the neighbours' packets still all arrive, has anything leaked,
+is there a log line but no flood of them, and is the port's state one of those it may be in.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from support.frames import MAC_A, MAC_B, frame, number
+from support.front_end import FrontEnd, eventually
+from support.host import Host, VhostPort, open_things
+
+MAX_LOG_LINES = 12
+
+
+class _Lines(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(record.getMessage())
+
+
+@dataclass
+class Scene:
+    """The villain's port and the neighbours. lines: what was logged."""
+
+    host: Host
+    villain: VhostPort
+    one: FrontEnd
+    two: FrontEnd
+    lines: list[str]
+    _sent: int = 0
+    _open: tuple[int, int] = (0, 0)
+    _guests: list[FrontEnd] = field(default_factory=list)
+    _handler: logging.Handler = field(default_factory=logging.NullHandler)
+
+    @classmethod
+    def build(cls, directory: Path, **villain: Any) -> Scene:
+        """Neighbours at work, the villain's port waiting."""
+        host = Host(directory)
+        lines: list[str] = []
+        log = logging.getLogger("vpt.test")
+        log.setLevel(logging.INFO)
+        handler = _Lines(lines)
+        log.addHandler(handler)
+        a, b = host.vhost("a", mac=MAC_A), host.vhost("b", mac=MAC_B)
+        one, two = FrontEnd(a.path).start(), FrontEnd(b.path).start()
+        scene = cls(host, host.vhost("x", **villain), one, two, lines, _handler=handler)
+        scene.neighbours_forward()
+        scene._open = open_things()
+        return scene
+
+    def close(self) -> None:
+        """Send everybody home."""
+        logging.getLogger("vpt.test").removeHandler(self._handler)
+        for fe in [*self._guests, self.one, self.two]:
+            fe.close()
+        self.host.close()
+
+    def enter(self, **options: Any) -> FrontEnd:
+        """A connection to the villain's port."""
+        self._guests.append(FrontEnd(self.villain.path, **options))
+        return self._guests[-1]
+
+    def neighbours_forward(self, count: int = 64) -> None:
+        """All packets between the neighbours arrive, in order."""
+        first = self._sent
+        self._sent += count
+        self.one.transmit(*(frame(MAC_B, MAC_A, n, 100) for n in range(first, self._sent)))
+        got: list[int] = []
+        while len(got) < count:
+            got += [number(r.frame) for r in self.two.receive() if r.frame[:12] == MAC_B + MAC_A]
+        assert got == list(range(first, self._sent))
+
+    def villain_leaves(self) -> None:
+        """All connections to the villain's port end."""
+        for fe in self._guests:
+            fe.close()
+        self._guests.clear()
+        eventually(lambda: not self.villain.describe["connected"], "the transport to notice")
+
+    def check(self, *, logged: bool = True) -> None:
+        """The questions that follow every act, and a guest that behaves finds the port as new."""
+        self.neighbours_forward()
+        self.villain_leaves()
+        assert open_things() == self._open
+        said = [line for line in self.lines if str(self.villain.path) in line]
+        assert len(said) <= MAX_LOG_LINES
+        if logged:
+            assert any("dropped" in line or "broken" in line or "refused" in line for line in said), said
+        assert not self.villain.state().up
+        with FrontEnd(self.villain.path) as fe:
+            fe.start()
+            assert self.villain.state().up
+            fe.transmit(frame(MAC_B, b"\x52\x54\0\0\0\x99", 4711))
+            eventually(
+                lambda: any(number(r.frame) == 4711 for r in self.two.poll()), "the revived port's packet"
+            )
