@@ -39,7 +39,8 @@ int vpti_layout(const struct vpt_region_opts *opts, struct vpti_layout *l)
 	l->num_slots = opts->num_slots ? opts->num_slots : DEFAULT_SLOTS;
 	l->buf_size = opts->buf_size ? opts->buf_size : DEFAULT_BUF_SIZE;
 	if (!l->pairs || l->pairs > VPT_MAX_PAIRS || l->num_slots < VPT_MIN_SLOTS || l->num_slots > VPT_MAX_SLOTS ||
-	    l->buf_size < VPT_MIN_BUF_SIZE || l->buf_size > VPT_MAX_BUF_SIZE || l->buf_size % 64)
+	    l->buf_size < VPT_MIN_BUF_SIZE || l->buf_size > VPT_MAX_BUF_SIZE || l->buf_size % 64 ||
+	    (opts->mtu && (opts->mtu < 68 || opts->mtu > 65535)))
 		return -EINVAL;
 	l->num_bufs = FIRST_BUF + 2 * l->pairs * l->num_slots;
 	ofs = VPTI_ALIGN(VPT_NETMAP_IF_OFS + sizeof(struct vpt_nm_if) + 2 * l->pairs * sizeof(int64_t), 256);
