@@ -5,7 +5,6 @@
  * All of it runs in one work item, so that it may sleep and never races with itself. Whoever has news for it (CFG
  * interrupt, a broken ring, ndo_open) queues it; it looks at the shared header and at the flags and acts on what it finds.
  */
-#include <linux/etherdevice.h>
 #include <linux/iopoll.h>
 
 #include "vpt_net.h"
@@ -73,8 +72,6 @@ static int vpt_net_header_check(struct vpt_net *vn, const struct vpt_hdr *h, u64
 		what = "host_peer_id";
 	else if ((h->host_features & VPT_F_MTU) && h->mtu < ETH_MIN_MTU)
 		what = "mtu";
-	else if ((h->host_features & VPT_F_MAC) && !is_valid_ether_addr(h->mac))
-		what = "mac";
 	else
 		return 0;
 
@@ -254,6 +251,15 @@ static int vpt_net_start(struct vpt_net *vn)
 	return vpt_net_status(vn, VPT_S_DRIVER_OK);
 }
 
+/* Have both rings looked at, whatever the host may or may not have told us. Looking for nothing arms the rx interrupt. */
+static void vpt_net_look(struct vpt_net *vn)
+{
+	netif_tx_wake_all_queues(vn->dev);
+	local_bh_disable();
+	napi_schedule(&vn->napi);
+	local_bh_enable();
+}
+
 static void vpt_net_run(struct vpt_net *vn)
 {
 	vn->state = VPT_NET_RUNNING;
@@ -261,11 +267,7 @@ static void vpt_net_run(struct vpt_net *vn)
 	clear_bit(VPT_NET_F_WAITING, &vn->flags);
 	set_bit(VPT_NET_F_DATA, &vn->flags);
 	napi_enable(&vn->napi);
-	netif_tx_wake_all_queues(vn->dev);
-	/* The first poll finds nothing and arms the interrupt. */
-	local_bh_disable();
-	napi_schedule(&vn->napi);
-	local_bh_enable();
+	vpt_net_look(vn);
 }
 
 static void vpt_net_fail(struct vpt_net *vn)
@@ -313,6 +315,9 @@ static void vpt_net_ctl_running(struct vpt_net *vn)
 		netdev_err(vn->dev, "host gave up: error %u\n", READ_ONCE(vn->shared->host_error));
 		vpt_net_quiesce(vn);
 		vpt_net_fail(vn);
+	} else {
+		/* A host that went away and came back to the same rings may have died between publishing and notifying. */
+		vpt_net_look(vn);
 	}
 }
 

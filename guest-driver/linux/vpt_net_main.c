@@ -173,7 +173,7 @@ static int vpt_net_setup(struct vpt_net *vn)
 		frame = min(frame, dev->max_mtu + VLAN_ETH_HLEN);
 	vn->max_slots = DIV_ROUND_UP(vn->vnet_len + frame, h->buf_size);
 
-	if (vn->features & VPT_F_MAC)
+	if ((vn->features & VPT_F_MAC) && is_valid_ether_addr(h->mac))
 		eth_hw_addr_set(dev, h->mac);
 	else
 		eth_hw_addr_random(dev);

@@ -29,7 +29,7 @@ __all__ = ["READY_MARK", "Image", "build_image", "cache_dir"]
 READY_MARK = b"vpt-guest-ready"
 """What the init script prints on the console when it is up."""
 
-_MODULES = ["virtio_pci", "virtio_net", "pktgen"]
+_MODULES = ["virtio_pci", "virtio_net", "virtio_console", "pktgen"]
 _TOOLS = ("vpt_flow", "vpt_nicstat")
 _KEEP = 6
 _BUILD_S = 300

@@ -40,7 +40,7 @@ Nic = VhostUser | Ivshmem
 
 @dataclass(frozen=True)
 class Machine:
-    """A guest: what it boots, what it is plugged into, and where its two serial ports go."""
+    """A guest: what it boots, what it is plugged into, and where its console and its command channel go."""
 
     kernel: Path
     initrd: Path
@@ -52,7 +52,7 @@ class Machine:
     console: str = "stdio"
     """Chardev of ttyS0 (kernel messages): a backend with its options, for example "file,path=console.log"."""
     agent_fd: int | None = None
-    """Connected stream socket for ttyS1 (commands), inherited by QEMU."""
+    """Connected stream socket for commands (a virtio-serial port), inherited by QEMU."""
     qmp: Path | None = None
     extra: tuple[str, ...] = ()
 
@@ -105,7 +105,13 @@ def command_line(machine: Machine, qemu: Qemu) -> list[str]:
         "-device", "isa-serial,chardev=console",
     ]  # fmt: skip
     if machine.agent_fd is not None:
-        argv += ["-chardev", f"socket,id=agent,fd={machine.agent_fd}", "-device", "isa-serial,chardev=agent"]
+        argv += [
+            "-device",
+            "virtio-serial-pci,id=serial",
+            "-chardev",
+            f"socket,id=agent,fd={machine.agent_fd}",
+        ]
+        argv += ["-device", "virtserialport,bus=serial.0,nr=1,chardev=agent,name=vpt.agent"]
     if machine.qmp is not None:
         argv += ["-chardev", f"socket,id=qmp,path={option_value(machine.qmp)},server=on,wait=off"]
         argv += ["-mon", "qmp,mode=control"]
