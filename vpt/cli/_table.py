@@ -18,6 +18,7 @@ class Row(NamedTuple):
 
 
 COMMANDS = (
+    Row("Set up", "demo", "vpt.cli.demo:demo", "Run two real VMs over vpt and show what it took."),
     Row(
         "Set up",
         "doctor",

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A Daemon in a thread of its own, for programs that are not written around asyncio: demo, benchmarks, tests."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+from vpt.daemon.daemon import Daemon, Settings
+from vpt.dataplane import StatsReader
+from vpt.errors import DaemonError, NotFoundError, TimeoutExpired
+
+__all__ = ["EmbeddedDaemon"]
+
+R = TypeVar("R")
+
+_CALL_S = 30.0
+
+
+class EmbeddedDaemon:
+    """Start with `with`; then call() runs a coroutine on the daemon, from any thread.
+
+    with EmbeddedDaemon(Settings(locate(folder))) as daemon:
+        daemon.call(lambda d: d.switch_add(SwitchAdd(name="sw0")))
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="vptd")
+        self._started = threading.Event()
+        self._failed: BaseException | None = None
+        self._daemon: Daemon | None = None
+        self._stats: StatsReader | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._started.wait()
+        if self._failed is not None:
+            self._thread.join()
+            raise self._failed
+        self._stats = StatsReader(self._settings.paths.stats)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stats is not None:
+            self._stats.close()
+        if self._daemon is not None:
+            self._loop.call_soon_threadsafe(self._daemon.stopping.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._main())
+        finally:
+            self._started.set()
+            self._loop.close()
+
+    async def _main(self) -> None:
+        daemon = Daemon(self._settings)
+        try:
+            await daemon.start()
+        except BaseException as error:
+            self._failed = error
+            return
+        self._daemon = daemon
+        self._started.set()
+        await daemon.stopping.wait()
+        await daemon.stop()
+
+    def call(self, what: Callable[[Daemon], Awaitable[R]], timeout_s: float = _CALL_S) -> R:
+        """Run `what` in the daemon's thread and return what it returns, or raise what it raises."""
+        if self._daemon is None:
+            raise DaemonError("the embedded vptd does not run", hint="use it in a with statement")
+        daemon = self._daemon
+
+        async def run() -> R:
+            return await what(daemon)
+
+        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        try:
+            return future.result(timeout_s)
+        except TimeoutError:
+            future.cancel()
+            raise TimeoutExpired(f"the embedded vptd did not answer within {timeout_s:.0f} s") from None
+
+    def counters(self, port: str) -> Counter[str]:
+        """A port's counters, summed over its queues, read without asking the daemon."""
+        assert self._stats is not None
+        found = [queue.counters for queue in self._stats.read().queues if queue.port == port]
+        if not found:
+            raise NotFoundError(f"no port {port!r}")
+        total: Counter[str] = Counter()
+        for counters in found:
+            total.update(counters)
+        return total
