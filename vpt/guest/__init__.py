@@ -3,7 +3,7 @@
 
 from vpt.guest._flows import Ping, Tcp, Udp, ping, tcp_file, udp_stream
 from vpt.guest._guest import Finished, Guest, Job
-from vpt.guest._image import READY_MARK, Image, build_image, cache_dir
+from vpt.guest._image import READY_MARK, Image, build_image, cache_dir, find_busybox
 from vpt.guest._kernel import Kernel, find_kernel
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Udp",
     "build_image",
     "cache_dir",
+    "find_busybox",
     "find_kernel",
     "ping",
     "tcp_file",

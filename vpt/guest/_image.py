@@ -24,7 +24,7 @@ from vpt.errors import GuestError, MissingError
 from vpt.guest import _cpio
 from vpt.guest._kernel import Kernel, find_kernel, module_bytes
 
-__all__ = ["READY_MARK", "Image", "build_image", "cache_dir"]
+__all__ = ["READY_MARK", "Image", "build_image", "cache_dir", "find_busybox"]
 
 READY_MARK = b"vpt-guest-ready"
 """What the init script prints on the console when it is up."""
@@ -76,7 +76,8 @@ def _need(command: str, package: str) -> str:
     return path
 
 
-def _busybox() -> Path:
+def find_busybox() -> Path:
+    """The static busybox that guests run. Raises MissingError with the package that has it."""
     path = Path(_need("busybox", "busybox-static"))
     data = path.read_bytes()
     # A dynamic one names its loader; it would find none in the guest.
@@ -92,7 +93,7 @@ def _collect() -> _Parts:
     sources = (*sorted(driver.glob("vpt_net*.h")), *sorted(driver.glob("vpt_net_*.c")))
     return _Parts(
         kernel=kernel,
-        busybox=_busybox(),
+        busybox=find_busybox(),
         init=Path(__file__).with_name("_init.sh"),
         modules=tuple(kernel.module_files(_MODULES)),
         driver=(*sources, driver / "Kbuild", paths.abi_header()),

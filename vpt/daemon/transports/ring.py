@@ -22,7 +22,7 @@ from vpt.errors import VptError
 if TYPE_CHECKING:
     from vpt.dataplane import Event, Port, PortState
 
-__all__ = ["RingTransport", "record_meta"]
+__all__ = ["RingTransport", "create_bundle", "record_meta"]
 
 # A peer may ring its configuration doorbell as fast as it likes; it is looked at this often.
 _STATUS_INTERVAL_S = 0.01
@@ -51,7 +51,7 @@ class RingTransport:
         bundle = await self._kept()
         self.resumed = bundle is not None
         if bundle is None:
-            bundle = _create(self._options)
+            bundle = create_bundle(self._options)
         try:
             if not self.resumed:
                 await self._holder.put(self._record, bundle)
@@ -140,8 +140,8 @@ def _printable(state: PortState) -> str:
     return state.driver or "unnamed"
 
 
-def _create(options: RegionOptions) -> Bundle:
-    """A new region and the eventfds that go with it."""
+def create_bundle(options: RegionOptions) -> Bundle:
+    """A new region and the eventfds that go with it; the caller's to close."""
     fds = [region_create(options)]
     try:
         for _ in range(2 * vec_count(options.pairs)):
