@@ -6,9 +6,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu-qsbr.h>
 
 #include "engine.h"
+#include "rcu.h"
 #include "switch.h"
 #include "take.h"
 
@@ -148,7 +148,7 @@ void vpti_queues_free(struct vpt_port *p)
 
 void vpti_synchronize(void)
 {
-	synchronize_rcu();
+	vpti_rcu_wait();
 }
 
 void vpti_txq_start(struct vpti_txq *q)
@@ -251,7 +251,7 @@ static int publish_list(struct vpt_switch *sw)
 	list->n = 0;
 	for (p = sw->ports; p; p = p->next)
 		list->slot[list->n++] = p->slot;
-	rcu_assign_pointer(sw->list, list);
+	vpti_rcu_publish(sw->list, list);
 	vpti_synchronize();
 	free(old);
 	return 0;
@@ -321,7 +321,7 @@ int vpt_port_add(vpt_switch *sw, const struct vpt_port_opts *opts, vpt_port **ou
 	}
 	p->next = sw->ports;
 	sw->ports = p;
-	rcu_assign_pointer(sw->port[p->slot], p);
+	vpti_rcu_publish(sw->port[p->slot], p);
 	rc = publish_list(sw);
 	if (rc) {
 		vpt_port_del(p);
@@ -346,7 +346,7 @@ void vpt_port_del(vpt_port *p)
 	for (at = &sw->ports; *at != p; at = &(*at)->next)
 		;
 	*at = p->next;
-	rcu_assign_pointer(sw->port[p->slot], NULL);
+	vpti_rcu_publish(sw->port[p->slot], NULL);
 	vpti_mac_purge(&sw->macs, p->slot);
 	if (publish_list(sw)) /* no memory: the old list names an empty slot, which workers skip */
 		vpti_synchronize();

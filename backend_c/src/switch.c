@@ -11,9 +11,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu-qsbr.h>
 
 #include "engine.h"
+#include "rcu.h"
 #include "take.h"
 
 #define NONE 0xffu
@@ -221,7 +221,7 @@ static uint32_t deliver_all(struct vpti_worker *w, struct vpti_rxq *q, struct vp
  */
 static uint32_t deliver_to(struct vpti_worker *w, struct vpti_txq *from, uint16_t slot, uint32_t n, bool may_wait)
 {
-	struct vpt_port *to = rcu_dereference(from->port->sw->port[slot]);
+	struct vpt_port *to = vpti_rcu_get(from->port->sw->port[slot]);
 	struct vpti_rxq *q;
 	uint32_t done;
 
@@ -245,7 +245,7 @@ static uint32_t deliver_to(struct vpti_worker *w, struct vpti_txq *from, uint16_
 /* Copies to everybody but the sender. */
 static void flood(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *b)
 {
-	struct vpti_port_list *list = rcu_dereference(q->port->sw->list);
+	struct vpti_port_list *list = vpti_rcu_get(q->port->sw->list);
 	uint8_t which[VPTI_BURST];
 	uint32_t i;
 

@@ -16,11 +16,11 @@
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <unistd.h>
-#include <urcu-qsbr.h>
 
 #include "engine.h"
 #include "fd.h"
 #include "notify.h"
+#include "rcu.h"
 #include "switch.h"
 #include "take.h"
 
@@ -159,7 +159,7 @@ static void handle_events(struct vpti_worker *w, const struct epoll_event *ev, i
 			vpti_eventfd_take(w->wake_fd);
 			continue;
 		}
-		watch = rcu_dereference(w->engine->watch[ev[i].data.u64 % VPTI_MAX_WATCHES]);
+		watch = vpti_rcu_get(w->engine->watch[ev[i].data.u64 % VPTI_MAX_WATCHES]);
 		if (watch && watch->id == ev[i].data.u64)
 			on_event[watch->kind](w, watch);
 	}
@@ -172,10 +172,10 @@ static int poll_events(struct vpti_worker *w, uint64_t timeout_ns)
 	int n;
 
 	if (timeout_ns)
-		rcu_thread_offline();
+		vpti_rcu_offline();
 	n = epoll_pwait2(w->epoll_fd, ev, VPTI_ARRAY_SIZE(ev), &ts, NULL);
 	if (timeout_ns)
-		rcu_thread_online();
+		vpti_rcu_online();
 	count(w, VPT_W_SYSCALLS, 1);
 	handle_events(w, ev, n);
 	return n;
@@ -224,7 +224,7 @@ static void run(struct vpti_worker *w)
 	bool late = false, slept = false;
 
 	while (!VPTI_READ(w->stop)) {
-		const struct vpti_plan *plan = rcu_dereference(w->plan);
+		const struct vpti_plan *plan = vpti_rcu_get(w->plan);
 		bool blocked;
 		uint64_t now;
 
@@ -259,7 +259,7 @@ static void run(struct vpti_worker *w)
 				slept = true;
 			}
 		}
-		rcu_quiescent_state();
+		vpti_rcu_quiescent();
 	}
 }
 
@@ -316,7 +316,7 @@ int vpti_worker_replan(struct vpti_worker *w)
 	}
 	plan->spin_ns = spin_us * 1000u;
 	plan->sleep_ns = sleep_us * 1000u;
-	rcu_assign_pointer(w->plan, plan);
+	vpti_rcu_publish(w->plan, plan);
 	vpti_eventfd_signal(w->wake_fd);
 	vpti_synchronize();
 	free(old);
@@ -349,11 +349,11 @@ int vpti_watch_add(struct vpti_worker *w, enum vpti_watch_kind kind, int fd, str
 	rc = -ENOSPC;
 	if (tries == VPTI_MAX_WATCHES)
 		goto err;
-	rcu_assign_pointer(e->watch[watch->id % VPTI_MAX_WATCHES], watch);
+	vpti_rcu_publish(e->watch[watch->id % VPTI_MAX_WATCHES], watch);
 	ev.data.u64 = watch->id;
 	if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, watch->fd, &ev)) {
 		rc = -errno;
-		rcu_assign_pointer(e->watch[watch->id % VPTI_MAX_WATCHES], NULL);
+		vpti_rcu_publish(e->watch[watch->id % VPTI_MAX_WATCHES], NULL);
 		vpti_synchronize();
 		goto err;
 	}
@@ -370,7 +370,7 @@ void vpti_watch_del(struct vpti_watch *watch)
 	if (!watch)
 		return;
 	epoll_ctl(watch->worker->epoll_fd, EPOLL_CTL_DEL, watch->fd, NULL);
-	rcu_assign_pointer(watch->worker->engine->watch[watch->id % VPTI_MAX_WATCHES], NULL);
+	vpti_rcu_publish(watch->worker->engine->watch[watch->id % VPTI_MAX_WATCHES], NULL);
 	vpti_synchronize();
 	close(watch->fd);
 	free(watch);
