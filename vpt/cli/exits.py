@@ -104,7 +104,7 @@ def top(
             listed = list(measures)
             _print(session.identity, listed, fmt)
             refused = listed[-1].refused
-    _fail_if(refused)
+    _fail_if(refused, fmt)
 
 
 @exits.command()
@@ -135,13 +135,14 @@ def record(
 
     with _stoppable(), open_session(vm, source, connect, stats, ports) as session:
         recording = run(session, command, interval)
-    save(recording, output)
-    if not recording.complete:
-        raise GuestError(
-            f"the VM went away before the command ended; {output} holds {len(recording.samples)} samples "
-            "and is marked incomplete",
-            hint=f"vpt exits report {output}",
-        )
+        save(recording, output)
+        if not recording.complete:
+            raise GuestError(
+                f"the VM went away before the command ended; {output} holds {len(recording.samples)} samples "
+                "and is marked incomplete",
+                hint=f"vpt exits report {output}",
+            )
+        session.require_running()
     whole = meter.measure(
         recording.identity, meter.delta(recording.identity, recording.samples[0], recording.samples[-1])
     )
@@ -187,7 +188,7 @@ def report(file: Path, fmt: str | None) -> None:
         if not recording.complete:
             click.echo("incomplete: the VM went away before the command ended")
         _console().print(render.table(identity, whole))
-    _fail_if(whole.refused)
+    _fail_if(whole.refused, fmt)
 
 
 @exits.command()
@@ -251,11 +252,16 @@ def _print(identity: Identity, measures: list[Measure], fmt: str) -> None:
         click.echo(render.csv_text(identity, measures), nl=False)
 
 
-def _fail_if(refused: str | None) -> None:
-    if refused:
-        from vpt.errors import GuestError
+def _fail_if(refused: str | None, fmt: str | None = None) -> None:
+    """A number without a verdict is a failure. A document stays the only thing on stdout."""
+    if not refused:
+        return
+    from vpt.errors import EXIT_FAILED, GuestError
 
+    if fmt is None:
         raise GuestError(f"no verdict: {refused}", hint="docs/exits.md says what each refusal means")
+    click.echo(f"no verdict: {refused}", err=True)
+    raise click.exceptions.Exit(EXIT_FAILED)
 
 
 def _console() -> Any:

@@ -171,7 +171,7 @@ def rate(identity: Identity, samples: Sequence[Sample]) -> Rate:
             hint="docs/exits.md says how to read these counters",
         )
     per_packet = whole.per_packet is not None
-    parts = [measure(identity, d) for d in intervals(identity, samples)]
+    parts = [measure(identity, d) for d in _full(intervals(identity, samples))]
     values = [v for m in parts if (v := m.per_packet if per_packet else m.per_second) is not None]
     value = whole.per_packet if per_packet else whole.per_second
     assert value is not None
@@ -287,6 +287,12 @@ def _verdict(quantity: Quantity, a: Rate, b: Rate, change: float, overlap: bool)
 
 def _difference(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else after - before
+
+
+def _full(parts: Sequence[Delta]) -> list[Delta]:
+    """Without the odd short interval, as the last of a recording mostly is: its rate is mostly chance."""
+    typical = statistics.median(part.seconds for part in parts)
+    return [part for part in parts if part.seconds * 2 >= typical]
 
 
 def _quartiles(values: Iterable[float]) -> tuple[float, float]:

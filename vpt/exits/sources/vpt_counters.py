@@ -13,12 +13,12 @@ from vpt.exits.sources.base import Source, Units
 __all__ = ["VptCounters"]
 
 _NAMES = {
-    "kicks": ("tx_kicks",),
-    "kicks_suppressed": ("tx_kicks_suppressed",),
+    "kicks": ("kicks",),
+    "kicks_suppressed": ("kicks_suppressed",),
     "interrupts": ("tx_interrupts", "rx_interrupts"),
     "interrupts_suppressed": ("tx_interrupts_suppressed", "rx_interrupts_suppressed"),
     "packets": ("tx_packets", "rx_packets"),
-    "copies": ("rx_copies",),
+    "copies": ("copies",),
 }
 
 

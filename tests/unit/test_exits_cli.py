@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What report and diff print, and what they refuse; what vpt's own counters add."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from vpt.cli.exits import exits
+from vpt.errors import GuestError, MissingError, NotFoundError, UsageError, VptError
+from vpt.exits.model import Identity, Machine, Quantity, Recording, Sample, Tier
+from vpt.exits.session import load, save
+
+
+def write(path: Path, tier: Tier = Tier.KVM, per_second: int = 1000, **changes: object) -> Path:
+    """A recording of five seconds, with one packet per millisecond."""
+    samples = tuple(
+        Sample(
+            at_ns=second * 10**9,
+            units={"vcpu0": {"exits": second * (per_second + 50), "irq_exits": second * 50, "io_exits": 0}},
+            packets=second * 1000,
+        )
+        for second in range(6)
+    )
+    recording = Recording(
+        started="2026-01-01T00:00:00+00:00",
+        machine=Machine(cpu="some CPU", cores=2, kernel="6.1", python="3.11", vpt="0.1.0"),
+        identity=Identity(
+            tier=tier, tier_evidence="a reason", source="qmp", quantity=Quantity.EXITS, vm="vm1", qemu="7.2.0"
+        ),
+        command=("sleep", "5"),
+        command_rc=0,
+        complete=True,
+        samples=samples,
+    ).model_copy(update=changes)
+    save(recording, path)
+    return path
+
+
+def cli(*args: object) -> Result:
+    return CliRunner().invoke(exits, [str(arg) for arg in args])
+
+
+def failure(result: Result, kind: type[VptError]) -> str:
+    assert isinstance(result.exception, kind), (result.exception, result.output)
+    assert result.exception.hint
+    return str(result.exception)
+
+
+def test_a_recording_reads_back_as_it_was(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json")
+    recording = load(path)
+    save(recording, tmp_path / "b.json")
+    assert (tmp_path / "b.json").read_bytes() == path.read_bytes()
+    assert json.loads(path.read_text())["schema"] == "vpt.exits/v1"
+
+
+def test_report_tells_machine_versions_tier_and_result(tmp_path: Path) -> None:
+    result = cli("report", write(tmp_path / "a.json"))
+    assert result.exit_code == 0
+    for part in (
+        "some CPU",
+        "QEMU 7.2.0",
+        "tier: kvm (a reason)",
+        "5000 exits",
+        "250 interrupts",
+        "1 per packet",
+    ):
+        assert part in result.output
+
+
+def test_report_as_json_csv_and_prometheus(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", Tier.KVM_PVM)
+    document = json.loads(cli("report", path, "--json").output)
+    assert document["schema"] == "vpt.exits/v1"
+    assert document["measures"][0]["per_packet"] == 1.0
+    assert document["measures"][0]["units"]["vcpu0"]["io_exits"] is None
+    rows = list(csv.DictReader(io.StringIO(cli("report", path, "--csv").output)))
+    assert {row["value"] for row in rows if row["counter"] == "io_exits"} == {""}
+    assert [row["value"] for row in rows if row["counter"] == "counted"] == ["1000"] * 5
+    text = cli("report", path, "--prometheus").output
+    assert 'counter="exits"} 5250' in text
+    assert "io_exits" not in text, "what says nothing is absent, not 0"
+
+
+def test_diff_gives_a_verdict(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.json"), write(tmp_path / "b.json", per_second=30)
+    assert "kvm: B fewer" in cli("diff", a, b).output
+    document = json.loads(cli("diff", a, b, "--json").output)
+    assert document["kind"] == "comparison"
+    assert document["factor"] == pytest.approx(0.03)
+
+
+def test_diff_refuses_two_tiers_as_wrong_usage(tmp_path: Path) -> None:
+    result = cli("diff", write(tmp_path / "a.json"), write(tmp_path / "b.json", Tier.KVM_PVM))
+    assert "not comparable" in failure(result, UsageError)
+
+
+def test_what_is_no_recording_is_named_with_its_fault(tmp_path: Path) -> None:
+    failure(cli("report", tmp_path / "absent.json"), NotFoundError)
+    path = tmp_path / "x.json"
+    for text in (
+        "",
+        "[]",
+        '{"schema": "vpt.demo/v1"}',
+        write(path).read_text().replace("vm1", "vm1").replace("1000", '"x"'),
+    ):
+        path.write_text(text)
+        assert "is not a recording" in failure(cli("report", path), UsageError)
+
+
+def test_one_sample_is_no_measurement(tmp_path: Path) -> None:
+    one = load(write(tmp_path / "a.json")).samples[:1]
+    failure(cli("report", write(tmp_path / "b.json", samples=one)), GuestError)
+
+
+def test_a_recording_without_movement_ends_with_a_failure(tmp_path: Path) -> None:
+    """Never a zero that looks like a result, and not exit code 0 either."""
+    stuck = tuple(Sample(at_ns=i * 10**9, units={"vcpu0": {"exits": 5, "irq_exits": 1}}) for i in range(3))
+    assert "did not run" in failure(cli("report", write(tmp_path / "a.json", samples=stuck)), GuestError)
+
+
+def test_a_refusal_does_not_spoil_the_document(tmp_path: Path) -> None:
+    stuck = tuple(Sample(at_ns=i * 10**9, units={"vcpu0": {"exits": 5, "irq_exits": 1}}) for i in range(3))
+    result = cli("report", write(tmp_path / "a.json", samples=stuck), "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["measures"][0]["counted"] is None
+    assert "no verdict" in result.stderr
+
+
+def test_ports_need_the_counters_file(tmp_path: Path) -> None:
+    assert "--stats" in str(cli("top", os.getpid(), "--port", "p0").exception.hint)  # type: ignore[union-attr]
+    from vpt.exits.sources.vpt_counters import VptCounters
+
+    with pytest.raises(MissingError, match="is vptd running"):
+        VptCounters(tmp_path / "absent")
+
+
+def test_vpts_own_counters_by_port(tmp_path: Path) -> None:
+    from vpt.dataplane import Engine, Kind
+    from vpt.exits.sources.vpt_counters import VptCounters
+
+    path = tmp_path / "stats"
+    with path.open("w+b") as file, Engine(stats_fd=file.fileno()) as engine:
+        switch = engine.add_switch("s0")
+        for name in ("p0", "p1"):
+            switch.add_port(name, Kind.NULL)
+        with VptCounters(path, ("p0",)) as source:
+            assert source.read() == {
+                "p0": dict.fromkeys(
+                    ("kicks", "kicks_suppressed", "interrupts", "interrupts_suppressed", "packets", "copies"),
+                    0,
+                )
+            }
+        with VptCounters(path) as source:
+            assert set(source.read()) == {"p0", "p1"}
+        with pytest.raises(NotFoundError, match=r"no port p9; there are p0, p1"):
+            VptCounters(path, ("p9",))

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Exits of a VM that libvirt runs, through its embedded driver: no libvirtd is needed."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pwd
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vpt.errors import MissingError, NotFoundError
+from vpt.exits import meter
+from vpt.exits.session import open_session
+
+_DRIVER = "lib/*/libvirt/connection-driver/libvirt_driver_qemu.so"
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.needs("qemu-system-x86_64", "gcc"),
+    pytest.mark.skipif(
+        os.geteuid() != 0, reason="needs root: the embedded driver's QEMU must open our files"
+    ),
+    pytest.mark.skipif(
+        not any(Path("/usr").glob(_DRIVER)),
+        reason="needs libvirt: apt-get install libvirt-daemon-driver-qemu",
+    ),
+]
+
+MAILBOX = 0x300000
+PATIENCE_S = 60.0
+
+XML = """
+<domain type='{type}'>
+  <name>{name}</name>
+  <memory unit='MiB'>64</memory>
+  <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel></os>
+  <cpu mode='{cpu}'><feature policy='disable' name='arch-capabilities'/></cpu>
+  <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' model='none'/><memballoon model='none'/></devices>
+</domain>
+"""
+
+
+@pytest.fixture(scope="module")
+def libvirt() -> Iterator[Any]:
+    module = pytest.importorskip("libvirt", reason="needs libvirt's binding: pip install libvirt-python")
+    module.virEventRegisterDefaultImpl()
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.is_set():
+            module.virEventRunDefaultImpl()
+
+    # A timer, so that the loop comes round to see that it should stop.
+    module.virEventAddTimeout(100, lambda *_: None, None)
+    thread = threading.Thread(target=loop)
+    thread.start()
+    yield module
+    stop.set()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exits") / "payload"
+    flags = ["-m64", "-nostdlib", "-static", "-Wl,-estart,-Ttext=0x100000,--build-id=none,-z,noexecstack"]
+    subprocess.run(["gcc", *flags, "-o", out, Path(__file__).with_name("exits_payload.S")], check=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def root(libvirt: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An embedded driver, of which a process can have one."""
+    root = tmp_path_factory.mktemp("libvirt")
+    (root / "etc").mkdir()
+    (root / "etc" / "qemu.conf").write_text(
+        'user = "root"\ngroup = "root"\nremember_owner = 0\nsecurity_driver = "none"\n'
+        f'cgroup_controllers = []\nmemory_backing_dir = "{root}/ram"\nstdio_handler = "file"\n'
+    )
+    try:
+        pwd.getpwnam("libvirt-qemu")  # which libvirt looks up even where it is told to use another
+    except KeyError:
+        pytest.skip("no user libvirt-qemu: useradd --system libvirt-qemu")
+    connection = libvirt.open(f"qemu:///embed?root={root}")
+    yield root
+    connection.close()
+
+
+@pytest.fixture
+def start(libvirt: Any, root: Path, payload: Path) -> Iterator[Callable[[str], tuple[str, Path]]]:
+    """start("kvm"): libvirt's URI and the guest's memory file. The VM is called "exits"."""
+    uri = f"qemu:///embed?root={root}"
+    connection = libvirt.open(uri)
+    domains: list[Any] = []
+
+    def begin(kind: str) -> tuple[str, Path]:
+        if kind == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            pytest.skip("/dev/kvm can't be opened: modprobe kvm_intel or kvm_amd, or join the group kvm")
+        # KVM may offer arch-capabilities and then refuse to set them (a software KVM on AMD does).
+        cpu = "host-passthrough" if kind == "kvm" else "maximum"
+        xml = XML.format(type=kind, name="exits", kernel=payload, cpu=cpu)
+        domains.append(connection.createXML(xml, 0))
+        (ram,) = (root / "ram").rglob("pc.ram")
+        return uri, ram
+
+    yield begin
+    for domain in domains:
+        domain.destroy()
+    connection.close()
+
+
+class Mailbox:
+    def __init__(self, ram: Path) -> None:
+        with ram.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+
+    def order(self, times: int) -> None:
+        """Have the guest write port 0x80 so many times, and wait until it has."""
+        self._memory[MAILBOX : MAILBOX + 8] = times.to_bytes(8, "little")
+        end = time.monotonic() + PATIENCE_S
+        while any(self._memory[MAILBOX : MAILBOX + 8]):
+            assert time.monotonic() < end, "the guest did not finish its order"
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        self._memory.close()
+
+
+def test_domstats_count_the_guests_port_writes(start: Callable[[str], tuple[str, Path]]) -> None:
+    uri, ram = start("kvm")
+    mailbox = Mailbox(ram)
+    mailbox.order(1)  # has started
+    with open_session("libvirt:exits", "libvirt", uri) as session:
+        before = session.sample()
+        mailbox.order(10_000)
+        m = meter.measure(session.identity, meter.delta(session.identity, before, session.sample()))
+    mailbox.close()
+    assert session.identity.missing == ()
+    assert m.refused is None
+    assert m.counted == pytest.approx(10_000, rel=0.01)
+    assert m.delta.cpu_ms is not None, "the VM's process was found"
+
+
+def test_a_domain_under_tcg_has_no_exits(start: Callable[[str], tuple[str, Path]]) -> None:
+    uri, _ = start("qemu")
+    with (
+        pytest.raises(MissingError, match="this VM has none") as caught,
+        open_session("exits", "libvirt", uri),
+    ):
+        pass
+    assert "qemu-trace" in str(caught.value.hint)
+
+
+def test_an_unknown_domain_is_named(start: Callable[[str], tuple[str, Path]]) -> None:
+    uri, _ = start("qemu")
+    with pytest.raises(NotFoundError, match="no VM 'nosuch'"), open_session("nosuch", connect=uri):
+        pass
