@@ -54,6 +54,11 @@ def test_the_signal_that_a_query_of_old_qemu_sends_is_taken_off_signal_exits() -
     assert idle.total("signal_exits") == 0, "a vCPU that was not in the guest took no signal"
 
 
+def test_every_query_of_a_recording_is_taken_off_signal_exits() -> None:
+    samples = [sample(i, exits=10 * i, signal_exits=3 * i) for i in range(11)]
+    assert meter.span(identity(kicks_per_query=1), samples).total("signal_exits") == 20
+
+
 def test_emulated_code_gets_no_verdict() -> None:
     m = measured(
         identity(),
@@ -214,7 +219,7 @@ def test_parts_add_up_to_the_whole(steps: list[tuple[int, int]], kicks: int) -> 
         guest, noise = guest + g, noise + n
         samples.append(sample(i, exits=guest + noise, irq_exits=noise))
     parts = meter.intervals(who, samples)
-    whole = meter.delta(who, samples[0], samples[-1])
+    whole = meter.span(who, samples)
     for name in ("exits", "irq_exits"):
         assert sum(part.total(name) or 0 for part in parts) == whole.total(name)
     m = meter.measure(who, whole)

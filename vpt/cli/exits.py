@@ -143,9 +143,7 @@ def record(
                 hint=f"vpt exits report {output}",
             )
         session.require_running()
-    whole = meter.measure(
-        recording.identity, meter.delta(recording.identity, recording.samples[0], recording.samples[-1])
-    )
+    whole = meter.measure(recording.identity, meter.span(recording.identity, recording.samples))
     click.echo(f"{output}: {render.headline(recording.identity, whole)}", err=True)
     if recording.command_rc:
         raise GuestError(
@@ -160,7 +158,6 @@ def record(
 @_format_options
 def report(file: Path, fmt: str | None) -> None:
     """Print a recording."""
-    from vpt.errors import GuestError
     from vpt.exits import meter, render
     from vpt.exits.session import load
 
@@ -169,9 +166,7 @@ def report(file: Path, fmt: str | None) -> None:
     if fmt == "prometheus":
         click.echo(render.prometheus_text(identity, samples[-1]), nl=False)
         return
-    if len(samples) < 2:
-        raise GuestError(f"{file} holds one sample, which is no measurement", hint="record again, for longer")
-    whole = meter.measure(identity, meter.delta(identity, samples[0], samples[-1]))
+    whole = meter.measure(identity, meter.span(identity, samples))
     if fmt == "json":
         click.echo(render.json_text(render.measures_json(identity, [whole], recording)))
     elif fmt == "csv":

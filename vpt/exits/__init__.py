@@ -10,7 +10,7 @@ session  sampling over time
 render   JSON, CSV, Prometheus text, tables
 """
 
-from vpt.exits.meter import Comparison, Delta, Measure, Rate, compare, delta, measure, rate
+from vpt.exits.meter import Comparison, Delta, Measure, Rate, compare, delta, measure, rate, span
 from vpt.exits.model import Identity, Quantity, Recording, Sample, Tier
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "delta",
     "measure",
     "rate",
+    "span",
 ]

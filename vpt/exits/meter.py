@@ -39,6 +39,7 @@ __all__ = [
     "intervals",
     "measure",
     "rate",
+    "span",
 ]
 
 COUNTERS = (
@@ -110,9 +111,10 @@ class Comparison:
     verdict: str
 
 
-def delta(identity: Identity, before: Sample, after: Sample) -> Delta:
+def delta(identity: Identity, before: Sample, after: Sample, readings: int = 1) -> Delta:
     """Difference of two samples of one source, with the rules of its tier applied.
 
+    readings: how often the source was asked from the one to the other, the last time included.
     GuestError: a counter ran backwards or a vCPU is gone, so this is no longer the VM that was sampled
     before.
     """
@@ -125,7 +127,7 @@ def delta(identity: Identity, before: Sample, after: Sample) -> Delta:
             hint="measure again while no vCPU is unplugged",
         )
     units = {
-        unit: _unit_delta(identity, unit, before.units.get(unit, {}), now)
+        unit: _unit_delta(identity, unit, before.units.get(unit, {}), now, readings)
         for unit, now in after.units.items()
     }
     return Delta(
@@ -134,6 +136,16 @@ def delta(identity: Identity, before: Sample, after: Sample) -> Delta:
         cpu_ms=_difference(before.cpu_ms, after.cpu_ms),
         packets=_difference(before.packets, after.packets),
     )
+
+
+def span(identity: Identity, samples: Sequence[Sample]) -> Delta:
+    """Difference of the first and the last of a recording.
+
+    GuestError: there is only one.
+    """
+    if len(samples) < 2:
+        raise GuestError("one sample is no measurement", hint="record for longer than one --interval")
+    return delta(identity, samples[0], samples[-1], readings=len(samples) - 1)
 
 
 def intervals(identity: Identity, samples: Sequence[Sample]) -> list[Delta]:
@@ -162,9 +174,7 @@ def rate(identity: Identity, samples: Sequence[Sample]) -> Rate:
 
     GuestError: no verdict is possible; the message says why.
     """
-    if len(samples) < 2:
-        raise GuestError("one sample is no measurement", hint="record for longer than one --interval")
-    whole = measure(identity, delta(identity, samples[0], samples[-1]))
+    whole = measure(identity, span(identity, samples))
     if whole.counted is None:
         raise GuestError(
             f"no verdict: {whole.refused or 'interrupts cannot be told from exits here (irq_exits: n/a)'}",
@@ -199,7 +209,7 @@ def compare(a: tuple[Identity, Sequence[Sample]], b: tuple[Identity, Sequence[Sa
 
 
 def _unit_delta(
-    identity: Identity, unit: str, before: dict[str, int], after: dict[str, int]
+    identity: Identity, unit: str, before: dict[str, int], after: dict[str, int], readings: int
 ) -> dict[str, int | None]:
     """One unit's differences. A unit that was not there before (a region first touched now) began at 0."""
     out: dict[str, int | None] = dict.fromkeys(identity.missing)
@@ -213,7 +223,7 @@ def _unit_delta(
         out[name] = moved
     signals = out.get("signal_exits")
     if signals is not None:
-        out["signal_exits"] = max(0, signals - identity.kicks_per_query)
+        out["signal_exits"] = max(0, signals - identity.kicks_per_query * readings)
     if identity.tier is Tier.KVM_PVM and "io_exits" in out:
         out["io_exits"] = None
     return out

@@ -129,7 +129,8 @@ def table(identity: Identity, m: Measure) -> RenderableType:
     from rich.text import Text
 
     names = _columns(m.delta)
-    grid = Table(title=f"{identity.vm}  [{identity.tier.value}, {identity.source}]", title_justify="left")
+    title = Text(f"{identity.vm}: {identity.tier.value}, source {identity.source}")
+    grid = Table(title=title, title_justify="left")
     grid.add_column("unit")
     for name in names:
         grid.add_column(name, justify="right")
