@@ -89,9 +89,10 @@ def _us(value: float | None) -> str:
 
 def _flow_row(flow: FlowReport) -> list[str]:
     sha = {None: "-", True: "same", False: "DIFFERS"}[flow.sha256_ok]
+    rate = "-" if flow.what == "ping" else f"{flow.mbit_s:.1f}"
     return [
         f"{flow.source} -> {flow.target}", flow.what, str(flow.sent), str(flow.received), str(flow.lost),
-        "-" if flow.what == "ping" else f"{flow.mbit_s:.1f}", _us(flow.rtt_us_median), _us(flow.rtt_us_p99), f"{flow.kicks_per_packet:.3f}",
+        rate, _us(flow.rtt_us_median), _us(flow.rtt_us_p99), f"{flow.kicks_per_packet:.3f}",
         f"{flow.interrupts_per_packet:.3f}", sha,
     ]  # fmt: skip
 

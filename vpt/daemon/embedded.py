@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A Daemon in a thread of its own, for programs that are not written around asyncio: demo, benchmarks, tests."""
+"""A Daemon in a thread of its own, for programs not written around asyncio: demo, benchmarks, tests."""
 
 from __future__ import annotations
 
