@@ -36,4 +36,5 @@ COMMANDS = (
     Row("Look", "ls", "vpt.cli.look:ls", "List all switches and ports."),
     Row("Look", "show", "vpt.cli.look:show", "Show all there is to know about a switch or a port."),
     Row("Look", "top", "vpt.cli.top:top", "Show packet rates and notifications per packet, live."),
+    Row("Measure", "exits", "vpt.cli.exits:exits", "Count VM exits: per second, and per packet."),
 )

@@ -34,7 +34,10 @@ def _vm_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--connect", metavar="URI", help="libvirt's URI, for a VM given by libvirt name."),
         click.option(
-            "--stats", type=click.Path(path_type=Path), metavar="FILE", help="vptd's counters file."
+            "--stats",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="vptd's counters file.  [default: that of the running vptd]",
         ),
         click.option(
             "--port", "ports", multiple=True, help="vpt port whose packets to divide by (repeatable)."
@@ -54,6 +57,12 @@ def _format_options(command: Callable[..., Any]) -> Callable[..., Any]:
         )
         command = flag(command)
     return command
+
+
+def _stats_file(given: Path | None) -> Path:
+    from vpt.cli._common import paths
+
+    return given or paths().stats
 
 
 @click.group()
@@ -91,7 +100,7 @@ def top(
     live = fmt is None and sys.stdout.isatty()
     if count is None and not live:
         count = 1
-    with _stoppable(), open_session(vm, source, connect, stats, ports) as session:
+    with _stoppable(), open_session(vm, source, connect, _stats_file(stats), ports) as session:
         for note in session.notes:
             click.echo(f"note: {note}", err=True)
         if fmt == "prometheus":
@@ -133,7 +142,7 @@ def record(
     from vpt.exits.session import open_session, save
     from vpt.exits.session import record as run
 
-    with _stoppable(), open_session(vm, source, connect, stats, ports) as session:
+    with _stoppable(), open_session(vm, source, connect, _stats_file(stats), ports) as session:
         recording = run(session, command, interval)
         save(recording, output)
         if not recording.complete:

@@ -71,8 +71,6 @@ def open_session(
 
     stats, ports: vptd's counters and the ports that carry the packets; without ports nothing is divided.
     """
-    if ports and stats is None:
-        raise UsageError("--port needs vptd's counters", hint="name their file with --stats")
     with contextlib.ExitStack() as stack:
         vm = stack.enter_context(open_vm(name, connect))
         require_running(vm)

@@ -78,7 +78,7 @@ def open_source(vm: Vm, name: str = "auto", stats: Path | None = None, ports: tu
         from vpt.exits.sources.vpt_counters import VptCounters
 
         if stats is None:
-            raise UsageError("--source vpt reads vptd's counters", hint="name the file with --stats")
+            raise UsageError("the source vpt is a file of vptd's counters", hint="name it with --stats")
         return VptCounters(stats, ports)
     if name in _KVM and vm.tier is Tier.TCG:
         raise MissingError(
