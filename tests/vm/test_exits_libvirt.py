@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import pwd
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.exits_guest import PIO, Mailbox, build_payload
 from vpt.errors import MissingError, NotFoundError
 from vpt.exits import meter
 from vpt.exits.session import open_session
@@ -32,9 +30,6 @@ pytestmark = [
         reason="needs libvirt: apt-get install libvirt-daemon-driver-qemu",
     ),
 ]
-
-MAILBOX = 0x300000
-PATIENCE_S = 60.0
 
 XML = """
 <domain type='{type}'>
@@ -71,10 +66,7 @@ def libvirt() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exits") / "payload"
-    flags = ["-m64", "-nostdlib", "-static", "-Wl,-estart,-Ttext=0x100000,--build-id=none,-z,noexecstack"]
-    subprocess.run(["gcc", *flags, "-o", out, Path(__file__).with_name("exits_payload.S")], check=True)
-    return out
+    return build_payload(tmp_path_factory.mktemp("exits"))
 
 
 @pytest.fixture(scope="module")
@@ -118,30 +110,13 @@ def start(libvirt: Any, root: Path, payload: Path) -> Iterator[Callable[[str], t
     connection.close()
 
 
-class Mailbox:
-    def __init__(self, ram: Path) -> None:
-        with ram.open("r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), 0)
-
-    def order(self, times: int) -> None:
-        """Have the guest write port 0x80 so many times, and wait until it has."""
-        self._memory[MAILBOX : MAILBOX + 8] = times.to_bytes(8, "little")
-        end = time.monotonic() + PATIENCE_S
-        while any(self._memory[MAILBOX : MAILBOX + 8]):
-            assert time.monotonic() < end, "the guest did not finish its order"
-            time.sleep(0.001)
-
-    def close(self) -> None:
-        self._memory.close()
-
-
 def test_domstats_count_the_guests_port_writes(start: Callable[[str], tuple[str, Path]]) -> None:
     uri, ram = start("kvm")
     mailbox = Mailbox(ram)
-    mailbox.order(1)  # has started
+    mailbox.order(PIO, 1)  # has started
     with open_session("libvirt:exits", "libvirt", uri) as session:
         before = session.sample()
-        mailbox.order(10_000)
+        mailbox.order(PIO, 10_000)
         m = meter.measure(session.identity, meter.delta(session.identity, before, session.sample()))
     mailbox.close()
     assert session.identity.missing == ()

@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from support.exits_guest import TINY_VMM
 from vpt.errors import GuestError, MissingError
 from vpt.exits import meter
 from vpt.exits.session import Session, open_session
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("no_leaks")]
 class Vmm:
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("tiny_vmm.py")],
+            [sys.executable, TINY_VMM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from support.exits_guest import CPL3, NATIVE, PIO, RING0_LOOP, RING0_UNKNOWN, Mailbox, build_payload
 from vpt.cli.exits import exits
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, VptError
 from vpt.exits import meter
@@ -26,10 +26,7 @@ from vpt.exits.session import Session, open_session
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs("qemu-system-x86_64", "gcc")]
 
-MAILBOX = 0x300000
 MEMORY = 16 << 20
-PIO, NATIVE = 0, 1
-CPL3, RING0_LOOP, RING0_UNKNOWN = 0, 1, 2
 PATIENCE_S = 30.0
 
 
@@ -40,31 +37,15 @@ class Guest:
     pid: int
     qmp: Path
     process: subprocess.Popen[bytes]
-    memory: mmap.mmap
+    mailbox: Mailbox
 
     def order(self, what: int, times: int) -> None:
-        """Have the guest do something so many times, and wait until it has."""
-        self._put(8, what)
-        self._put(0, times)
-        end = time.monotonic() + PATIENCE_S
-        while self._get(0):
-            assert self.process.poll() is None, "the VM ended"
-            assert time.monotonic() < end, "the guest did not finish its order"
-            time.sleep(0.001)
-
-    def _put(self, at: int, value: int) -> None:
-        self.memory[MAILBOX + at : MAILBOX + at + 8] = value.to_bytes(8, "little")
-
-    def _get(self, at: int) -> int:
-        return int.from_bytes(self.memory[MAILBOX + at : MAILBOX + at + 8], "little")
+        self.mailbox.order(what, times)
 
 
 @pytest.fixture(scope="session")
 def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exits") / "payload"
-    flags = ["-m64", "-nostdlib", "-static", "-Wl,-estart,-Ttext=0x100000,--build-id=none,-z,noexecstack"]
-    subprocess.run(["gcc", *flags, "-o", out, Path(__file__).with_name("exits_payload.S")], check=True)
-    return out
+    return build_payload(tmp_path_factory.mktemp("exits"))
 
 
 @pytest.fixture
@@ -80,8 +61,6 @@ def boot(payload: Path, tmp_path: Path) -> Iterator[Callable[..., Guest]]:
         ram = folder / "ram"
         ram.touch()
         os.truncate(ram, MEMORY)
-        with ram.open("r+b") as file:
-            memory = mmap.mmap(file.fileno(), MEMORY)
         argv = [
             *("qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none", "-m", "16"),
             *("-machine", "microvm,rtc=off,pit=off,pic=off,acpi=off,memory-backend=ram", "-accel", accel),
@@ -89,10 +68,11 @@ def boot(payload: Path, tmp_path: Path) -> Iterator[Callable[..., Guest]]:
             *("-object", f"memory-backend-file,id=ram,size=16M,share=on,mem-path={ram}"),
             *("-kernel", str(payload), "-qmp", f"unix:{folder}/qmp,server=on,wait=off"),
         ]
+        mailbox = Mailbox(ram, lambda: process.poll() is None)
+        mailbox.mode(mode)
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
-        guest = Guest(process.pid, folder / "qmp", process, memory)
+        guest = Guest(process.pid, folder / "qmp", process, mailbox)
         guests.append(guest)
-        guest._put(16, mode)
         end = time.monotonic() + PATIENCE_S
         while not guest.qmp.exists():
             assert process.poll() is None, "QEMU did not start"
@@ -106,7 +86,7 @@ def boot(payload: Path, tmp_path: Path) -> Iterator[Callable[..., Guest]]:
     for guest in guests:
         guest.process.kill()
         guest.process.wait()
-        guest.memory.close()
+        guest.mailbox.close()
 
 
 def counted(session: Session, act: Callable[[], None]) -> meter.Measure:
