@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""L: front-ends and ports that come and go at the wrong moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from support.frames import BROADCAST, MAC_A, MAC_B, frame, number
+from support.front_end import FrontEnd, eventually
+from support.host import Host, open_things
+from support.scene import Scene
+from vpt.vhost_user import U64, Request, VringState
+
+MAC_X = b"\x52\x54\0\0\0\x99"
+
+
+def test_l3_a_guest_that_reboots_without_stopping_its_rings(scene: Scene) -> None:
+    """The rings' memory is gone over by the boot; they must be stopped before new ones can be described."""
+    fe = scene.enter().start()
+    fe.transmit(frame(BROADCAST, MAC_X, 1))
+    scene.two.receive()
+    region = fe.memory.regions[0]
+    region.map[: len(region.map)] = b"\xcc" * len(region.map)
+    assert fe.try_(Request.SET_VRING_NUM, VringState(1, 128)) != 0
+    scene.one.transmit(frame(BROADCAST, MAC_A))
+    scene.villain_leaves()
+    scene.check(logged=False)
+
+
+def test_l3_a_reset_makes_way_for_the_next_driver(scene: Scene) -> None:
+    fe = scene.enter().start()
+    for n in range(20):
+        fe.do(Request.RESET_DEVICE)
+        fe.do(Request.SET_FEATURES, U64(fe.features))
+        for index, queue in enumerate(fe.queues()):
+            queue.restart()
+            fe.start_ring(index)
+            fe.enable_ring(index)
+        fe.fill()
+        fe.transmit(frame(BROADCAST, MAC_X, n))
+        assert number(scene.two.receive()[0].frame) == n
+        scene.one.poll()
+    scene.check(logged=False)
+
+
+def test_l4_a_receiver_that_is_reset_while_packets_are_on_their_way(scene: Scene) -> None:
+    """The neighbour floods all the time; the villain stops, resets, leaves and returns."""
+    for n in range(30):
+        fe = scene.enter(num=64).start()
+        for _ in range(3):
+            for i in range(32):
+                scene.one.queue_frame(frame(BROADCAST, MAC_A, i))
+            scene.one.pairs[0].tx.kick()
+            if n % 3 == 0:
+                fe.stop_ring(0)
+            elif n % 3 == 1:
+                fe.do(Request.RESET_DEVICE)
+            scene.one.flush()
+            scene.two.poll()
+        scene.villain_leaves()
+    scene.check(logged=False)
+
+
+def test_l7_a_port_that_is_removed_in_the_middle_of_a_burst(scene: Scene) -> None:
+    for i in range(10):
+        port = scene.host.vhost(f"gone{i}")
+        with FrontEnd(port.path, num=64) as fe:
+            fe.start()
+            for n in range(64):
+                fe.queue_frame(frame(BROADCAST, MAC_X, n))
+            fe.pairs[0].tx.kick(force=True)
+            scene.host.remove(port)
+            assert fe.closed_by_peer()
+        scene.one.poll()
+        scene.two.poll()
+    scene.check(logged=False)
+
+
+def test_l9_many_ports_come_and_go(tmp_path: Path) -> None:
+    with Host(tmp_path) as host:
+
+        def once() -> None:
+            port = host.vhost("p", pairs=2)
+            with FrontEnd(port.path, pairs=2, num=16, buffer_size=256) as fe:
+                fe.start()
+                fe.transmit(frame(BROADCAST, MAC_X))
+            host.remove(port)
+
+        once()
+        before = open_things()
+        for _ in range(300):
+            once()
+        assert open_things() == before
+        assert host.stats.read().queues == ()
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "all at once"])
+def test_l9_an_engine_that_ends_with_everything_at_work(tmp_path: Path, at_once: bool) -> None:
+    before = open_things()
+    host = Host(tmp_path)
+    ports = [host.vhost(name) for name in "abcd"]
+    fes = [FrontEnd(port.path, num=64).start() for port in ports]
+    for fe in fes:
+        for n in range(64):
+            fe.queue_frame(frame(BROADCAST, bytes([2, 0, 0, 0, 0, fes.index(fe) + 1]), n))
+        fe.pairs[0].tx.kick(force=True)
+    if not at_once:
+        for port in ports:
+            host.remove(port)
+    host.close()
+    for fe in fes:
+        fe.close()
+    assert open_things() == before
+
+
+CHILD = textwrap.dedent(
+    """
+    import os, sys
+    from support.front_end import FrontEnd
+    from support.frames import BROADCAST, frame
+    fe = FrontEnd(sys.argv[1], num=64).start()
+    print("at work", flush=True)
+    while True:
+        fe.transmit(*(frame(BROADCAST, bytes.fromhex("525400000099"), n) for n in range(32)))
+        fe.poll()
+    """
+)
+
+
+def test_s33_a_front_end_process_that_is_killed_in_the_middle_of_a_burst(scene: Scene) -> None:
+    """As when QEMU is: its memory, eventfds and socket go from one instruction to the next."""
+    tests = Path(__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent), *sys.path])}
+    for _ in range(5):
+        with subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(scene.villain.path)], env=env, stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"at work\n"
+            scene.two.receive(64)
+            child.send_signal(signal.SIGKILL)
+        eventually(lambda: not scene.villain.describe["connected"])
+        scene.one.poll()
+        scene.two.poll()
+        scene.neighbours_forward()
+    scene.check(logged=False)
+
+
+def test_neighbours_do_not_notice_a_villain_at_all(scene: Scene) -> None:
+    """The stage itself: with nobody misbehaving all answers are good, and a wrong packet would be seen."""
+    scene.check(logged=False)
+    scene.one.transmit(frame(MAC_B, MAC_A, 999_999))
+    with pytest.raises(AssertionError):
+        scene.neighbours_forward()

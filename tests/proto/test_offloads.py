@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Checksum and segmentation offload between ports: kept where both sides have it, done in software where not.
+
+What the software does is checked by scapy: a frame is right if scapy, made to compute its checksums again,
+gives the same bytes. Every shape of packet is in tests/unit/test_offload.py; here it is about negotiation and
+the way through the switch.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import pack, unpack
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+from scapy.utils import checksum
+
+from support.frames import BROADCAST, MAC_A, MAC_B, frame
+from support.front_end import OFFLOADS, USUAL, VNET_HDR, FrontEnd, Received, eventually
+from support.host import Host, VhostPort
+from vpt.vhost_user import VirtioFeature
+
+F = VirtioFeature
+USO = F.HOST_USO | F.GUEST_USO4 | F.GUEST_USO6
+FULL = int(USUAL | OFFLOADS | USO)
+NONE = int(USUAL)
+CSUM_ONLY = int(USUAL | F.CSUM | F.GUEST_CSUM)
+Connect = Callable[..., FrontEnd]
+ETH = Ether(dst=MAC_B.hex(":"), src=MAC_A.hex(":"))
+PAYLOAD = bytes(i * 7 & 0xFF for i in range(30_000))
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A packet that leaves work to others. gso: virtio's gso_type, 0 for a checksum only."""
+
+    id: str
+    packet: Packet
+    gso: int
+    size: int = 1000
+
+    @property
+    def start(self) -> int:
+        """Where the checksummed part begins."""
+        layer = TCP if TCP in self.packet else UDP
+        return len(self.packet) - len(self.packet[layer])
+
+    def sent(self) -> tuple[bytes, bytes]:
+        """Header and frame, the checksum field holding the pseudo header's sum, as Linux leaves it."""
+        data = bytearray(bytes(self.packet))
+        tcp = TCP in self.packet
+        at = self.start + (16 if tcp else 6)
+        length = len(data) - self.start
+        data[at : at + 2] = pack("!H", ~pseudo(self.packet, 6 if tcp else 17, length) & 0xFFFF)
+        header_len = self.start + (20 if tcp else 8)
+        size = self.size if self.gso else 0
+        header = pack("<BBHHHHH", 1, self.gso, header_len, size, self.start, 16 if tcp else 6, 0)
+        return header, bytes(data)
+
+
+def pseudo(packet: Packet, proto: int, length: int) -> int:
+    """Checksum of the pseudo header alone."""
+    if IP in packet:
+        ip = packet[IP]
+        raw = b"".join(bytes(map(int, a.split("."))) for a in (ip.src, ip.dst))
+        return int(checksum(raw + pack("!HH", proto, length)))
+    raw = b"".join(socket.inet_pton(socket.AF_INET6, a) for a in (packet[IPv6].src, packet[IPv6].dst))
+    return int(checksum(raw + pack("!IHBB", length, 0, 0, proto)))
+
+
+V4 = ETH / IP(src="10.0.0.1", dst="10.0.0.2")
+V6 = ETH / IPv6(src="fd00::1", dst="fd00::2")
+TCP_HEADER = TCP(sport=1, dport=2, seq=1000, flags="PA")
+OFFERS = [
+    Offer("checksum TCP 4", V4 / TCP_HEADER / Raw(PAYLOAD[:700]), 0),
+    Offer("checksum UDP 4", V4 / UDP(sport=1, dport=2) / Raw(PAYLOAD[:701]), 0),
+    Offer("checksum TCP 6", V6 / TCP_HEADER / Raw(PAYLOAD[:702]), 0),
+    Offer("checksum UDP 6", V6 / UDP(sport=1, dport=2) / Raw(PAYLOAD[:703]), 0),
+    Offer("TSO 4", V4 / TCP_HEADER / Raw(PAYLOAD), 1, 1448),
+    Offer("TSO 6", V6 / TCP_HEADER / Raw(PAYLOAD), 4, 1428),
+    Offer("TSO 4 with ECN", V4 / TCP(sport=1, dport=2, flags="PAC") / Raw(PAYLOAD[:9000]), 0x81, 1448),
+    Offer("USO 4", V4 / UDP(sport=1, dport=2) / Raw(PAYLOAD[:9001]), 5, 1400),
+    Offer("USO 6", V6 / UDP(sport=1, dport=2) / Raw(PAYLOAD[:9002]), 5, 1400),
+]
+
+
+@pytest.fixture
+def ports(host: Host) -> tuple[VhostPort, VhostPort]:
+    """Two vhost-user ports of one switch."""
+    return host.vhost("a"), host.vhost("b")
+
+
+def right(data: bytes) -> Packet:
+    """The packet, if all its checksums and lengths are what scapy makes of it."""
+    packet = Ether(data)
+    again = Ether(data)
+    for layer in (IP, TCP, UDP):
+        if layer in again:
+            for name in ("chksum", "len"):
+                if hasattr(again[layer], name) and name in again[layer].fields:
+                    delattr(again[layer], name)
+    if IPv6 in again:
+        del again[IPv6].plen
+    assert bytes(Ether(bytes(again))) == data
+    return packet
+
+
+def payload(packets: list[Packet]) -> bytes:
+    """Payloads in order of arrival."""
+    return b"".join(bytes(p[TCP if TCP in p else UDP].payload) for p in packets)
+
+
+def expected_frames(offer: Offer) -> int:
+    """How many frames a receiver without segmentation gets."""
+    data = len(bytes(offer.packet[TCP if TCP in offer.packet else UDP].payload))
+    return -(-data // offer.size) if offer.gso else 1
+
+
+@pytest.mark.parametrize("offer", OFFERS, ids=lambda o: o.id)
+def test_between_ports_that_have_it_a_packet_passes_unchanged(
+    ports: tuple[VhostPort, VhostPort], connect: Connect, offer: Offer
+) -> None:
+    """One packet in, one packet out, one copy, the same header but for num_buffers."""
+    a, b = ports
+    one, two = connect(a, features=FULL).start(), connect(b, features=FULL).start()
+    header, data = offer.sent()
+    one.transmit(data, header=header)
+    (got,) = two.receive()
+    assert got.frame == data
+    assert got.header[:2] + got.header[4:10] == header[:2] + header[4:10]
+    assert (b.counters["copies"], b.counters["rx_sw_csum"], b.counters["rx_sw_gso"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("offer", OFFERS, ids=lambda o: o.id)
+@pytest.mark.parametrize("mergeable", [True, False], ids=["mergeable", "one buffer"])
+def test_toward_a_port_without_it_the_work_is_done(
+    ports: tuple[VhostPort, VhostPort], connect: Connect, offer: Offer, mergeable: bool
+) -> None:
+    a, b = ports
+    plain = NONE if mergeable else NONE & ~int(F.MRG_RXBUF)
+    one, two = connect(a, features=FULL).start(), connect(b, features=plain).start()
+    header, data = offer.sent()
+    one.transmit(data, header=header)
+    got = two.receive(expected_frames(offer))
+    assert all(r.header[:10] == bytes(10) for r in got)
+    assert len(got) == expected_frames(offer)
+    packets = [right(r.frame) for r in got]
+    assert payload(packets) == payload([offer.packet])
+    assert b.counters["rx_sw_gso" if offer.gso else "rx_sw_csum"] == 1
+
+
+@pytest.mark.parametrize("offer", [o for o in OFFERS if o.gso], ids=lambda o: o.id)
+def test_a_port_with_checksum_only_gets_segments_to_check(
+    ports: tuple[VhostPort, VhostPort], connect: Connect, offer: Offer
+) -> None:
+    """Segmented in software, the checksum of each segment left to the receiver as it accepted."""
+    a, b = ports
+    one, two = connect(a, features=FULL).start(), connect(b, features=CSUM_ONLY).start()
+    header, data = offer.sent()
+    one.transmit(data, header=header)
+    got = two.receive(expected_frames(offer))
+    assert len(got) == expected_frames(offer)
+    packets = [right(finished(r)) for r in got]
+    assert payload(packets) == payload([offer.packet])
+
+
+def finished(got: Received) -> bytes:
+    """What a receiver makes of a frame whose checksum was left to it."""
+    flags, gso, _, _, start, offset, _ = unpack("<BBHHHHH", got.header)
+    if not flags & 1:
+        return got.frame
+    assert gso == 0
+    data = bytearray(got.frame)
+    value = checksum(bytes(data[start:]))
+    if value == 0 and offset == 6:
+        value = 0xFFFF
+    data[start + offset : start + offset + 2] = pack("!H", value)
+    return bytes(data)
+
+
+def test_a_flood_gives_each_port_what_it_accepts(host: Host, connect: Connect) -> None:
+    a, b, c = (host.vhost(name) for name in "abc")
+    one = connect(a, features=FULL).start()
+    full, plain = connect(b, features=FULL).start(), connect(c, features=NONE).start()
+    offer = OFFERS[4]
+    header, data = offer.sent()
+    one.transmit(data, header=header)
+    assert [r.frame for r in full.receive()] == [data]
+    assert payload([right(r.frame) for r in plain.receive(expected_frames(offer))]) == PAYLOAD
+
+
+def test_the_receive_header_carries_nothing_of_ours(
+    ports: tuple[VhostPort, VhostPort], connect: Connect
+) -> None:
+    """P12: header and frame are all that is written, and a sender's stray header bytes do not travel."""
+    a, b = ports
+    one, two = connect(a, features=FULL).start(), connect(b, features=FULL).start(fill=0)
+    p = two.pairs[0]
+    two.memory.write(p.rx_buffers, b"\xee" * two.buffer_size * two.num)
+    two.fill(count=2)
+    sent = frame(BROADCAST, MAC_A, 1, 100)
+    one.transmit(sent, header=b"\x02\x00" + b"\xaa" * 10)
+    ((head, size),) = eventually(lambda: list(p.rx.take_used()))
+    at = p.rx_buffers + head * two.buffer_size
+    assert size == VNET_HDR + 100
+    assert two.memory.read(at, VNET_HDR) == bytes(10) + b"\x01\x00"
+    assert two.memory.read(at + size, two.buffer_size - size) == b"\xee" * (two.buffer_size - size)
