@@ -46,11 +46,20 @@ struct vpti_run {
 	uint32_t len;
 };
 
+/* A chain of a packed ring that is to be marked used, once its buffers are filled. */
+struct vpti_used_mark {
+	uint32_t position;
+	uint32_t len;
+	uint16_t id;
+};
+
 struct vpti_room {
 	uint32_t nrun;
+	uint32_t nused;
 	struct vpti_run run[VPTI_ROOM_FRAGS];
 	uint32_t first[VPTI_DELIVER + 1];
 	uint16_t nbuf[VPTI_DELIVER]; /* buffers a packet got: virtio's num_buffers */
+	struct vpti_used_mark used[VPTI_ROOM_FRAGS];
 };
 
 /**

@@ -16,9 +16,10 @@
 #define F_PROTOCOL_FEATURES (1ull << 30) /* between the front-end and whoever speaks the socket protocol */
 
 #define FEATURES                                                                                                       \
-	(VPTI_F_VERSION_1 | VPTI_F_MRG_RXBUF | VPTI_F_INDIRECT_DESC | VPTI_F_EVENT_IDX | VPT_F_CSUM | VPT_F_GUEST_CSUM | \
-	 VPT_F_GUEST_TSO4 | VPT_F_GUEST_TSO6 | VPT_F_GUEST_ECN | VPT_F_HOST_TSO4 | VPT_F_HOST_TSO6 | VPT_F_HOST_ECN |  \
-	 VPT_F_GUEST_USO4 | VPT_F_GUEST_USO6 | VPT_F_HOST_USO | VPT_F_MTU | VPT_F_STATUS | F_CTRL | F_MQ)
+	(VPTI_F_VERSION_1 | VPTI_F_MRG_RXBUF | VPTI_F_INDIRECT_DESC | VPTI_F_EVENT_IDX | VPTI_F_RING_PACKED |          \
+	 VPTI_F_IN_ORDER | VPT_F_CSUM | VPT_F_GUEST_CSUM | VPT_F_GUEST_TSO4 | VPT_F_GUEST_TSO6 | VPT_F_GUEST_ECN |     \
+	 VPT_F_HOST_TSO4 | VPT_F_HOST_TSO6 | VPT_F_HOST_ECN | VPT_F_GUEST_USO4 | VPT_F_GUEST_USO6 | VPT_F_HOST_USO |   \
+	 VPT_F_MTU | VPT_F_STATUS | F_CTRL | F_MQ)
 
 /* The front-end handles the control queue; the back-end's bits only permit it (QEMU, hw/net/vhost_net.c). */
 #define F_CTRL ((1ull << 17) | (1ull << 18) | (1ull << 19) | (1ull << 21) | (1ull << 23))
@@ -44,6 +45,11 @@ static bool is_tx(uint32_t index)
 static struct vpti_virtq *virtq_of(struct vpt_port *p, uint32_t index)
 {
 	return is_tx(index) ? &vpti_virtq_txq(p->txq[index / 2])->v : &vpti_virtq_rxq(p->rxq[index / 2])->v;
+}
+
+static const struct vpti_virtq_layout *layout_of(const struct vpt_port *p)
+{
+	return p->features & VPTI_F_RING_PACKED ? &vpti_virtq_packed : &vpti_virtq_split;
 }
 
 static int check(const vpt_port *p, uint32_t index)
@@ -76,6 +82,7 @@ static bool any_running(const vpt_port *p)
 int vpt_vhost_set_features(vpt_port *p, uint64_t features)
 {
 	uint64_t f = features & ~F_PROTOCOL_FEATURES;
+	uint32_t i;
 
 	if (check(p, 0) || f & ~FEATURES || vpti_features_check(f))
 		return -EINVAL;
@@ -84,6 +91,10 @@ int vpt_vhost_set_features(vpt_port *p, uint64_t features)
 	p->features = f;
 	p->accepts = f;
 	p->sends = f;
+	for (i = 0; i < p->opts.pairs; i++) {
+		p->txq[i]->ops = layout_of(p)->tx;
+		p->rxq[i]->ops = layout_of(p)->rx;
+	}
 	return 0;
 }
 
@@ -119,30 +130,32 @@ static void apply(vpt_port *p)
 	vpti_worker_replan(p->worker);
 }
 
-static int bind_ring(struct vpt_port *p, struct vpti_virtq *v, const struct vpti_mem *mem, const struct vpt_vring *cfg)
+static int bind_ring(const struct vpt_port *p, struct vpti_virtq *v, const struct vpti_mem *mem,
+		     const struct vpt_vring *cfg)
 {
-	uint64_t num = cfg->num;
-	void *desc = vpti_mem_uva(mem, cfg->desc_uva, num * sizeof(struct vpti_desc));
-	void *avail = vpti_mem_uva(mem, cfg->avail_uva, sizeof(struct vpti_avail) + (num + 1) * sizeof(uint16_t));
-	void *used = vpti_mem_uva(mem, cfg->used_uva,
-				  sizeof(struct vpti_used) + num * sizeof(struct vpti_used_elem) + sizeof(uint16_t));
+	int rc = layout_of(p)->bind(v, mem, cfg);
 
-	if (!desc || !avail || !used)
-		return -EFAULT;
-	if ((uintptr_t)desc % 16 || (uintptr_t)avail % 2 || (uintptr_t)used % 4)
-		return -EINVAL;
+	if (rc)
+		return rc;
 	v->mem = mem;
-	v->desc = desc;
-	v->avail = avail;
-	v->used = used;
 	v->hint = 0;
-	v->num = (uint16_t)num;
-	v->mask = (uint16_t)(num - 1);
+	v->num = (uint16_t)cfg->num;
 	v->event_idx = p->features & VPTI_F_EVENT_IDX;
 	v->indirect = p->features & VPTI_F_INDIRECT_DESC;
 	v->mergeable = p->features & VPTI_F_MRG_RXBUF;
+	v->in_order = p->features & VPTI_F_IN_ORDER;
 	v->hdr_len = p->features & (VPTI_F_VERSION_1 | VPTI_F_MRG_RXBUF) ? 12 : 10;
 	return 0;
+}
+
+bool vpti_virtq_call(const struct vpti_virtq *v)
+{
+	int fd = VPTI_READ(v->call_fd);
+
+	if (fd < 0)
+		return false;
+	vpti_eventfd_signal(fd);
+	return true;
 }
 
 static int set_kick(struct vpt_port *p, uint32_t index, int32_t fd)
@@ -172,7 +185,7 @@ int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *r
 	struct vring *r;
 	int call, rc;
 
-	if (check(p, index) || !ring->num || ring->num > MAX_RING || ring->num & (ring->num - 1) || ring->base > 0xffff)
+	if (check(p, index) || !ring->num || ring->num > MAX_RING)
 		return -EINVAL;
 	r = &vh->ring[index];
 	if (r->running)
@@ -194,10 +207,8 @@ int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *r
 	r->cfg.avail_uva = ring->avail_uva;
 	r->cfg.used_uva = ring->used_uva;
 	v->call_fd = call;
-	v->next_avail = (uint16_t)ring->base;
-	/* After a back-end that died the driver has seen used->idx; a net device finishes in order, so that is where to go on. */
-	v->next_used = v->published = v->told = VPTI_READ(v->used->idx);
-	vpti_split_quiet(v);
+	layout_of(p)->set_base(v, ring->base);
+	layout_of(p)->quiet(v);
 	r->running = true;
 	apply(p);
 	return 0;
@@ -232,7 +243,7 @@ int vpt_vhost_vring_stop(vpt_port *p, uint32_t index, uint32_t *base)
 	if (!vh->ring[index].running)
 		return -ENOENT;
 	quiesce(p, index);
-	*base = virtq_of(p, index)->next_avail;
+	*base = layout_of(p)->base(virtq_of(p, index));
 	close_ring(p, index);
 	apply(p);
 	return 0;
@@ -375,8 +386,8 @@ static int vhost_init(struct vpt_port *p)
 		rc = vpti_queue_new(p, i, sizeof(struct vpti_virtq_txq), sizeof(struct vpti_virtq_rxq));
 		if (rc)
 			return rc;
-		p->txq[i]->ops = &vpti_split_txq_ops;
-		p->rxq[i]->ops = &vpti_split_rxq_ops;
+		p->txq[i]->ops = layout_of(p)->tx;
+		p->rxq[i]->ops = layout_of(p)->rx;
 		virtq_of(p, 2 * i)->call_fd = -1;
 		virtq_of(p, 2 * i + 1)->call_fd = -1;
 	}

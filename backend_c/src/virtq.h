@@ -44,23 +44,66 @@ struct vpti_used {
 #define VPTI_F_EVENT_IDX (1ull << 29)
 #define VPTI_F_VERSION_1 (1ull << 32)
 
-/* All but desc, avail, used and what they point to is the device's own; the indices are free-running. */
+#define VPTI_F_RING_PACKED (1ull << 34)
+#define VPTI_F_IN_ORDER (1ull << 35)
+
+/* virtio 1.2, 2.8.13 */
+struct vpti_packed_desc {
+	uint64_t addr;
+	uint32_t len;
+	uint16_t id;
+	uint16_t flags;
+};
+
+#define VPTI_PACKED_AVAIL (1u << 7)
+#define VPTI_PACKED_USED (1u << 15)
+
+/* virtio 1.2, 2.8.14: the driver's and the device's event suppression structures */
+struct vpti_packed_event {
+	uint16_t off_wrap;
+	uint16_t flags;
+};
+
+#define VPTI_PACKED_EVENT_ENABLE 0u
+#define VPTI_PACKED_EVENT_DISABLE 1u
+#define VPTI_PACKED_EVENT_DESC 2u
+
+/**
+ * struct vpti_virtq - a virtqueue; all but what the pointers point to is the device's own
+ * @next_avail:	where to look for the next chain (tx: to take; rx: to reserve)
+ * @next_used:	where the next chain is marked used
+ * @published:	next_used as the driver sees it
+ * @told:	published when the driver's wish was looked at last
+ *
+ * Positions. Split: free-running, 16 bits count. Packed: in [0, 2 * num); below num the wrap counter is 1, so a position is
+ * an index and a wrap counter in one number (see vpti_packed_*()).
+ */
 struct vpti_virtq {
 	const struct vpti_mem *mem;
-	const struct vpti_desc *desc;
-	const struct vpti_avail *avail;
-	struct vpti_used *used;
+	union {
+		struct {
+			const struct vpti_desc *desc;
+			const struct vpti_avail *avail;
+			struct vpti_used *used;
+		};
+		struct {
+			struct vpti_packed_desc *packed;
+			const struct vpti_packed_event *driver_event;
+			struct vpti_packed_event *device_event;
+		};
+	};
 	uint32_t hint;             /* memory range found last */
 	uint16_t num;
-	uint16_t mask;
-	uint16_t next_avail;       /* tx: next to take; rx: next to reserve */
-	uint16_t next_used;        /* next used entry to fill */
-	uint16_t published;        /* used->idx as the driver sees it */
-	uint16_t told;             /* used->idx when the driver's wish was looked at last */
+	uint16_t mask;             /* split */
+	uint32_t next_avail;
+	uint32_t next_used;
+	uint32_t published;
+	uint32_t told;
 	uint8_t hdr_len;           /* 12, or 10 for a legacy driver without mergeable buffers */
 	bool event_idx;
 	bool indirect;
 	bool mergeable;
+	bool in_order;
 	int call_fd;
 };
 
@@ -84,10 +127,22 @@ static inline struct vpti_virtq_rxq *vpti_virtq_rxq(struct vpti_rxq *q)
 	return vpti_container_of(q, struct vpti_virtq_rxq, q);
 }
 
-extern const struct vpti_txq_ops vpti_split_txq_ops;
-extern const struct vpti_rxq_ops vpti_split_rxq_ops;
+/* A ring layout: what a started ring of it can do. */
+struct vpti_virtq_layout {
+	const struct vpti_txq_ops *tx;
+	const struct vpti_rxq_ops *rx;
+	/* Point v at ring memory that has been found; -EFAULT not all there, -EINVAL size or alignment. */
+	int (*bind)(struct vpti_virtq *v, const struct vpti_mem *mem, const struct vpt_vring *ring);
+	/* Begin at a base of SET_VRING_BASE; and the base to go on from. */
+	void (*set_base)(struct vpti_virtq *v, uint32_t base);
+	uint32_t (*base)(const struct vpti_virtq *v);
+	/* No kicks, please: before a worker arms the queue for the first time, and for ever on receive queues. */
+	void (*quiet)(struct vpti_virtq *v);
+};
 
-/* Before the first kick: whether the driver is to kick at all (its rx queue never has to). */
-void vpti_split_quiet(struct vpti_virtq *v);
+extern const struct vpti_virtq_layout vpti_virtq_split, vpti_virtq_packed;
+
+/* Interrupt the driver, if it has a way to be. Returns whether it was. */
+bool vpti_virtq_call(const struct vpti_virtq *v);
 
 #endif /* VPTI_VIRTQ_H */

@@ -5,66 +5,16 @@
  * The driver may change any byte at any time. Each avail entry, descriptor and header is read once into a local; what is
  * checked is what is used. A queue that breaks a rule takes its port down and stays down until the driver starts over.
  */
-#include <string.h>
+#include <errno.h>
 
-#include "copy.h"
-#include "fd.h"
 #include "notify.h"
-#include "take.h"
-#include "virtq.h"
+#include "virtq_chain.h"
 
 static struct vpti_desc read_desc(const struct vpti_desc *d)
 {
 	return (struct vpti_desc){
 		.addr = VPTI_READ(d->addr), .len = VPTI_READ(d->len), .flags = VPTI_READ(d->flags), .next = VPTI_READ(d->next),
 	};
-}
-
-/* The n-th entry of an indirect table, which may lie across regions. */
-static bool read_indirect(struct vpti_virtq *v, uint64_t table, uint32_t n, struct vpti_desc *out)
-{
-	uint64_t addr = table + n * sizeof(*out);
-	uint32_t done = 0;
-
-	while (done < sizeof(*out)) {
-		uint64_t contig;
-		const uint8_t *p = vpti_mem_gpa(v->mem, addr + done, &contig, &v->hint);
-		uint32_t k;
-
-		if (!p)
-			return false;
-		k = (uint32_t)VPTI_MIN(contig, sizeof(*out) - done);
-		memcpy((uint8_t *)out + done, p, k);
-		done += k;
-	}
-	return true;
-}
-
-/* One descriptor's buffer, in as many pieces as its address range has regions. */
-typedef int (*emit_fn)(void *ctx, uint8_t *p, uint32_t len);
-
-static inline __attribute__((always_inline)) int emit_desc(struct vpti_virtq *v, const struct vpti_desc *d, emit_fn emit,
-							   void *ctx)
-{
-	uint64_t addr = d->addr;
-	uint32_t left = d->len;
-	int rc;
-
-	while (left) {
-		uint64_t contig;
-		uint8_t *p = vpti_mem_gpa(v->mem, addr, &contig, &v->hint);
-		uint32_t k;
-
-		if (vpti_unlikely(!p))
-			return -VPT_REASON_BAD_ADDR;
-		k = (uint32_t)VPTI_MIN(contig, left);
-		rc = emit(ctx, p, k);
-		if (vpti_unlikely(rc))
-			return rc;
-		addr += k;
-		left -= k;
-	}
-	return 0;
 }
 
 /**
@@ -77,8 +27,7 @@ static inline __attribute__((always_inline)) int emit_desc(struct vpti_virtq *v,
  *
  * Return: 0, -reason (enum vpt_reason), or what emit said
  */
-static inline __attribute__((always_inline)) int walk(struct vpti_virtq *v, uint16_t head, uint16_t write, emit_fn emit,
-						      void *ctx)
+VPTI_INLINE int walk(struct vpti_virtq *v, uint16_t head, uint16_t write, vpti_piece_fn emit, void *ctx)
 {
 	struct vpti_desc d = read_desc(&v->desc[head]);
 	uint32_t steps = 0, entries = 0;
@@ -90,7 +39,7 @@ static inline __attribute__((always_inline)) int walk(struct vpti_virtq *v, uint
 			return -VPT_REASON_BAD_DESC;
 		table = d.addr;
 		entries = (uint32_t)(d.len / sizeof(d));
-		if (!read_indirect(v, table, 0, &d))
+		if (!vpti_read_indirect(v, table, 0, &d))
 			return -VPT_REASON_BAD_ADDR;
 	}
 	for (;;) {
@@ -98,13 +47,13 @@ static inline __attribute__((always_inline)) int walk(struct vpti_virtq *v, uint
 			return -VPT_REASON_LOOP;
 		if (vpti_unlikely((d.flags & (VPTI_DESC_WRITE | VPTI_DESC_INDIRECT)) != write))
 			return -VPT_REASON_BAD_DESC; /* wrong direction, or a table within a table */
-		rc = emit_desc(v, &d, emit, ctx);
+		rc = vpti_emit(v, d.addr, d.len, emit, ctx);
 		if (vpti_unlikely(rc) || !(d.flags & VPTI_DESC_NEXT))
 			return rc;
 		if (entries) {
 			if (d.next >= entries)
 				return -VPT_REASON_BAD_DESC;
-			if (!read_indirect(v, table, d.next, &d))
+			if (!vpti_read_indirect(v, table, d.next, &d))
 				return -VPT_REASON_BAD_ADDR;
 		} else {
 			if (vpti_unlikely(d.next >= v->num))
@@ -114,13 +63,13 @@ static inline __attribute__((always_inline)) int walk(struct vpti_virtq *v, uint
 	}
 }
 
-/* How many chains the driver has made available; -1 if it claims more than the queue holds. */
+/* How many chains the driver has made available; ~index if it claims more than the queue holds. */
 static int available(const struct vpti_virtq *v)
 {
 	uint16_t idx = VPTI_LOAD_ACQUIRE(v->avail->idx); /* pairs with the driver's barrier before it moves idx (2.7.13.3) */
 	uint16_t n = (uint16_t)(idx - v->next_avail);
 
-	return n > v->num ? -1 : n;
+	return n > v->num ? ~(int)idx : n;
 }
 
 static void put_used(struct vpti_virtq *v, uint16_t at, uint32_t id, uint32_t len)
@@ -144,7 +93,7 @@ static void set_avail_event(struct vpti_virtq *v, uint16_t at)
 	VPTI_WRITE(*event, at);
 }
 
-void vpti_split_quiet(struct vpti_virtq *v)
+static void split_quiet(struct vpti_virtq *v)
 {
 	if (v->event_idx)
 		set_avail_event(v, (uint16_t)(v->next_avail - 1)); /* just passed: next met after 65535 chains */
@@ -155,58 +104,18 @@ void vpti_split_quiet(struct vpti_virtq *v)
 /* P3 of notify.h for used->idx; the fence is the caller's. */
 static bool call_driver(struct vpti_virtq *v)
 {
-	uint16_t old = v->told;
+	uint32_t old = v->told;
 
 	v->told = v->published;
 	if (old == v->published)
 		return false;
-	if (v->event_idx ? !vpti_virtq_due(used_event(v), old, v->published)
+	if (v->event_idx ? !vpti_virtq_due(used_event(v), (uint16_t)old, (uint16_t)v->published)
 			 : VPTI_READ(v->avail->flags) & VPTI_AVAIL_NO_INTERRUPT)
 		return false;
-	if (v->call_fd < 0)
-		return false;
-	vpti_eventfd_signal(v->call_fd);
-	return true;
+	return vpti_virtq_call(v);
 }
 
 /* ---- tx: the driver's buffers are read ---- */
-
-struct gather {
-	struct vpti_burst *b;
-	struct vpti_pkt *p;
-	uint32_t nfrag;
-	uint32_t hdr_left;
-	uint64_t len;
-	uint8_t *hdr;
-};
-
-#define TOO_LONG 1 /* gather_piece(): more than a burst holds, or than any frame has */
-
-static inline int gather_piece(void *ctx, uint8_t *p, uint32_t len)
-{
-	struct gather *g = ctx;
-
-	if (g->hdr_left) { /* may be cut anywhere (2.7.4.2) */
-		uint32_t k = VPTI_MIN(g->hdr_left, len);
-
-		memcpy(g->hdr, p, k);
-		g->hdr += k;
-		g->hdr_left -= k;
-		p += k;
-		len -= k;
-		if (!len)
-			return 0;
-	}
-	g->len += len;
-	if (!g->p->first.p) {
-		g->p->first = (struct vpti_frag){ p, len };
-		return g->len > VPT_MAX_FRAME ? TOO_LONG : 0;
-	}
-	if (vpti_unlikely(g->nfrag == VPTI_BURST_FRAGS || g->len > VPT_MAX_FRAME))
-		return TOO_LONG;
-	g->b->frag[g->nfrag++] = (struct vpti_frag){ p, len };
-	return 0;
-}
 
 /**
  * gather() - One chain into the burst
@@ -215,30 +124,12 @@ static inline int gather_piece(void *ctx, uint8_t *p, uint32_t len)
  */
 static int gather(struct vpti_virtq_txq *t, struct vpti_burst *b, uint16_t head)
 {
-	struct vpti_pkt *p = &b->pkt[b->n];
-	struct gather g = {
-		.b = b, .p = p, .nfrag = b->nfrag, .hdr_left = t->v.hdr_len, .hdr = (uint8_t *)&p->hdr,
-	};
+	struct vpti_gather g;
 	int rc;
 
-	memset(&p->hdr, 0, sizeof(p->hdr));
-	p->first = (struct vpti_frag){ NULL, 0 };
-	p->more = &b->frag[b->nfrag];
-	rc = walk(&t->v, head, 0, gather_piece, &g);
-	if (vpti_unlikely(rc < 0))
-		return rc;
-	if (vpti_unlikely(rc == TOO_LONG)) {
-		if (b->n && g.len <= VPT_MAX_FRAME)
-			return 0;
-		g.nfrag = b->nfrag;
-		g.len = VPT_MAX_FRAME + 1; /* counted and dropped by vpti_take_check() */
-		p->hdr.gso_type = VPT_GSO_NONE;
-	}
-	p->nmore = (uint16_t)(g.nfrag - b->nfrag);
-	p->len = g.hdr_left ? 0 : (uint32_t)g.len; /* shorter than its header: a runt */
-	b->nfrag = g.nfrag;
-	b->cookie[b->n++] = head;
-	return 1;
+	vpti_gather_begin(&g, &t->v, b);
+	rc = walk(&t->v, head, 0, vpti_gather_piece, &g);
+	return vpti_unlikely(rc < 0) ? rc : vpti_gather_end(&g, rc, head);
 }
 
 static void split_take(struct vpti_txq *q, struct vpti_burst *b)
@@ -252,7 +143,7 @@ static void split_take(struct vpti_txq *q, struct vpti_burst *b)
 	if (n == 0)
 		return;
 	if (vpti_unlikely(n < 0)) {
-		vpti_port_break(q->port, VPT_REASON_BAD_INDEX, q->index, VPTI_READ(v->avail->idx));
+		vpti_port_break(q->port, VPT_REASON_BAD_INDEX, q->index, (uint64_t)~n);
 		return;
 	}
 	n = VPTI_MIN(n, (int)VPTI_BURST);
@@ -287,7 +178,7 @@ static void split_release(struct vpti_txq *q, const struct vpti_burst *b, uint32
 	v->next_avail = (uint16_t)(v->next_avail + n);
 	v->next_used = (uint16_t)(v->next_used + n);
 	v->published = v->next_used;
-	VPTI_STORE_RELEASE(v->used->idx, v->published); /* pairs with the driver's barrier after it reads idx (2.7.14) */
+	VPTI_STORE_RELEASE(v->used->idx, (uint16_t)v->published); /* pairs with the driver's barrier after it reads idx (2.7.14) */
 }
 
 static void split_arm(struct vpti_txq *q)
@@ -295,7 +186,7 @@ static void split_arm(struct vpti_txq *q)
 	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
 
 	if (v->event_idx)
-		set_avail_event(v, v->next_avail);
+		set_avail_event(v, (uint16_t)v->next_avail);
 	else
 		VPTI_WRITE(v->used->flags, 0);
 }
@@ -322,7 +213,7 @@ static void split_tx_notify(struct vpti_txq *q)
 	vpti_count(q->c, sent ? VPT_C_TX_INTERRUPTS : VPT_C_TX_INTERRUPTS_SUPPRESSED, 1);
 }
 
-const struct vpti_txq_ops vpti_split_txq_ops = {
+static const struct vpti_txq_ops split_txq_ops = {
 	.take = split_take,
 	.release = split_release,
 	.arm = split_arm,
@@ -333,66 +224,37 @@ const struct vpti_txq_ops vpti_split_txq_ops = {
 
 /* ---- rx: the driver's buffers are written ---- */
 
-struct scatter {
-	struct vpti_room *room;
-	uint32_t left;             /* bytes of the packet that have no place yet */
-	uint32_t got;              /* of this chain */
-};
-
-#define ENOUGH 1
-#define ROOM_FULL 2
-
-static inline int scatter_piece(void *ctx, uint8_t *p, uint32_t len)
+/* vpti_virtq_rx.begin */
+static int split_begin(const struct vpti_virtq *v)
 {
-	struct scatter *s = ctx;
-	uint32_t k = VPTI_MIN(len, s->left);
-
-	if (vpti_unlikely(s->room->nrun == VPTI_ROOM_FRAGS))
-		return ROOM_FULL;
-	s->room->run[s->room->nrun++] = (struct vpti_run){ p, k };
-	s->left -= k;
-	s->got += k;
-	return s->left ? 0 : ENOUGH;
+	return available(v);
 }
 
-enum fit { FIT, FIT_NO_CHAINS, FIT_NO_ROOM, FIT_TOO_BIG, FIT_BROKEN };
-
-/**
- * fit_packet() - Chains for one packet, with the queue's lock held
- * @avail:	chains that may be used; reduced by those that were
- *
- * One chain, or with mergeable buffers as many as it takes. Fills the used entries beyond the published ones.
- */
-static enum fit fit_packet(struct vpti_virtq_rxq *x, struct vpti_room *room, uint32_t i, uint32_t len, int *avail)
+/* vpti_virtq_rx.fit: one chain, or with mergeable buffers as many as it takes. The used entries lie beyond the published ones. */
+static enum vpti_fit split_fit(struct vpti_virtq_rxq *x, struct vpti_room *room, uint32_t i, uint32_t len, int *budget)
 {
 	struct vpti_virtq *v = &x->v;
-	struct scatter s = { .room = room, .left = len + v->hdr_len };
-	uint16_t next_avail = v->next_avail, next_used = v->next_used;
-	int left = *avail;
+	struct vpti_scatter s = { .room = room, .left = len + v->hdr_len };
+	uint16_t next_avail = (uint16_t)v->next_avail, next_used = (uint16_t)v->next_used;
+	int left = *budget;
 
-	room->first[i] = room->nrun;
 	do {
 		uint16_t head;
 		int rc;
 
 		if (!left)
-			goto undo_no_chains;
+			return VPTI_FIT_NO_CHAINS;
 		head = VPTI_READ(v->avail->ring[next_avail & v->mask]);
 		s.got = 0;
-		rc = head < v->num ? walk(v, head, VPTI_DESC_WRITE, scatter_piece, &s) : -VPT_REASON_BAD_DESC;
+		rc = head < v->num ? walk(v, head, VPTI_DESC_WRITE, vpti_scatter_piece, &s) : -VPT_REASON_BAD_DESC;
 		if (vpti_unlikely(rc < 0)) {
 			vpti_port_break(x->q.port, (uint32_t)-rc, x->q.index, head);
-			room->nrun = room->first[i];
-			return FIT_BROKEN;
+			return VPTI_FIT_BROKEN;
 		}
-		if (vpti_unlikely(rc == ROOM_FULL)) {
-			room->nrun = room->first[i];
-			return i ? FIT_NO_ROOM : FIT_TOO_BIG;
-		}
-		if (vpti_unlikely(s.left && !v->mergeable)) {
-			room->nrun = room->first[i];
-			return FIT_TOO_BIG;
-		}
+		if (vpti_unlikely(rc == VPTI_ROOM_FULL))
+			return i ? VPTI_FIT_NO_ROOM : VPTI_FIT_TOO_BIG;
+		if (vpti_unlikely(s.left && !v->mergeable))
+			return VPTI_FIT_TOO_BIG;
 		put_used(v, next_used, head, s.got);
 		next_avail++;
 		next_used++;
@@ -401,101 +263,30 @@ static enum fit fit_packet(struct vpti_virtq_rxq *x, struct vpti_room *room, uin
 	room->nbuf[i] = (uint16_t)(next_used - v->next_used);
 	v->next_avail = next_avail;
 	v->next_used = next_used;
-	*avail = left;
-	return FIT;
-undo_no_chains:
-	room->nrun = room->first[i];
-	return FIT_NO_CHAINS;
+	*budget = left;
+	return VPTI_FIT;
 }
 
-/* As fit_packet() for packets from pkt[0] on; how many, and in *why what ended it. */
-static uint32_t reserve(struct vpti_virtq_rxq *x, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n,
-			enum fit *why)
+/* vpti_virtq_rx.finish: the used entries are written, and invisible until the index moves */
+static void split_finish(struct vpti_virtq *v, const struct vpti_room *room)
 {
-	int avail = available(&x->v);
-	uint32_t i;
-
-	*why = FIT;
-	room->nrun = 0;
-	if (vpti_unlikely(avail < 0)) {
-		vpti_port_break(x->q.port, VPT_REASON_BAD_INDEX, x->q.index, VPTI_READ(x->v.avail->idx));
-		*why = FIT_BROKEN;
-		return 0;
-	}
-	for (i = 0; i < n; i++) {
-		*why = fit_packet(x, room, i, pkt[i]->len, &avail);
-		if (*why != FIT)
-			break;
-		__builtin_prefetch(room->run[room->first[i]].p, 1);
-	}
-	room->first[i] = room->nrun;
-	return i;
+	(void)v;
+	(void)room;
 }
 
-static void copy_all(const struct vpti_virtq *v, const struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
+/* vpti_virtq_rx.publish */
+static void split_publish(struct vpti_virtq *v)
 {
-	uint32_t i;
-
-	for (i = 0; i < n; i++) {
-		struct vpt_vnet_hdr hdr = pkt[i]->hdr;
-
-		hdr.num_buffers = room->nbuf[i];
-		vpti_copy(&room->run[room->first[i]], room->first[i + 1] - room->first[i], &hdr, v->hdr_len, pkt[i]);
-	}
-}
-
-/* One reservation, copy and publication. Returns packets dealt with, and in *why what ended it. */
-static uint32_t deliver_run(struct vpti_virtq_rxq *x, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n,
-			    enum fit *why)
-{
-	struct vpti_rxq *q = &x->q;
-	struct vpti_virtq *v = &x->v;
-	uint32_t ticket, done, i, published;
-	uint64_t bytes = 0;
-
-	vpti_lock(&q->lock);
-	done = reserve(x, room, pkt, n, why);
-	if (*why == FIT_TOO_BIG)
-		vpti_count(q->c, VPT_C_RX_DROP_TOO_BIG, 1);
-	if (!done) {
-		vpti_unlock(&q->lock);
-		return 0;
-	}
-	ticket = vpti_lease_take(&q->leases, v->next_used);
-	vpti_unlock(&q->lock);
-
-	copy_all(v, room, pkt, done);
-	for (i = 0; i < done; i++)
-		bytes += pkt[i]->len;
-
-	vpti_lock(&q->lock);
-	if (vpti_lease_finish(&q->leases, ticket, &published)) {
-		v->published = (uint16_t)published;
-		VPTI_STORE_RELEASE(v->used->idx, v->published); /* pairs with the driver's barrier after it reads idx (2.7.14) */
-	}
-	vpti_count(q->c, VPT_C_RX_PACKETS, done);
-	vpti_count(q->c, VPT_C_RX_BYTES, bytes);
-	vpti_count(q->c, VPT_C_RX_COPIES, done);
-	vpti_count(q->c, VPT_C_RX_BATCHES, 1);
-	vpti_unlock(&q->lock);
-	return done;
+	VPTI_STORE_RELEASE(v->used->idx, (uint16_t)v->published); /* pairs with the driver's barrier after it reads idx (2.7.14) */
 }
 
 static uint32_t split_deliver(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
 {
-	struct vpti_virtq_rxq *x = vpti_virtq_rxq(q);
-	uint32_t i = 0;
+	static const struct vpti_virtq_rx layout = {
+		.begin = split_begin, .fit = split_fit, .finish = split_finish, .publish = split_publish,
+	};
 
-	while (i < n) {
-		enum fit why;
-
-		i += deliver_run(x, room, pkt + i, n - i, &why);
-		if (why == FIT_TOO_BIG)
-			i++;
-		else if (why == FIT_NO_CHAINS || why == FIT_BROKEN)
-			break;
-	}
-	return i;
+	return vpti_virtq_deliver(q, room, pkt, n, &layout);
 }
 
 static void split_rx_notify(struct vpti_rxq *q)
@@ -508,4 +299,48 @@ static void split_rx_notify(struct vpti_rxq *q)
 	vpti_unlock(&q->lock);
 }
 
-const struct vpti_rxq_ops vpti_split_rxq_ops = { .deliver = split_deliver, .notify = split_rx_notify };
+static const struct vpti_rxq_ops split_rxq_ops = { .deliver = split_deliver, .notify = split_rx_notify };
+
+/* ---- control thread ---- */
+
+static int split_bind(struct vpti_virtq *v, const struct vpti_mem *mem, const struct vpt_vring *ring)
+{
+	uint64_t num = ring->num;
+	void *desc = vpti_mem_uva(mem, ring->desc_uva, num * sizeof(*v->desc));
+	void *avail = vpti_mem_uva(mem, ring->avail_uva, sizeof(*v->avail) + (num + 1) * sizeof(uint16_t));
+	void *used = vpti_mem_uva(mem, ring->used_uva,
+				  sizeof(*v->used) + num * sizeof(struct vpti_used_elem) + sizeof(uint16_t));
+
+	if (num & (num - 1))
+		return -EINVAL;
+	if (!desc || !avail || !used)
+		return -EFAULT;
+	if ((uintptr_t)desc % 16 || (uintptr_t)avail % 2 || (uintptr_t)used % 4)
+		return -EINVAL;
+	v->desc = desc;
+	v->avail = avail;
+	v->used = used;
+	v->mask = (uint16_t)(num - 1);
+	return 0;
+}
+
+static void split_set_base(struct vpti_virtq *v, uint32_t base)
+{
+	v->next_avail = (uint16_t)base;
+	/* After a back-end that died the driver has seen used->idx; a net device finishes in order, so that is where to go on. */
+	v->next_used = v->published = v->told = VPTI_READ(v->used->idx);
+}
+
+static uint32_t split_base(const struct vpti_virtq *v)
+{
+	return v->next_avail;
+}
+
+const struct vpti_virtq_layout vpti_virtq_split = {
+	.tx = &split_txq_ops,
+	.rx = &split_rxq_ops,
+	.bind = split_bind,
+	.set_base = split_set_base,
+	.base = split_base,
+	.quiet = split_quiet,
+};

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * virtq_chain.h - what split and packed queues have in common: buffers of a chain into a packet, a packet into buffers
+ *
+ * Inline, because a ring layout's inner loop is made of these; each file that includes it gets its own copy, specialised.
+ */
+#ifndef VPTI_VIRTQ_CHAIN_H
+#define VPTI_VIRTQ_CHAIN_H
+
+#include <string.h>
+
+#include "copy.h"
+#include "take.h"
+#include "virtq.h"
+
+#define VPTI_INLINE static inline __attribute__((always_inline))
+
+/* Called for each piece of a chain's memory; non-zero ends the walk with that value. */
+typedef int (*vpti_piece_fn)(void *ctx, uint8_t *p, uint32_t len);
+
+/* One descriptor's buffer, in as many pieces as its address range has regions. 0, -reason, or what emit said. */
+VPTI_INLINE int vpti_emit(struct vpti_virtq *v, uint64_t addr, uint32_t left, vpti_piece_fn emit, void *ctx)
+{
+	while (left) {
+		uint64_t contig;
+		uint8_t *p = vpti_mem_gpa(v->mem, addr, &contig, &v->hint);
+		uint32_t k;
+		int rc;
+
+		if (vpti_unlikely(!p))
+			return -VPT_REASON_BAD_ADDR;
+		k = (uint32_t)VPTI_MIN(contig, left);
+		rc = emit(ctx, p, k);
+		if (vpti_unlikely(rc))
+			return rc;
+		addr += k;
+		left -= k;
+	}
+	return 0;
+}
+
+/* The n-th 16-byte entry of an indirect table, which may lie across regions. */
+static inline bool vpti_read_indirect(struct vpti_virtq *v, uint64_t table, uint32_t n, void *out)
+{
+	uint64_t addr = table + n * sizeof(struct vpti_desc);
+	uint32_t done = 0;
+
+	while (done < sizeof(struct vpti_desc)) {
+		uint64_t contig;
+		const uint8_t *p = vpti_mem_gpa(v->mem, addr + done, &contig, &v->hint);
+		uint32_t k;
+
+		if (!p)
+			return false;
+		k = (uint32_t)VPTI_MIN(contig, sizeof(struct vpti_desc) - done);
+		memcpy((uint8_t *)out + done, p, k);
+		done += k;
+	}
+	return true;
+}
+
+/* ---- tx: the driver's buffers into a packet of a burst ---- */
+
+struct vpti_gather {
+	struct vpti_burst *b;
+	struct vpti_pkt *p;
+	uint32_t nfrag;
+	uint32_t hdr_left;
+	uint64_t len;
+	uint8_t *hdr;
+};
+
+#define VPTI_TOO_LONG 1 /* more than a burst holds, or than any frame has */
+
+VPTI_INLINE int vpti_gather_piece(void *ctx, uint8_t *p, uint32_t len)
+{
+	struct vpti_gather *g = ctx;
+
+	if (g->hdr_left) { /* may be cut anywhere (virtio 1.2, 2.7.4.2) */
+		uint32_t k = VPTI_MIN(g->hdr_left, len);
+
+		memcpy(g->hdr, p, k);
+		g->hdr += k;
+		g->hdr_left -= k;
+		p += k;
+		len -= k;
+		if (!len)
+			return 0;
+	}
+	g->len += len;
+	if (!g->p->first.p) {
+		g->p->first = (struct vpti_frag){ p, len };
+		return g->len > VPT_MAX_FRAME ? VPTI_TOO_LONG : 0;
+	}
+	if (vpti_unlikely(g->nfrag == VPTI_BURST_FRAGS || g->len > VPT_MAX_FRAME))
+		return VPTI_TOO_LONG;
+	g->b->frag[g->nfrag++] = (struct vpti_frag){ p, len };
+	return 0;
+}
+
+VPTI_INLINE void vpti_gather_begin(struct vpti_gather *g, const struct vpti_virtq *v, struct vpti_burst *b)
+{
+	struct vpti_pkt *p = &b->pkt[b->n];
+
+	memset(&p->hdr, 0, sizeof(p->hdr));
+	p->first = (struct vpti_frag){ NULL, 0 };
+	p->more = &b->frag[b->nfrag];
+	*g = (struct vpti_gather){ .b = b, .p = p, .nfrag = b->nfrag, .hdr_left = v->hdr_len, .hdr = (uint8_t *)&p->hdr };
+}
+
+/**
+ * vpti_gather_end() - Finish the packet that a walk has gathered
+ * @rc:		what the walk returned, not negative
+ * @cookie:	the queue's note for release()
+ *
+ * Return: 1 the packet is in the burst; 0 it has no room there, take it again with the next
+ */
+VPTI_INLINE int vpti_gather_end(struct vpti_gather *g, int rc, uint32_t cookie)
+{
+	struct vpti_burst *b = g->b;
+	struct vpti_pkt *p = g->p;
+
+	if (vpti_unlikely(rc == VPTI_TOO_LONG)) {
+		if (b->n && g->len <= VPT_MAX_FRAME)
+			return 0;
+		g->nfrag = b->nfrag;
+		g->len = VPT_MAX_FRAME + 1; /* counted and dropped by vpti_take_check() */
+	}
+	p->nmore = (uint16_t)(g->nfrag - b->nfrag);
+	p->len = g->hdr_left ? 0 : (uint32_t)g->len; /* shorter than its header: a runt */
+	b->nfrag = g->nfrag;
+	b->cookie[b->n++] = cookie;
+	return 1;
+}
+
+/* ---- rx: a packet into the driver's buffers ---- */
+
+struct vpti_scatter {
+	struct vpti_room *room;
+	uint32_t left;             /* bytes of the packet that have no place yet */
+	uint32_t got;              /* of this chain */
+};
+
+#define VPTI_ENOUGH 1
+#define VPTI_ROOM_FULL 2
+
+VPTI_INLINE int vpti_scatter_piece(void *ctx, uint8_t *p, uint32_t len)
+{
+	struct vpti_scatter *s = ctx;
+	uint32_t k = VPTI_MIN(len, s->left);
+
+	if (vpti_unlikely(s->room->nrun == VPTI_ROOM_FRAGS))
+		return VPTI_ROOM_FULL;
+	s->room->run[s->room->nrun++] = (struct vpti_run){ p, k };
+	s->left -= k;
+	s->got += k;
+	return s->left ? 0 : VPTI_ENOUGH;
+}
+
+/* What ended a reservation. */
+enum vpti_fit { VPTI_FIT, VPTI_FIT_NO_CHAINS, VPTI_FIT_NO_ROOM, VPTI_FIT_TOO_BIG, VPTI_FIT_BROKEN };
+
+/**
+ * struct vpti_virtq_rx - what a ring layout adds to delivering
+ * @begin:	look how many chains there are: a budget for fit(), ~index if the driver's index is impossible
+ * @fit:	chains for packet i of the room, with the queue's lock held; next_avail and next_used move only if it fits
+ * @finish:	the packets are copied, outside the lock: mark the chains used where that is not yet visible
+ * @publish:	everything up to v->published is finished, with the lock held: show it to the driver
+ */
+struct vpti_virtq_rx {
+	int (*begin)(const struct vpti_virtq *v);
+	enum vpti_fit (*fit)(struct vpti_virtq_rxq *x, struct vpti_room *room, uint32_t i, uint32_t len, int *budget);
+	void (*finish)(struct vpti_virtq *v, const struct vpti_room *room);
+	void (*publish)(struct vpti_virtq *v);
+};
+
+/* Room for packets from pkt[0] on; how many, and in *why what ended it. */
+VPTI_INLINE uint32_t vpti_virtq_reserve(struct vpti_virtq_rxq *x, struct vpti_room *room, struct vpti_pkt *const *pkt,
+					uint32_t n, enum vpti_fit *why, const struct vpti_virtq_rx *layout)
+{
+	int budget = layout->begin(&x->v);
+	uint32_t i;
+
+	*why = VPTI_FIT;
+	room->nrun = room->nused = 0;
+	if (vpti_unlikely(budget < 0)) {
+		vpti_port_break(x->q.port, VPT_REASON_BAD_INDEX, x->q.index, (uint64_t)~budget);
+		*why = VPTI_FIT_BROKEN;
+		return 0;
+	}
+	for (i = 0; i < n; i++) {
+		room->first[i] = room->nrun;
+		*why = layout->fit(x, room, i, pkt[i]->len, &budget);
+		if (*why != VPTI_FIT) {
+			room->nrun = room->first[i];
+			break;
+		}
+		__builtin_prefetch(room->run[room->first[i]].p, 1);
+	}
+	room->first[i] = room->nrun;
+	return i;
+}
+
+/* Copy what has been reserved, with the number of buffers each packet got in its header. Returns bytes of frames. */
+VPTI_INLINE uint64_t vpti_virtq_copy(const struct vpti_virtq *v, const struct vpti_room *room,
+				     struct vpti_pkt *const *pkt, uint32_t n)
+{
+	uint64_t bytes = 0;
+	uint32_t i;
+
+	for (i = 0; i < n; i++) {
+		struct vpt_vnet_hdr hdr = pkt[i]->hdr;
+
+		hdr.num_buffers = room->nbuf[i];
+		vpti_copy(&room->run[room->first[i]], room->first[i + 1] - room->first[i], &hdr, v->hdr_len, pkt[i]);
+		bytes += pkt[i]->len;
+	}
+	return bytes;
+}
+
+/* One reservation, copy and publication. Returns packets delivered, and in *why what ended it. */
+VPTI_INLINE uint32_t vpti_virtq_deliver_run(struct vpti_virtq_rxq *x, struct vpti_room *room,
+					    struct vpti_pkt *const *pkt, uint32_t n, enum vpti_fit *why,
+					    const struct vpti_virtq_rx *layout)
+{
+	struct vpti_rxq *q = &x->q;
+	uint32_t ticket, done;
+	uint64_t bytes;
+
+	vpti_lock(&q->lock);
+	done = vpti_virtq_reserve(x, room, pkt, n, why, layout);
+	if (vpti_unlikely(*why == VPTI_FIT_TOO_BIG))
+		vpti_count(q->c, VPT_C_RX_DROP_TOO_BIG, 1);
+	if (!done) {
+		vpti_unlock(&q->lock);
+		return 0;
+	}
+	ticket = vpti_lease_take(&q->leases, x->v.next_used);
+	vpti_unlock(&q->lock);
+
+	bytes = vpti_virtq_copy(&x->v, room, pkt, done);
+	layout->finish(&x->v, room);
+
+	vpti_lock(&q->lock);
+	if (vpti_lease_finish(&q->leases, ticket, &x->v.published))
+		layout->publish(&x->v);
+	vpti_count(q->c, VPT_C_RX_PACKETS, done);
+	vpti_count(q->c, VPT_C_RX_BYTES, bytes);
+	vpti_count(q->c, VPT_C_RX_COPIES, done);
+	vpti_count(q->c, VPT_C_RX_BATCHES, 1);
+	vpti_unlock(&q->lock);
+	return done;
+}
+
+/* A layout's deliver(). */
+VPTI_INLINE uint32_t vpti_virtq_deliver(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt,
+					uint32_t n, const struct vpti_virtq_rx *layout)
+{
+	struct vpti_virtq_rxq *x = vpti_virtq_rxq(q);
+	uint32_t i = 0;
+
+	while (i < n) {
+		enum vpti_fit why;
+
+		i += vpti_virtq_deliver_run(x, room, pkt + i, n - i, &why, layout);
+		if (why == VPTI_FIT_TOO_BIG)
+			i++;
+		else if (why == VPTI_FIT_NO_CHAINS || why == VPTI_FIT_BROKEN)
+			break;
+	}
+	return i;
+}
+
+#endif /* VPTI_VIRTQ_CHAIN_H */

@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * virtq_packed.c - the packed virtqueue, device side (virtio 1.2, section 2.8)
+ *
+ * One ring of descriptors serves both ways: the driver makes one available by setting its flags to the driver's wrap counter, the
+ * device marks it used by setting them to its own. A chain is a run of descriptors; its id is in the last; marking the
+ * first of the run used gives back all of it.
+ *
+ * Each descriptor is read once into a local, flags first: they say that the rest is there.
+ */
+#include <errno.h>
+
+#include "notify.h"
+#include "virtq_chain.h"
+
+/* ---- positions: index and wrap counter in one number, in [0, 2 * num) ---- */
+
+static inline uint32_t advance(const struct vpti_virtq *v, uint32_t position, uint32_t by)
+{
+	uint32_t lap = 2u * v->num;
+
+	position += by;
+	return position >= lap ? position - lap : position;
+}
+
+static inline uint32_t index_of(const struct vpti_virtq *v, uint32_t position)
+{
+	return position >= v->num ? position - v->num : position;
+}
+
+static inline bool wrap_of(const struct vpti_virtq *v, uint32_t position)
+{
+	return position < v->num;
+}
+
+/* In the form in which SET_VRING_BASE and the event structures carry them: 15 bits of index, one of wrap counter. */
+static uint32_t to_wire(const struct vpti_virtq *v, uint32_t position)
+{
+	return index_of(v, position) | (uint32_t)wrap_of(v, position) << 15;
+}
+
+static uint32_t from_wire(const struct vpti_virtq *v, uint32_t wire)
+{
+	uint32_t index = (wire & 0x7fff) % v->num;
+
+	return wire & 0x8000 ? index : index + v->num;
+}
+
+/* ---- descriptors ---- */
+
+static inline bool is_available(const struct vpti_virtq *v, uint32_t position, uint16_t flags)
+{
+	bool avail = flags & VPTI_PACKED_AVAIL, used = flags & VPTI_PACKED_USED;
+
+	return avail == wrap_of(v, position) && used != wrap_of(v, position);
+}
+
+static inline uint16_t flags_at(const struct vpti_virtq *v, uint32_t position)
+{
+	/* Pairs with the driver's barrier between a descriptor's fields and its flags (2.8.21.1). */
+	return VPTI_LOAD_ACQUIRE(v->packed[index_of(v, position)].flags);
+}
+
+static inline void read_desc(const struct vpti_virtq *v, uint32_t position, struct vpti_packed_desc *d)
+{
+	const struct vpti_packed_desc *from = &v->packed[index_of(v, position)];
+
+	d->addr = VPTI_READ(from->addr);
+	d->len = VPTI_READ(from->len);
+	d->id = VPTI_READ(from->id);
+}
+
+/* All of an indirect table, in order (2.8.7: NEXT and id mean nothing in it). */
+VPTI_INLINE int walk_table(struct vpti_virtq *v, const struct vpti_packed_desc *table, uint16_t write,
+			   vpti_piece_fn emit, void *ctx)
+{
+	uint32_t n = table->len / sizeof(*table), i;
+	int rc;
+
+	if (!v->indirect || !n || table->len % sizeof(*table))
+		return -VPT_REASON_BAD_DESC;
+	if (n > v->num)
+		return -VPT_REASON_LOOP; /* no chain is longer than the queue (2.8.19) */
+	for (i = 0; i < n; i++) {
+		struct vpti_packed_desc d;
+
+		if (!vpti_read_indirect(v, table->addr, i, &d))
+			return -VPT_REASON_BAD_ADDR;
+		if ((d.flags & (VPTI_DESC_WRITE | VPTI_DESC_INDIRECT)) != write)
+			return -VPT_REASON_BAD_DESC;
+		rc = vpti_emit(v, d.addr, d.len, emit, ctx);
+		if (vpti_unlikely(rc))
+			return rc;
+	}
+	return 0;
+}
+
+/**
+ * walk() - Follow the chain at a position, each descriptor once
+ * @first:	flags of its first descriptor, found to be available
+ * @write:	VPTI_DESC_WRITE for buffers that the device writes, 0 for those it reads
+ * @id:		out: buffer id of the chain
+ * @count:	out: descriptors of the chain in the ring
+ *
+ * The whole chain is walked even when emit has had enough, for the id is at its end.
+ *
+ * Return: 0, -reason (enum vpt_reason), or the first non-zero that emit said
+ */
+VPTI_INLINE int walk(struct vpti_virtq *v, uint32_t position, uint16_t first, uint16_t write, vpti_piece_fn emit,
+		     void *ctx, uint16_t *id, uint32_t *count)
+{
+	uint16_t flags = first;
+	uint32_t n = 0;
+	int said = 0;
+
+	for (;;) {
+		struct vpti_packed_desc d;
+		int rc;
+
+		read_desc(v, position, &d);
+		if (vpti_unlikely(flags & VPTI_DESC_INDIRECT)) {
+			if (flags & VPTI_DESC_NEXT)
+				return -VPT_REASON_BAD_DESC;
+			rc = said ? 0 : walk_table(v, &d, write, emit, ctx);
+		} else if (vpti_unlikely((flags & VPTI_DESC_WRITE) != write)) {
+			return -VPT_REASON_BAD_DESC;
+		} else {
+			rc = said ? 0 : vpti_emit(v, d.addr, d.len, emit, ctx);
+		}
+		if (vpti_unlikely(rc < 0))
+			return rc;
+		said |= rc;
+		n++;
+		if (vpti_likely(!(flags & VPTI_DESC_NEXT))) {
+			*id = d.id;
+			*count = n;
+			return vpti_unlikely(d.id >= v->num) ? -VPT_REASON_BAD_DESC : said;
+		}
+		if (vpti_unlikely(n == v->num))
+			return -VPT_REASON_LOOP;
+		position = advance(v, position, 1);
+		flags = flags_at(v, position);
+		if (vpti_unlikely(!is_available(v, position, flags)))
+			return -VPT_REASON_BAD_DESC; /* the first of a chain becomes available last (2.8.21.1) */
+	}
+}
+
+static inline void mark_used(struct vpti_virtq *v, uint32_t position, uint16_t id, uint32_t len)
+{
+	struct vpti_packed_desc *d = &v->packed[index_of(v, position)];
+	uint16_t flags = wrap_of(v, position) ? VPTI_PACKED_AVAIL | VPTI_PACKED_USED : 0;
+
+	VPTI_WRITE(d->id, id);
+	VPTI_WRITE(d->len, len);
+	VPTI_STORE_RELEASE(d->flags, flags); /* pairs with the driver's barrier after it reads the flags */
+}
+
+/* ---- notifications ---- */
+
+/* P3 of notify.h; the fence is the caller's. */
+static bool call_driver(struct vpti_virtq *v)
+{
+	uint32_t old = v->told, now = v->published;
+	uint16_t flags, off_wrap, at;
+
+	v->told = now;
+	if (old == now)
+		return false;
+	flags = VPTI_READ(v->driver_event->flags) & 3;
+	if (flags == VPTI_PACKED_EVENT_DISABLE)
+		return false;
+	if (flags == VPTI_PACKED_EVENT_DESC && v->event_idx) {
+		off_wrap = VPTI_READ(v->driver_event->off_wrap);
+		at = (uint16_t)from_wire(v, off_wrap);
+		/* Both in positions, so one cyclic range of 2 * num decides whether `at` has been passed. */
+		if (!vpt_event_passed(at, old, now, 2u * v->num))
+			return false;
+	}
+	return vpti_virtq_call(v);
+}
+
+static void packed_quiet(struct vpti_virtq *v)
+{
+	VPTI_WRITE(v->device_event->flags, VPTI_PACKED_EVENT_DISABLE);
+}
+
+/* ---- tx: the driver's buffers are read ---- */
+
+/* cookie: descriptors of the chain above 16 bits of its id */
+#define COOKIE(count, id) ((uint32_t)(count) << 16 | (id))
+#define COOKIE_ID(cookie) ((uint16_t)(cookie))
+#define COOKIE_COUNT(cookie) ((cookie) >> 16)
+
+static void packed_take(struct vpti_txq *q, struct vpti_burst *b)
+{
+	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
+	uint32_t at = v->next_avail, i;
+	int rc = 1;
+
+	while (b->n < VPTI_BURST) {
+		uint16_t flags = flags_at(v, at), id = 0;
+		struct vpti_gather g;
+		uint32_t count = 0;
+
+		if (!is_available(v, at, flags))
+			break;
+		vpti_gather_begin(&g, v, b);
+		rc = walk(v, at, flags, 0, vpti_gather_piece, &g, &id, &count);
+		if (vpti_likely(rc >= 0))
+			rc = vpti_gather_end(&g, rc, COOKIE(count, id));
+		if (vpti_unlikely(rc <= 0))
+			break;
+		__builtin_prefetch(b->pkt[b->n - 1].first.p);
+		at = advance(v, at, count);
+	}
+	if (vpti_unlikely(rc < 0))
+		vpti_port_break(q->port, (uint32_t)-rc, q->index, index_of(v, at));
+	for (i = 0; i < b->n; i++)
+		vpti_take_check(q, &b->pkt[i]);
+}
+
+/* In order, one used descriptor stands for all up to its id (2.8.9). */
+static void packed_release(struct vpti_txq *q, const struct vpti_burst *b, uint32_t n)
+{
+	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
+	uint32_t at = v->next_used, i;
+
+	for (i = 0; i < n; i++) {
+		if (!v->in_order)
+			mark_used(v, at, COOKIE_ID(b->cookie[i]), 0);
+		at = advance(v, at, COOKIE_COUNT(b->cookie[i]));
+	}
+	if (v->in_order)
+		mark_used(v, v->next_used, COOKIE_ID(b->cookie[n - 1]), 0);
+	v->next_used = v->next_avail = v->published = at;
+}
+
+static void packed_arm(struct vpti_txq *q)
+{
+	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
+
+	if (v->event_idx) {
+		VPTI_WRITE(v->device_event->off_wrap, (uint16_t)to_wire(v, v->next_avail));
+		/* The driver reads flags, then off_wrap (2.8.21.3). */
+		VPTI_STORE_RELEASE(v->device_event->flags, VPTI_PACKED_EVENT_DESC);
+	} else {
+		VPTI_WRITE(v->device_event->flags, VPTI_PACKED_EVENT_ENABLE);
+	}
+}
+
+static bool packed_pending(struct vpti_txq *q)
+{
+	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
+
+	return is_available(v, v->next_avail, flags_at(v, v->next_avail));
+}
+
+static void packed_disarm(struct vpti_txq *q)
+{
+	packed_quiet(&vpti_virtq_txq(q)->v);
+}
+
+static void packed_tx_notify(struct vpti_txq *q)
+{
+	bool sent = call_driver(&vpti_virtq_txq(q)->v);
+
+	vpti_count(q->c, sent ? VPT_C_TX_INTERRUPTS : VPT_C_TX_INTERRUPTS_SUPPRESSED, 1);
+}
+
+static const struct vpti_txq_ops packed_txq_ops = {
+	.take = packed_take,
+	.release = packed_release,
+	.arm = packed_arm,
+	.pending = packed_pending,
+	.disarm = packed_disarm,
+	.notify = packed_tx_notify,
+};
+
+/* ---- rx: the driver's buffers are written ---- */
+
+/* vpti_virtq_rx.begin: a packed ring has no count to look at; each chain shows for itself */
+static int packed_begin(const struct vpti_virtq *v)
+{
+	(void)v;
+	return 0;
+}
+
+/* vpti_virtq_rx.fit: one chain, or with mergeable buffers as many as it takes; they are marked used after the copy. */
+static enum vpti_fit packed_fit(struct vpti_virtq_rxq *x, struct vpti_room *room, uint32_t i, uint32_t len, int *budget)
+{
+	struct vpti_virtq *v = &x->v;
+	struct vpti_scatter s = { .room = room, .left = len + v->hdr_len };
+	uint32_t at = v->next_avail, used = v->next_used, nused = room->nused;
+
+	(void)budget;
+	do {
+		uint16_t flags = flags_at(v, at), id = 0;
+		uint32_t count = 0;
+		int rc;
+
+		/* As many as there are descriptors are out already: what looks available is the lap before. */
+		if (!is_available(v, at, flags))
+			return VPTI_FIT_NO_CHAINS;
+		if (vpti_unlikely(nused == VPTI_ROOM_FRAGS))
+			return i ? VPTI_FIT_NO_ROOM : VPTI_FIT_TOO_BIG;
+		s.got = 0;
+		rc = walk(v, at, flags, VPTI_DESC_WRITE, vpti_scatter_piece, &s, &id, &count);
+		if (vpti_unlikely(rc < 0)) {
+			vpti_port_break(x->q.port, (uint32_t)-rc, x->q.index, index_of(v, at));
+			return VPTI_FIT_BROKEN;
+		}
+		if (vpti_unlikely(rc & VPTI_ROOM_FULL))
+			return i ? VPTI_FIT_NO_ROOM : VPTI_FIT_TOO_BIG;
+		if (vpti_unlikely(s.left && !v->mergeable))
+			return VPTI_FIT_TOO_BIG;
+		room->used[nused++] = (struct vpti_used_mark){ .position = used, .len = s.got, .id = id };
+		at = advance(v, at, count);
+		used = advance(v, used, count);
+	} while (s.left);
+	room->nbuf[i] = (uint16_t)(nused - room->nused);
+	room->nused = nused;
+	v->next_avail = at;
+	v->next_used = used;
+	return VPTI_FIT;
+}
+
+/*
+ * vpti_virtq_rx.finish: the driver goes through the ring in order, so a chain marked used before its predecessor stays unseen
+ * until that is marked, too, by the worker that fills it.
+ */
+static void packed_finish(struct vpti_virtq *v, const struct vpti_room *room)
+{
+	uint32_t i;
+
+	for (i = 0; i < room->nused; i++)
+		mark_used(v, room->used[i].position, room->used[i].id, room->used[i].len);
+}
+
+/* vpti_virtq_rx.publish */
+static void packed_publish(struct vpti_virtq *v)
+{
+	(void)v; /* the marks are what is published */
+}
+
+static uint32_t packed_deliver(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
+{
+	static const struct vpti_virtq_rx layout = {
+		.begin = packed_begin, .fit = packed_fit, .finish = packed_finish, .publish = packed_publish,
+	};
+
+	return vpti_virtq_deliver(q, room, pkt, n, &layout);
+}
+
+static void packed_rx_notify(struct vpti_rxq *q)
+{
+	bool sent;
+
+	vpti_lock(&q->lock);
+	sent = call_driver(&vpti_virtq_rxq(q)->v);
+	vpti_count(q->c, sent ? VPT_C_RX_INTERRUPTS : VPT_C_RX_INTERRUPTS_SUPPRESSED, 1);
+	vpti_unlock(&q->lock);
+}
+
+static const struct vpti_rxq_ops packed_rxq_ops = { .deliver = packed_deliver, .notify = packed_rx_notify };
+
+/* ---- control thread ---- */
+
+static int packed_bind(struct vpti_virtq *v, const struct vpti_mem *mem, const struct vpt_vring *ring)
+{
+	void *desc = vpti_mem_uva(mem, ring->desc_uva, (uint64_t)ring->num * sizeof(*v->packed));
+	void *driver = vpti_mem_uva(mem, ring->avail_uva, sizeof(*v->driver_event));
+	void *device = vpti_mem_uva(mem, ring->used_uva, sizeof(*v->device_event));
+
+	if (!desc || !driver || !device)
+		return -EFAULT;
+	if ((uintptr_t)desc % 16 || (uintptr_t)driver % 4 || (uintptr_t)device % 4)
+		return -EINVAL;
+	v->packed = desc;
+	v->driver_event = driver;
+	v->device_event = device;
+	return 0;
+}
+
+/*
+ * The upper half of the base is the used position. A net device that stops has finished all it took, so the two are equal;
+ * front-ends that begin a ring leave the upper half zero (DPDK's virtio-user), so the lower one is what counts.
+ */
+static void packed_set_base(struct vpti_virtq *v, uint32_t base)
+{
+	v->next_avail = v->next_used = v->published = v->told = from_wire(v, base & 0xffff);
+}
+
+static uint32_t packed_base(const struct vpti_virtq *v)
+{
+	return to_wire(v, v->next_avail) | to_wire(v, v->next_used) << 16;
+}
+
+const struct vpti_virtq_layout vpti_virtq_packed = {
+	.tx = &packed_txq_ops,
+	.rx = &packed_rxq_ops,
+	.bind = packed_bind,
+	.set_base = packed_set_base,
+	.base = packed_base,
+	.quiet = packed_quiet,
+};
