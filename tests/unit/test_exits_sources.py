@@ -172,6 +172,12 @@ def test_mount_points_are_found_where_they_are(tmp_path: Path) -> None:
         ("qemu -qmp unix:path=/run/c.sock,server=on", "/run/c.sock"),
         ("qemu -qmp tcp:127.0.0.1:4444,server=on", None),
         ("qemu -qmp unix:/run/client.sock", None),
+        (
+            "qemu -chardev socket,id=c,path=/run/d.sock,server=on,wait=off -mon c,mode=control",
+            "/run/d.sock",
+        ),
+        ("qemu -chardev socket,id=c,path=/run/d.sock,server=on -mon c,mode=readline", None),
+        ("qemu -chardev socket,id=c,fd=21,server=on -mon chardev=c,id=m,mode=control", None),
         ("qemu -m 1", None),
     ],
 )

@@ -73,7 +73,7 @@ class Delta:
         """Sum over all units; None if any unit lacks it."""
         values = [unit.get(name) for unit in self.units.values()]
         known = [v for v in values if v is not None]
-        return sum(known) if known and len(known) == len(values) else None
+        return sum(known) if len(known) == len(values) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +264,10 @@ def _notes(identity: Identity, d: Delta, raw: int | None, noise: int | None) -> 
     if d.packets == 0:
         notes.append("no packet passed the ports that were named")
     if identity.tier is Tier.TCG:
-        notes.append("tcg: exits do not exist; dispatches to the device model are counted instead")
+        notes.append(
+            "tcg: exits do not exist; dispatches to the device model are counted instead. A kick that an "
+            "ioeventfd takes (passthrough, vhost-user) is not among them: --source vpt counts those"
+        )
     if identity.tier is Tier.KVM_PVM and d.total("mmio_exits") is not None:
         notes.append(
             "kvm-pvm: mmio_exits holds only exits that went to user space; io_exits never moves (n/a)"

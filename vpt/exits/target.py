@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -90,13 +89,30 @@ def cpu_ms(pid: int | None) -> int | None:
 
 
 def qmp_path_of(cmdline: list[str], cwd: Path) -> Path | None:
-    """QMP socket that a QEMU command line opens as server, if it is one that can be connected to."""
-    for option, value in itertools.pairwise(cmdline):
-        if option in ("-qmp", "--qmp", "-qmp-pretty") and value.startswith("unix:"):
-            path, _, flags = value.removeprefix("unix:").partition(",")
-            if re.search(r"\bserver(=on|=yes)?(,|$)", flags):
-                return cwd / path.removeprefix("path=")
+    """QMP socket that a QEMU command line opens as server, if it is one that can be connected to.
+
+    Both spellings: -qmp unix:PATH,server=on, and -chardev socket,... with -mon ...,mode=control.
+    """
+    options = [("-" + name.lstrip("-"), value) for name, value in itertools.pairwise(cmdline)]
+    for option, value in options:
+        if option in ("-qmp", "-qmp-pretty") and value.startswith("unix:"):
+            parts = value.removeprefix("unix:").split(",")
+            if _is_server(parts):
+                return cwd / parts[0].removeprefix("path=")
+    monitors = [value.split(",") for option, value in options if option == "-mon"]
+    wanted = {parts[0].removeprefix("chardev=") for parts in monitors if "mode=control" in parts}
+    for option, value in options:
+        parts = value.split(",")
+        path = next((p.removeprefix("path=") for p in parts if p.startswith("path=")), None)
+        named = {p.removeprefix("id=") for p in parts if p.startswith("id=")}
+        is_qmp = option == "-chardev" and parts[0] == "socket" and named & wanted
+        if is_qmp and path and _is_server(parts):
+            return cwd / path
     return None
+
+
+def _is_server(parts: list[str]) -> bool:
+    return not {"server", "server=on", "server=yes"}.isdisjoint(parts)
 
 
 def require_running(vm: Vm) -> None:
