@@ -66,8 +66,10 @@ static int vpt_net_header_check(struct vpt_net *vn, const struct vpt_hdr *h, u64
 		what = "csb_ktoa_ofs";
 	else if (!vpt_net_inside(h, h->netmap_if_ofs, sizeof(struct vpt_nm_if) + 2ull * h->pairs * sizeof(s64), 8))
 		what = "netmap_if_ofs";
-	else if (!vpt_net_inside(h, h->buf_pool_ofs, (u64)h->num_bufs * h->buf_size, 64))
+	else if (!vpt_net_inside(h, h->buf_pool_ofs, 0, 64))
 		what = "buf_pool_ofs";
+	else if (!vpt_net_inside(h, h->buf_pool_ofs, (u64)h->num_bufs * h->buf_size, 64))
+		what = "num_bufs";
 	else if (h->host_peer_id > U16_MAX)
 		what = "host_peer_id";
 	else if ((h->host_features & VPT_F_MTU) && h->mtu < ETH_MIN_MTU)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""vpt_net in several guests on one switch: offloads that travel, offloads done in software, short rings."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from vpt.dataplane import Feature, RegionOptions
+from vpt.guest import Guest, ping, tcp_file, udp_stream
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.needs("qemu-system-x86_64", "busybox", "/boot/vmlinuz-*", "gcc", "make"),
+]
+
+# Neither checksums nor segments nor chains of slots, and a need-notification flag instead of an event index.
+PLAIN = Feature.MAC | Feature.MTU | Feature.STATUS
+MIB = 32
+
+
+def address(number: int) -> str:
+    return f"10.0.0.{number}"
+
+
+@pytest.fixture(scope="module")
+def guests(host, boot) -> SimpleNamespace:
+    """Two guests. Each has eth0 with every offload, and b has eth1 with none, on rings of 64 slots."""
+    ports = {
+        "a": host.passthrough(RegionOptions("a", mac="02:00:00:00:00:01", mtu=9000)),
+        "b": host.passthrough(RegionOptions("b", mac="02:00:00:00:00:02", mtu=9000)),
+        "plain": host.passthrough(
+            RegionOptions("plain", mac="02:00:00:00:00:03", features=int(PLAIN), num_slots=64)
+        ),
+        "short": host.passthrough(
+            RegionOptions("short", mac="02:00:00:00:00:04", num_slots=64, buf_size=1024)
+        ),
+    }
+    a = boot("a", ports["a"].nic, ports["short"].nic)
+    b = boot("b", ports["b"].nic, ports["plain"].nic)
+    for guest, links in ((a, (1, 4)), (b, (2, 3))):
+        guest.wait_ready()
+        for dev, number in enumerate(links):
+            # Addresses in networks of their own, so that traffic takes the port that it names.
+            guest.run(
+                f"ip addr add {address(number)}/24 dev eth{dev}; ip link set eth{dev} up; "
+                f"sysctl -qw net.ipv4.conf.eth{dev}.arp_ignore=1 net.ipv4.conf.eth{dev}.rp_filter=0"
+            )
+            guest.wait_until(f"grep -q 1 /sys/class/net/eth{dev}/carrier", 10, "a carrier")
+    return SimpleNamespace(a=a, b=b, ports=ports, host=host)
+
+
+def use(guest: Guest, dev: int, target: int) -> None:
+    """Reach `target` by that device."""
+    guest.run(f"ip route replace {address(target)}/32 dev eth{dev}; ip neigh flush dev eth{dev}")
+
+
+def counters(guests: SimpleNamespace, name: str):
+    return guests.host.counters(guests.ports[name].port)
+
+
+def test_ping_loses_nothing(guests):
+    use(guests.a, 0, 2)
+    use(guests.b, 0, 1)
+    result = ping(guests.a, address(2), count=50)
+    assert (result.sent, result.lost) == (50, 0)
+    assert len(result.rtt_us) == 50
+    # A full-size frame of MTU 9000: a chain of slots each way.
+    assert ping(guests.b, address(1), count=20, size=8900).lost == 0
+
+
+@pytest.mark.parametrize("direction", ["a to b", "b to a"])
+def test_tcp_travels_unsegmented(guests, direction):
+    """Segments of up to 64 KiB cross the switch as one packet, and acknowledgements ask for few doorbells."""
+    source, target, to, port = (
+        (guests.a, guests.b, 2, "a") if direction == "a to b" else (guests.b, guests.a, 1, "b")
+    )
+    use(source, 0, to)
+    use(target, 0, 3 - to)
+    before = counters(guests, port)
+    result = tcp_file(source, target, address(to), mib=MIB)
+    sent = counters(guests, port) - before
+    assert result.sha256_ok
+    assert result.bytes == MIB << 20
+    assert sent["tx_packets"] < result.bytes / 9000
+    assert sent["kicks"] < sent["tx_packets"]
+
+
+def test_offloads_are_done_in_software_for_a_port_without(guests):
+    """From a port that segments nothing itself to one that accepts frames of its MTU only, and back."""
+    use(guests.a, 0, 3)
+    use(guests.b, 1, 1)
+    before = counters(guests, "plain")
+    assert tcp_file(guests.a, guests.b, address(3), mib=4).sha256_ok
+    assert tcp_file(guests.b, guests.a, address(1), mib=4).sha256_ok
+    after = counters(guests, "plain")
+    assert after["rx_sw_gso"] > before["rx_sw_gso"]
+
+
+def test_a_short_ring_stops_and_wakes_its_queue(guests):
+    """64 slots of 1 KiB hold one large segment: the queue stops all the time and must always wake."""
+    use(guests.a, 1, 2)
+    use(guests.b, 0, 4)
+    guests.a.run("ip link set eth0 down")
+    try:
+        assert tcp_file(guests.a, guests.b, address(2), mib=4).sha256_ok
+        stats = guests.a.run("vpt_nicstat eth1").json()
+    finally:
+        guests.a.run("ip link set eth0 up")
+        guests.a.wait_until("grep -q 1 /sys/class/net/eth0/carrier", 10, "a carrier")
+    assert stats["tx_stops"] > 0
+    assert stats["tx_timeouts"] == 0
+
+
+def test_udp_stream_at_a_rate_loses_nothing(guests):
+    use(guests.a, 0, 2)
+    use(guests.b, 0, 1)
+    result = udp_stream(guests.a, guests.b, address(2), count=2000, pps=2000)
+    assert (result.sent, result.lost, result.duplicates) == (2000, 0, 0)
+
+
+def test_nothing_broke(guests):
+    assert guests.host.broken == []
+    for guest in (guests.a, guests.b):
+        assert not guest.run("dmesg | grep -E 'WARNING|BUG|Call Trace|NETDEV WATCHDOG'", check=False).output
