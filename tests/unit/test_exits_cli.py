@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from vpt.cli import main
 from vpt.cli.exits import exits
 from vpt.errors import GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.exits.model import Identity, Machine, Quantity, Recording, Sample, Tier
@@ -99,6 +100,14 @@ def test_diff_gives_a_verdict(tmp_path: Path) -> None:
 def test_diff_refuses_two_tiers_as_wrong_usage(tmp_path: Path) -> None:
     result = cli("diff", write(tmp_path / "a.json"), write(tmp_path / "b.json", Tier.KVM_PVM))
     assert "not comparable" in failure(result, UsageError)
+
+
+def test_exit_codes_are_those_of_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = write(tmp_path / "a.json"), write(tmp_path / "b.json", Tier.TCG)
+    assert main(["exits", "diff", str(a), str(a)]) == 0
+    assert main(["exits", "diff", str(a), str(b)]) == 2
+    assert main(["exits", "report", str(tmp_path / "absent")]) == 1
+    assert "hint:" in capsys.readouterr().err
 
 
 def test_what_is_no_recording_is_named_with_its_fault(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from vpt.cli.exits import exits
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, VptError
 from vpt.exits import meter
 from vpt.exits.model import Quantity, Tier
+from vpt.exits.qmp import QmpSession
 from vpt.exits.session import Session, open_session
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs("qemu-system-x86_64", "gcc")]
@@ -174,12 +176,44 @@ def test_tracing_is_off_again_after_a_measurement(boot: Callable[..., Guest]) ->
     assert (
         cli("top", guest.qmp, "--interval", 0.05).exception is not None
     )  # spins: nothing moves but CPU time
-    from vpt.exits.qmp import QmpSession
-
     with QmpSession(guest.qmp) as qmp:
         states = qmp.execute("trace-event-get-state", name="memory_region_ops_*")
     assert {state["state"] for state in states} == {"disabled"}
     guest.order(PIO, 1000)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_tracing_is_off_again_after_an_interrupted_measurement(
+    boot: Callable[..., Guest], how: signal.Signals
+) -> None:
+    guest = boot("tcg")
+    command = [sys.executable, "-m", "vpt.cli", "exits", "top", str(guest.qmp), "--interval", "60"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    end = time.monotonic() + PATIENCE_S
+    while "trace" not in _open_files(guest.pid):
+        assert process.poll() is None
+        assert time.monotonic() < end, "tracing was not switched on"
+        time.sleep(0.01)
+    process.send_signal(how)
+    assert process.wait(PATIENCE_S) == 130
+    guest.order(PIO, 1000)
+    with QmpSession(guest.qmp) as qmp:
+        states = qmp.execute("trace-event-get-state", name="memory_region_ops_*")
+    assert {state["state"] for state in states} == {"disabled"}
+
+
+def test_a_guest_outlives_a_measurement_that_was_killed(boot: Callable[..., Guest], tmp_path: Path) -> None:
+    """Its trace then goes to a FIFO that nobody reads: that must not stop it."""
+    guest = boot("tcg")
+    command = [sys.executable, "-m", "vpt.cli", "exits", "top", str(guest.qmp), "--interval", "60"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(tmp_path)})
+    end = time.monotonic() + PATIENCE_S
+    while "trace" not in _open_files(guest.pid):
+        assert time.monotonic() < end, "tracing was not switched on"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    guest.order(PIO, 10_000)
 
 
 def test_kvm_sources_refuse_a_vm_under_tcg(boot: Callable[..., Guest]) -> None:
@@ -281,8 +315,6 @@ def test_a_vm_that_dies_under_top_is_named(boot: Callable[..., Guest]) -> None:
 
 
 def test_a_paused_vm_gets_no_number(boot: Callable[..., Guest]) -> None:
-    from vpt.exits.qmp import QmpSession
-
     guest = boot("kvm")
     with QmpSession(guest.qmp) as qmp:
         qmp.execute("stop")
@@ -322,6 +354,11 @@ def test_a_process_that_is_no_vm_is_refused() -> None:
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+def _open_files(pid: int) -> set[str]:
+    """Names, without folders, of the files that a process has open."""
+    return {os.path.basename(os.readlink(link)) for link in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 def _await_stopped(pid: int) -> None:
