@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Two result files against each other: what changed by more than its spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from vpt.bench.result import Metric, Result
+from vpt.bench.stats import Summary
+
+__all__ = ["Change", "compare", "differences"]
+
+Verdict = Literal["same", "better", "worse", "changed"]
+
+#: Below this a change is none, whatever the spread says: the middle half of a few samples may be very narrow.
+_TIME_NOISE = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One metric at one point: before, after, and what to think of it."""
+
+    scenario: str
+    point: str
+    variant: str
+    metric: Metric
+    before: Summary
+    after: Summary
+    verdict: Verdict
+
+    @property
+    def ratio(self) -> float | None:
+        """After over before; None if before is 0."""
+        return self.after.median / self.before.median if self.before.median else None
+
+    def to_json(self) -> dict[str, object]:
+        """For machines."""
+        return asdict(self) | {"metric": self.metric.model_dump(), "ratio": self.ratio}
+
+
+def judge(metric: Metric, before: Summary, after: Summary) -> Verdict:
+    """Same, unless the middle halves are apart; of times, by 3 % of the median too."""
+    floor = _TIME_NOISE * abs(before.median) if metric.kind == "time" else 0.0
+    if before.overlaps(after) or abs(after.median - before.median) <= floor:
+        return "same"
+    if metric.better == "neither":
+        return "changed"
+    return "better" if (after.median > before.median) == (metric.better == "higher") else "worse"
+
+
+def compare(before: Result, after: Result) -> Iterator[Change]:
+    """All that both files hold, in the order of the first."""
+    for old in before.scenarios:
+        new = after.scenario(old.name)
+        if new is None:
+            continue
+        found = {(p.label, v.name, m.name): s for p, v, m, s in new.rows()}
+        for point, variant, metric, summary in old.rows():
+            other = found.get((point.label, variant.name, metric.name))
+            if other is not None:
+                verdict = judge(metric, summary, other)
+                yield Change(old.name, point.label, variant.name, metric, summary, other, verdict)
+
+
+def differences(before: Result, after: Result) -> list[str]:
+    """Why times of these two can't be compared, if they can't: other processor, kernel or number of CPUs."""
+    return [
+        f"{key}: {before.machine.get(key)} before, {after.machine.get(key)} after"
+        for key in ("cpu", "cpus", "kernel", "virtual")
+        if before.machine.get(key) != after.machine.get(key)
+    ]

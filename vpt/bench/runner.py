@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Run scenarios: at each point, the variants in turn, as often as asked for.
+
+The order of the variants turns with each repetition, so that none always runs in the wake of the same other.
+One repetition goes before those that count, to warm caches and to let page faults happen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+from vpt.bench.machine import machine, revision, versions
+from vpt.bench.result import Point, Result, Sample, ScenarioResult, Variant
+from vpt.bench.scenario import Params, Runnable, Scenario, Settings
+
+__all__ = ["Progress", "run"]
+
+#: Called with (steps done, steps in all, what comes next).
+Progress = Callable[[int, int, str], None]
+
+
+class _Steps:
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+        self.began = time.monotonic()
+
+    def next(self, what: str) -> None:
+        if self.progress:
+            self.progress(self.done, self.total, what)
+        self.done += 1
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.began, 3)
+
+
+def turn(names: Sequence[str], repetition: int) -> list[str]:
+    """The order of this repetition."""
+    at = repetition % len(names)
+    return [*names[at:], *names[:at]]
+
+
+def _point(
+    params: Params, variants: Mapping[str, Runnable], settings: Settings, steps: _Steps, scenario: Scenario
+) -> Point:
+    label = f"{scenario.name}: " + ", ".join(f"{k} {v}" for k, v in params.items())
+    samples: dict[str, list[Sample]] = {name: [] for name in variants}
+    for repetition in range(-1, settings.repetitions):
+        steps.next(f"{label}, repetition {repetition + 1} of {settings.repetitions}")
+        for name in turn(list(variants), repetition if scenario.turns else 0):
+            at = steps.seconds
+            measured = variants[name]()
+            if repetition >= 0:
+                samples[name].append(
+                    Sample(repetition=repetition, at=at, values=measured.values, series=measured.series)
+                )
+    return Point(params=dict(params), variants=[Variant(name=n, samples=s) for n, s in samples.items()])
+
+
+def _scenario(scenario: Scenario, settings: Settings, steps: _Steps) -> ScenarioResult:
+    points = []
+    for params in scenario.points(settings):
+        with scenario.session(params, settings) as variants:
+            points.append(_point(params, variants, settings, steps, scenario))
+    return ScenarioResult(
+        name=scenario.name,
+        title=scenario.title,
+        metrics=list(scenario.metrics),
+        reference=scenario.reference,
+        points=points,
+        plots=list(scenario.plots),
+        notes=list(scenario.notes(settings, points)),
+    )
+
+
+def run(scenarios: Sequence[Scenario], settings: Settings, progress: Progress | None = None) -> Result:
+    """Run them one after another and return all samples."""
+    total = sum(len(s.points(settings)) for s in scenarios) * (settings.repetitions + 1)
+    steps = _Steps(total, progress)
+    created = datetime.now().astimezone().isoformat(timespec="seconds")
+    before = machine()
+    results = [_scenario(s, settings, steps) for s in scenarios]
+    return Result(
+        created=created,
+        machine=before,
+        versions=versions(),
+        revision=revision(),
+        settings={"repetitions": settings.repetitions, "scale": settings.scale, "seconds": steps.seconds},
+        scenarios=results,
+    )

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""App ports with somebody on them: what the scenarios that need a switch have in common."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from vpt.dataplane import (
+    App,
+    Engine,
+    EventType,
+    Kind,
+    Policy,
+    Port,
+    RegionOptions,
+    Switch,
+    region_create,
+    vec_count,
+)
+from vpt.errors import MissingError, TimeoutExpired
+
+__all__ = ["Ends", "app_port", "mac_of", "other_cpus", "tasks", "worker_cpu"]
+
+_HANDSHAKE_S = 5.0
+
+
+def mac_of(i: int) -> str:
+    """A locally administered unicast address per port."""
+    return f"52:54:00:00:{i >> 8:02x}:{i & 255:02x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Both ends of an app port."""
+
+    port: Port
+    app: App
+    mac: str
+
+
+def _eventfds(stack: ExitStack, count: int) -> list[int]:
+    fds = []
+    for _ in range(count):
+        fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        stack.callback(os.close, fds[-1])
+    return fds
+
+
+@contextmanager
+def app_port(
+    engine: Engine, switch: Switch, index: int, policy: Policy, num_slots: int = 0
+) -> Iterator[Ends]:
+    """A port with an application on it that has finished its handshake. No offloads: frames are plain."""
+    name, mac = f"p{index}", mac_of(index)
+    opts = RegionOptions(name=name, num_slots=num_slots, mac=mac)
+    with ExitStack() as stack:
+        region = region_create(opts)
+        stack.callback(os.close, region)
+        kicks, intrs = _eventfds(stack, vec_count(1)), _eventfds(stack, vec_count(1))
+        port = switch.add_port(name, Kind.APP, policy=policy, mac=mac)
+        stack.callback(port.delete)
+        port.ring_attach(region, opts, kicks, intrs)
+        app = stack.enter_context(App(region, kicks, intrs))
+        _handshake(engine, port, app)
+        yield Ends(port, app, mac)
+
+
+def _handshake(engine: Engine, port: Port, app: App) -> None:
+    """Be the control plane while the application goes through its steps."""
+    end = time.monotonic() + _HANDSHAKE_S
+    while not app.step():
+        for event in engine.events():
+            if event.type is EventType.STATUS and event.port_id == port.id:
+                port.ring_status()
+        if time.monotonic() > end:
+            raise TimeoutExpired(f"the handshake on port {port.name} did not end within {_HANDSHAKE_S:g} s")
+        time.sleep(0)
+
+
+def worker_cpu(cpus: Sequence[int]) -> int:
+    """The CPU for the worker: the last of those it may have. The measuring thread goes to the first."""
+    usable = cpus or sorted(os.sched_getaffinity(0))
+    if len(usable) < 2:
+        raise MissingError(
+            "this scenario needs a CPU for the worker and one for itself, and this process may use one only",
+            hint="give it another: taskset -c 0,1 vpt bench run ...",
+        )
+    return usable[-1]
+
+
+@contextmanager
+def other_cpus(cpus: Sequence[int]) -> Iterator[None]:
+    """Keep the calling thread off the worker's CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, (set(cpus) or before) - {worker_cpu(cpus)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def tasks() -> dict[int, int]:
+    """CPU time in nanoseconds of each thread of this process."""
+    times = {}
+    for tid in map(int, os.listdir("/proc/self/task")):
+        try:
+            with open(f"/proc/self/task/{tid}/schedstat", encoding="ascii") as f:
+                times[tid] = int(f.read().split()[0])
+        except FileNotFoundError:  # it ended meanwhile
+            continue
+    return times

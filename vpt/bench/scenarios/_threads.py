@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What the scenarios `model` and `model-here` share: threads beside the model, point by point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from vpt.bench.costs import Costs, Policy
+from vpt.bench.measure import Observation, Threads
+from vpt.bench.model import Prediction, predict, predict_starts
+from vpt.bench.result import Metric, Point
+from vpt.bench.scenario import Measured, Params, Runnable, Settings
+
+__all__ = ["METRICS", "THREADS", "Case", "against_model", "agreement"]
+
+THREADS, MODEL, FED = "threads", "model", "model, start-ups of the run"
+
+METRICS = (
+    Metric(name="rate", unit="items/s", better="higher", title="Throughput"),
+    Metric(name="notifications", unit="per item", better="lower", title="Notifications"),
+    Metric(name="latency", unit="us", better="lower", title="Average latency"),
+    Metric(name="preempted", unit="times", title="Threads preempted"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A point of a sweep."""
+
+    params: Params
+    costs: Costs
+    policy: Policy
+
+
+def _observed(o: Observation, slow: int) -> Measured:
+    return Measured(
+        {
+            "rate": 1e9 / o.period * slow,
+            "notifications": o.notifications,
+            "latency": o.latency / 1000 / slow,
+            "preempted": float(o.preempted),
+        }
+    )
+
+
+def _predicted(p: Prediction) -> Measured:
+    return Measured({"rate": p.rate, "notifications": p.notifications, "latency": p.latency / 1000})
+
+
+def _slowed(c: Costs, by: int) -> Costs:
+    times = ("wp", "wc", "np", "nc", "sp", "sc")
+    return replace(c, **{name: getattr(c, name) * by for name in times})
+
+
+@contextmanager
+def against_model(
+    case: Case, threads: Threads, settings: Settings, *, slow: int = 1, fed: bool = False
+) -> Iterator[Mapping[str, Runnable]]:
+    """Threads, the model, and if `fed` the model with the costs and start-ups that the threads last met with.
+
+    slow: the threads play everything that much slower; results are in the model's time. Not with `fed`.
+    """
+    expected = predict(case.costs, case.policy)
+    costs = _slowed(case.costs, slow)
+    policy = replace(case.policy, spin=case.policy.spin * slow, sleep=case.policy.sleep * slow)
+    last: Observation | None = None
+
+    def run() -> Measured:
+        nonlocal last
+        last = threads.run(costs, policy, predict(costs, policy), settings.scale)
+        return _observed(last, slow)
+
+    def fed_model() -> Measured:
+        return _predicted(predict_starts(last.costs, policy, last.starts) if last else expected)
+
+    variants: dict[str, Runnable] = {THREADS: run, MODEL: lambda: _predicted(expected)}
+    if fed:
+        variants[FED] = fed_model
+    yield variants
+
+
+def agreement(points: Sequence[Point], against: str = MODEL, within: float = 0.10) -> list[str]:
+    """How many points agree with the model, and which do not, in sentences.
+
+    Where the model has no notifications at all there is nothing to divide by: fewer than one in 100 items
+    agrees, for an interrupt of the host's own may keep a spinning thread from its clock.
+    """
+    off = []
+    for point in points:
+        errors = {m: _error(point, m, against) for m in ("rate", "notifications")}
+        if any(abs(e) > within for e in errors.values()):
+            off.append(point.label + ": " + ", ".join(f"{m} {e:+.1%}" for m, e in errors.items()))
+    head = (
+        f"{len(points) - len(off)} of {len(points)} points agree with '{against}' within {within:.0%}, "
+        "in throughput and in notifications per item (medians)."
+    )
+    return [head, *(f"Off: {line}" for line in off)]
+
+
+def _error(point: Point, metric: str, against: str) -> float:
+    threads, model = point.variant(THREADS), point.variant(against)
+    seen = threads.summary(metric) if threads else None
+    said = model.summary(metric) if model else None
+    if seen is None or said is None:
+        return 0.0
+    if said.median == 0:
+        return 0.0 if seen.median < 1e-2 else float("inf")
+    return seen.median / said.median - 1
