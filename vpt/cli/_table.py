@@ -37,4 +37,10 @@ COMMANDS = (
     Row("Look", "show", "vpt.cli.look:show", "Show all there is to know about a switch or a port."),
     Row("Look", "top", "vpt.cli.top:top", "Show packet rates and notifications per packet, live."),
     Row("Measure", "exits", "vpt.cli.exits:exits", "Count VM exits: per second, and per packet."),
+    Row(
+        "Measure",
+        "bench",
+        "vpt.cli.bench:bench",
+        "Measure, compare what was measured, and say what to expect.",
+    ),
 )

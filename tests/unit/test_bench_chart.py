@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Charts: round ticks around all values, and SVG that is well-formed whatever the names are."""
+
+from __future__ import annotations
+
+import math
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vpt.bench.chart import Chart, Dot, Series, engineering, sheet, svg, ticks
+
+values = st.floats(-1e12, 1e12)
+
+
+@given(values, values)
+def test_ticks_enclose_what_they_are_for(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    marks = ticks(low, high)
+    slack = 1e-6 * (abs(low) + abs(high)) + 1e-30
+    assert marks[0] <= low + slack
+    assert marks[-1] >= high - slack
+    assert 2 <= len(marks) <= 9
+    assert marks == sorted(set(marks))
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1e-9, 1e9))
+def test_logarithmic_ticks_are_powers_of_ten(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    marks = ticks(low, high, log=True)
+    assert marks[0] <= low * 1.000001
+    assert marks[-1] >= high * 0.999999
+    assert all(math.log10(m) == pytest.approx(round(math.log10(m))) for m in marks)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.25, "0.25"), (999, "999"), (9999, "9999"), (12_345, "12.3k"), (3.2e6, "3.2M"), (5e9, "5G")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert engineering(value) == text
+
+
+def dots(*pairs: tuple[float | str, float]) -> list[Dot]:
+    return [Dot(x, y, y * 0.9, y * 1.1) for x, y in pairs]
+
+
+CHARTS = {
+    "line": Chart("t", "x", "y", [Series("a", dots((1, 2), (3, 4)))]),
+    "log": Chart("t", "x", "y", [Series("a", dots((1, 0), (10, 0.01), (100, 1)))], log_x=True, log_y=True),
+    "bars": Chart(
+        "t", "x", "y", [Series("a", dots(("p", 2), (64, 3))), Series("b", dots(("p", 0)))], bars=True
+    ),
+    "one point": Chart("t", "x", "y", [Series("a", dots((5, 5)))]),
+    "infinite": Chart("t", "x", "y", [Series("a", [Dot(1, math.inf, 1, 1), Dot(2, 3, 3, 3)])]),
+    "hostile names": Chart("<t&>", '"x"', "<y>", [Series("<script>&", dots((1, 1)))]),
+    "many names": Chart("t", "x", "y", [Series("a rather long name " * 2, dots((1, i))) for i in range(9)]),
+}
+
+
+@pytest.mark.parametrize("chart", CHARTS.values(), ids=CHARTS)
+def test_svg_is_well_formed_and_says_all_names(chart: Chart) -> None:
+    root = ElementTree.fromstring(svg(chart))
+    said = " ".join(root.itertext())
+    for name in (chart.title, chart.x_label, chart.y_label, *(s.name for s in chart.series)):
+        assert name in said
+    assert not root.findall(".//{http://www.w3.org/2000/svg}script")
+
+
+def test_a_sheet_holds_all_charts_and_stands_alone() -> None:
+    root = ElementTree.fromstring(sheet(list(CHARTS.values())))
+    inner = root.findall("{http://www.w3.org/2000/svg}svg")
+    assert len(inner) == len(CHARTS)
+    assert root.find("{http://www.w3.org/2000/svg}style") is not None

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The report in a real browser: it fits a phone and a sheet of paper, shows its curves, and asks nobody for
+anything.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import pytest
+
+from vpt.bench.model import PUBLISHED, Kind, Policy, sweep
+from vpt.bench.report import page
+from vpt.bench.result import Metric, Plot, Point, Result, Sample, ScenarioResult, Variant
+
+_SERIES = {"threads": (0x0B, 0x62, 0xA4), "the model, with a name of some length": (0xC8, 0x50, 0x0A)}
+
+
+def _variant(name: str, rate: float) -> Variant:
+    """Five samples around a value."""
+    values = [rate * (1 + (i - 2) / 50) for i in range(5)]
+    return Variant(
+        name=name, samples=[Sample(repetition=i, at=i, values={"rate": v}) for i, v in enumerate(values)]
+    )
+
+
+@pytest.fixture
+def report() -> str:
+    """A sweep as curves and its ends as bars, with awkward names."""
+    points = [
+        Point(params={"wp": c.wp, "policy": "notify"}, variants=[_variant(n, p.rate * (1 + 0.2 * i))
+              for i, n in enumerate(_SERIES)])
+        for c, p in sweep(PUBLISHED, Policy(Kind.NOTIFY), range(250, 6000, 250))
+    ]  # fmt: skip
+    common = {"x": "wp", "y": ["rate"], "x_label": "Wp, ns", "y_label": "items/s"}
+    scenario = ScenarioResult(
+        name="toy",
+        title="A toy <with> & awkward names",
+        metrics=[Metric(name="rate", unit="items/s", better="higher", title="Throughput")],
+        reference="threads",
+        points=points,
+        plots=[
+            Plot(title="Curves", **common),
+            Plot(title="Logarithmic", **common, log_x=True, log_y=True),
+            Plot(title="Bars", **common, style="bar", where={"wp": 250.0}),
+        ],
+        notes=["A note that is long enough to need more than one line on a phone, as notes often are."],
+    )
+    return page(
+        Result(
+            created="2026-01-01T00:00:00+00:00",
+            machine={"cpu": "A processor with a rather long name @ 2.60GHz", "cpus": 2},
+            versions={"vpt": "0"},
+            revision={"commit": "0" * 40, "modified": True},
+            settings={"repetitions": 5},
+            scenarios=[scenario],
+        )
+    )
+
+
+def test_the_page_asks_nobody_for_anything(report: str) -> None:
+    without_names = report.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?:|src=|href=|url\(|@import|<script|<link", without_names)
+
+
+def test_names_can_not_break_the_page(report: str) -> None:
+    assert "A toy &lt;with&gt; &amp; awkward names" in report
+
+
+def _chromium(tmp_path: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
+         "--virtual-time-budget=2000", f"--user-data-dir={tmp_path}/profile", *arguments],
+        check=True, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    return done.stdout
+
+
+# Runs beside the page, in a frame of a phone's width: what sticks out of the page, out of its drawing, or
+# lies over another text of the same drawing.
+_MEASURE = """
+onload = () => {
+  const page = document.querySelector("iframe").contentDocument, out = [], over = [];
+  for (const svg of page.querySelectorAll("svg.chart")) {
+    const frame = svg.viewBox.baseVal, texts = [...svg.querySelectorAll("text")], boxes = [];
+    for (const text of texts) {
+      const b = text.getBoundingClientRect(), s = svg.getBoundingClientRect();
+      if (b.left < s.left - 1 || b.right > s.right + 1 || b.top < s.top - 1 || b.bottom > s.bottom + 1)
+        out.push(text.textContent);
+      for (const [other, o] of boxes)
+        if (b.left < o.right - 1 && o.left < b.right - 1 && b.top < o.bottom - 3 && o.top < b.bottom - 3)
+          over.push(text.textContent + " / " + other);
+      boxes.push([text.textContent, b]);
+    }
+  }
+  const root = page.documentElement;
+  document.body.dataset.seen = JSON.stringify({
+    width: root.clientWidth, needs: root.scrollWidth, charts: page.querySelectorAll("svg.chart").length, out,
+    over});
+};
+"""
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_sticks_out_or_overlaps(report: str, tmp_path: Path, width: int) -> None:
+    """The page itself never scrolls sideways (tables do, in their own box), and every label can be read."""
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(
+        f'<!doctype html><meta charset="utf-8"><script>{_MEASURE}</script><body>'
+        f'<iframe style="border:0;width:{width}px;height:3000px" srcdoc="{html.escape(report)}"></iframe>'
+    )
+    dom = _chromium(tmp_path, "--dump-dom", wrapper.as_uri())
+    found = re.search(r'data-seen="([^"]*)"', dom)
+    assert found, dom[:500]
+    seen = json.loads(html.unescape(found[1]))
+    assert seen == {"width": width, "needs": width, "charts": 3, "out": [], "over": []}
+
+
+def _pixels(png: bytes) -> set[tuple[int, int, int]]:
+    """All colours of an 8-bit RGB or RGBA picture."""
+    width, height, depth, kind = struct.unpack(">IIBB", png[16:26])
+    assert (depth, kind) in ((8, 2), (8, 6))
+    step = 3 if kind == 2 else 4
+    packed, at = b"", 8
+    while at < len(png):
+        size, name = struct.unpack(">I4s", png[at : at + 8])
+        packed += png[at + 8 : at + 8 + size] if name == b"IDAT" else b""
+        at += 12 + size
+    raw, line, before = zlib.decompress(packed), width * step, bytearray(width * step)
+    colours = set()
+    for row in range(height):
+        start = row * (line + 1)
+        now = bytearray(raw[start + 1 : start + 1 + line])
+        _unfilter(raw[start], now, before, step)
+        colours.update(zip(now[0::step], now[1::step], now[2::step], strict=True))
+        before = now
+    return colours
+
+
+def _unfilter(kind: int, now: bytearray, up: bytearray, step: int) -> None:
+    """PNG's five filters (RFC 2083, 6)."""
+    for i in range(len(now)):
+        a, b = now[i - step] if i >= step else 0, up[i]
+        c = up[i - step] if i >= step else 0
+        if kind == 1:
+            guess = a
+        elif kind == 2:
+            guess = b
+        elif kind == 3:
+            guess = (a + b) // 2
+        elif kind == 4:
+            guess = min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2]
+        else:
+            return
+        now[i] = (now[i] + guess) & 255
+
+
+@pytest.mark.needs("chromium")
+def test_the_picture_shows_every_curve(report: str, tmp_path: Path) -> None:
+    """Each series' colour is in the picture that a browser makes of the page."""
+    (tmp_path / "page.html").write_text(report)
+    picture = tmp_path / "page.png"
+    _chromium(tmp_path, "--window-size=600,700", f"--screenshot={picture}", (tmp_path / "page.html").as_uri())
+    colours = _pixels(picture.read_bytes())
+    assert set(_SERIES.values()) <= colours
+
+
+@pytest.mark.needs("chromium")
+def test_it_prints(report: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(report)
+    pdf = tmp_path / "page.pdf"
+    _chromium(tmp_path, f"--print-to-pdf={pdf}", (tmp_path / "page.html").as_uri())
+    assert pdf.read_bytes().startswith(b"%PDF")

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Runner, result file, comparison and command line, with a scenario that measures nothing real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from vpt.bench import registry
+from vpt.bench.compare import compare, differences
+from vpt.bench.result import Metric, Plot, Point, Result, load, save
+from vpt.bench.runner import run
+from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
+from vpt.cli import main
+from vpt.errors import NotFoundError, UsageError
+
+
+class Toy(Scenario):
+    """Two competitors at two points; `order` is who ran when."""
+
+    name: ClassVar[str] = "toy"
+    title: ClassVar[str] = "A toy <&>"
+    metrics: ClassVar[Sequence[Metric]] = (
+        Metric(name="ns", unit="ns", better="lower", title="Time"),
+        Metric(name="copies", unit="per packet", better="lower", kind="count"),
+    )
+    reference: ClassVar[str | None] = "plain"
+    plots: ClassVar[Sequence[Plot]] = (
+        Plot(title="Time", x="bytes", y=["ns"], x_label="bytes", y_label="ns"),
+        Plot(
+            title="Only one",
+            x="bytes",
+            y=["ns"],
+            x_label="bytes",
+            y_label="ns",
+            where={"bytes": 64},
+            style="bar",
+        ),
+        Plot(title="None", x="absent", y=["ns"], x_label="", y_label=""),
+    )
+
+    def __init__(self, slow: float = 1.0, copies: float = 1.0) -> None:
+        self.slow, self.copies = slow, copies
+        self.order: list[str] = []
+        self.open = 0
+
+    def points(self, settings: Settings) -> Sequence[Params]:  # noqa: ARG002
+        return [{"bytes": 64}, {"bytes": 1500}]
+
+    @contextmanager
+    def session(self, params: Params, settings: Settings) -> Iterator[Mapping[str, Runnable]]:  # noqa: ARG002
+        self.open += 1
+
+        def once(name: str, ns: float) -> Measured:
+            self.order.append(name)
+            return Measured({"ns": ns * int(params["bytes"]), "copies": self.copies}, {"raw": [1.0, 2.0]})
+
+        yield {"switch": lambda: once("switch", 2 * self.slow), "plain": lambda: once("plain", 1)}
+        self.open -= 1
+
+    def notes(self, settings: Settings, points: Sequence[Point]) -> Sequence[str]:  # noqa: ARG002
+        return [f"{len(points)} points"]
+
+
+@pytest.fixture
+def result() -> Result:
+    return run([Toy()], Settings(repetitions=3))
+
+
+def test_variants_run_in_turn_after_one_that_does_not_count() -> None:
+    toy = Toy()
+    done = run([toy], Settings(repetitions=3)).scenarios[0]
+    first = toy.order[: len(toy.order) // 2]
+    assert first[2:] == ["switch", "plain", "plain", "switch", "switch", "plain"]
+    assert [[s.repetition for s in v.samples] for v in done.points[0].variants] == [[0, 1, 2], [0, 1, 2]]
+    assert toy.open == 0
+
+
+def test_every_sample_is_kept_and_summaries_follow(result: Result) -> None:
+    point = result.scenarios[0].points[1]
+    switch = point.variants[0]
+    assert switch.values("ns") == [3000, 3000, 3000]
+    assert switch.samples[0].series == {"raw": [1.0, 2.0]}
+    ratio = result.scenarios[0].ratio(point, switch, "ns")
+    assert ratio is not None
+    assert ratio.median == 2
+    assert result.scenarios[0].notes == ["2 points"]
+
+
+def test_progress_counts_to_the_end() -> None:
+    seen: list[tuple[int, int]] = []
+    run([Toy()], Settings(repetitions=2), lambda done, total, what: seen.append((done, total)))  # noqa: ARG005
+    assert seen == [(i, 6) for i in range(6)]
+
+
+def test_a_result_survives_its_file(result: Result, tmp_path: Path) -> None:
+    save(result, tmp_path / "r.json")
+    assert load(tmp_path / "r.json") == result
+    raw = json.loads((tmp_path / "r.json").read_text())
+    assert raw["schema"] == "vpt.bench/v1"
+    assert {"machine", "versions", "revision", "settings", "scenarios", "created"} <= raw.keys()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[1]", '{"schema": "vpt.bench/v2"}', '{"schema": "vpt.bench/v1", "extra": 1}']
+)
+def test_a_file_that_is_no_result_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(UsageError, match=r"bad\.json is not a vpt\.bench/v1 result"):
+        load(tmp_path / "bad.json")
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        load(tmp_path / "none.json")
+    assert caught.value.hint is not None
+    assert "vpt bench run" in caught.value.hint
+
+
+def test_comparison_finds_what_got_worse(result: Result) -> None:
+    slower = run([Toy(slow=1.2)], Settings(repetitions=3))
+    verdicts = {(c.point, c.variant, c.metric.name): c.verdict for c in compare(result, slower)}
+    assert verdicts["bytes 64", "switch", "ns"] == "worse"
+    assert verdicts["bytes 64", "plain", "ns"] == "same"
+    assert verdicts["bytes 64", "switch", "copies"] == "same"
+
+
+def test_results_of_different_machines_are_told_apart(result: Result) -> None:
+    other = result.model_copy(update={"machine": {**result.machine, "cpu": "another"}})
+    assert differences(result, result) == []
+    assert any("another" in line for line in differences(result, other))
+
+
+# ---- the registry ----
+
+
+def test_every_scenario_is_found_under_its_name() -> None:
+    found = registry.names()
+    assert {"switch-copy", "idle", "wake", "model", "model-here"} <= set(found)
+    for name in found:
+        scenario = registry.find(name)
+        assert scenario.name == name
+        known = {m.name for m in scenario.metrics}
+        assert all(set(plot.y) <= known for plot in scenario.plots)
+        assert scenario.points(Settings())
+
+
+def test_an_unknown_scenario_names_the_known_ones() -> None:
+    with pytest.raises(NotFoundError) as caught:
+        registry.find("nope")
+    assert caught.value.hint is not None
+    assert "switch-copy" in caught.value.hint
+
+
+# ---- the command line ----
+
+
+@pytest.fixture
+def two_files(tmp_path: Path, result: Result) -> tuple[str, str]:
+    save(result, tmp_path / "a.json")
+    save(run([Toy(slow=2, copies=2)], Settings(repetitions=3)), tmp_path / "b.json")
+    return str(tmp_path / "a.json"), str(tmp_path / "b.json")
+
+
+def test_compare_fails_when_asked_to(two_files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "compare", *two_files]) == 0
+    assert "worse" in capsys.readouterr().out
+    assert main(["bench", "compare", *two_files, "--fail-on", "count"]) == 1
+    assert main(["bench", "compare", two_files[0], two_files[0], "--fail-on", "any"]) == 0
+
+
+def test_compare_prints_json(two_files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "compare", *two_files, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["schema"] == "vpt.bench-compare/v1"
+    assert len(printed["changes"]) == 8
+
+
+def test_run_writes_file_and_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vpt.bench.registry.find", lambda name: Toy())  # noqa: ARG005
+    output, page = tmp_path / "r.json", tmp_path / "r.html"
+    assert main(["bench", "run", "toy", "--quick", "--output", str(output), "--report", str(page)]) == 0
+    assert "OVER PLAIN" in capsys.readouterr().out
+    assert load(output).settings["repetitions"] == 3
+    assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["run", "nope"], 1),
+        (["run"], 2),
+        (["run", "idle", "--repetitions", "0"], 2),
+        (["run", "idle", "--cpus", "a"], 2),
+        (["model", "--wp", "-1"], 2),
+        (["model", "--length", "1"], 2),
+        (["model", "--latency", "0"], 2),
+        (["model", "--plot", "curves.bmp"], 2),
+        (["compare", "/nonexistent/a", "/nonexistent/b"], 1),
+        (["report", "/nonexistent/a"], 1),
+    ],
+)
+def test_bad_input_has_its_exit_code(
+    arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == code
+    assert "rror" in capsys.readouterr().err
+
+
+def test_model_names_a_policy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plot = tmp_path / "curves.svg"
+    assert main(["bench", "model", "--wp", "2481", "--latency", "5", "--plot", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    assert "1.45 times slower" in printed
+    assert "Use: adaptive" in printed
+    assert plot.read_text().startswith("<svg")
+
+
+def test_model_prints_json_without_infinities(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "model", "--cpu", "90", "--json"]) == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    printed = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert printed["schema"] == "vpt.bench-model/v1"
+    assert [p["policy"]["kind"] for p in printed["predictions"]] == ["notify", "sleep", "adaptive", "poll"]
+    assert printed["advice"]["met"] is True
+
+
+def test_list_names_all_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "list", "--json"]) == 0
+    assert [s["name"] for s in json.loads(capsys.readouterr().out)["scenarios"]] == registry.names()

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""vpt bench: list, run, compare, report, model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vpt.cli._common import emit_json, json_option, print_table
+
+if TYPE_CHECKING:
+    from vpt.bench.compare import Change
+    from vpt.bench.model import Advice, Costs, Prediction
+    from vpt.bench.result import Result, ScenarioResult
+    from vpt.bench.runner import Progress
+    from vpt.bench.scenario import Scenario, Settings
+
+__all__ = ["bench"]
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_COSTS = (
+    ("wp", 2500.0, "Producer's work per item."),
+    ("wc", 2000.0, "Consumer's work per item."),
+    ("np", 1100.0, "What notifying the consumer takes the producer (a kick)."),
+    ("nc", 583.0, "What notifying the producer takes the consumer (an interrupt)."),
+    ("sp", 29000.0, "From an interrupt until the producer works."),
+    ("sc", 422.0, "From a kick until the consumer works."),
+)
+
+
+@click.group()
+def bench() -> None:
+    """Measure, compare what was measured, and say what to expect.
+
+    A scenario runs in turn with what it is compared with, several times, and every sample is kept. Numbers
+    are medians with what the middle half of the samples covers.
+
+    \b
+    Examples:
+      vpt bench list
+      vpt bench run switch-copy
+      vpt bench run switch-copy idle --output before.json --report before.html
+      vpt bench compare before.json after.json
+      vpt bench model --wp 2500 --latency 50 --cpu 60
+    """
+
+
+@bench.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the scenarios there are."""
+    from vpt.bench.registry import find, names
+
+    found = [find(name) for name in names()]
+    if as_json:
+        emit_json("bench-list", {"scenarios": [{"name": s.name, "title": s.title} for s in found]})
+    else:
+        print_table(["SCENARIO", "WHAT IT MEASURES"], [(s.name, s.title) for s in found])
+
+
+def _cpus(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:  # noqa: ARG001
+    if value is None:
+        return ()
+    try:
+        return tuple(int(cpu) for cpu in value.split(","))
+    except ValueError:
+        raise click.BadParameter("give numbers, separated by commas: 0,1") from None
+
+
+@bench.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--repetitions", type=click.IntRange(1, 1000), default=7, show_default=True, help="Per point.")
+@click.option(
+    "--scale",
+    type=click.FloatRange(0.01, 100),
+    default=1.0,
+    show_default=True,
+    help="Length of one repetition.",
+)
+@click.option("--quick", is_flag=True, help="Short for --repetitions 3 --scale 0.1.")
+@click.option("--cpus", callback=_cpus, metavar="LIST", help="CPUs to use.  [default: all that it may]")
+@click.option("--output", type=_FILE, metavar="FILE", help="Keep all samples there, for compare and report.")
+@click.option("--report", "page", type=_FILE, metavar="FILE", help="Write the HTML report, too.")
+@json_option
+def run(
+    names: tuple[str, ...],
+    repetitions: int,
+    scale: float,
+    quick: bool,
+    cpus: tuple[int, ...],
+    output: Path | None,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Run the scenarios NAME, or `all`.
+
+    \b
+    Examples:
+      vpt bench run switch-copy
+      vpt bench run all --quick --report all.html
+    """
+    from vpt.bench.registry import find
+    from vpt.bench.registry import names as all_names
+    from vpt.bench.scenario import Settings
+
+    scenarios = [find(name) for name in (all_names() if "all" in names else names)]
+    settings = Settings(3, 0.1, cpus) if quick else Settings(repetitions, scale, cpus)
+    result = _run(scenarios, settings)
+    if output:
+        from vpt.bench.result import save
+
+        save(result, output)
+    if page:
+        from vpt.bench.report import page as render
+
+        page.write_text(render(result))
+    if as_json:
+        click.echo(result.model_dump_json(by_alias=True, indent=2))
+        return
+    for scenario in result.scenarios:
+        _print_scenario(scenario)
+
+
+def _run(scenarios: list[Scenario], settings: Settings) -> Result:
+    from vpt.bench.runner import run as run_all
+
+    with _progress() as progress:
+        return run_all(scenarios, settings, progress)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress | None]:
+    """A bar on a terminal, nothing in a pipe. It is drawn between repetitions, never during one."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("")
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what, refresh=True)
+
+        yield show
+
+
+def _print_scenario(scenario: ScenarioResult) -> None:
+    from vpt.bench.chart import engineering
+
+    click.echo(f"{scenario.name}: {scenario.title}")
+    rows = []
+    for point, variant, metric, summary in scenario.rows():
+        ratio = scenario.ratio(point, variant, metric.name)
+        rows.append(
+            (
+                point.label,
+                variant.name,
+                metric.title or metric.name,
+                engineering(summary.median),
+                f"{engineering(summary.low)}..{engineering(summary.high)}",
+                metric.unit,
+                f"{ratio.median:.3g}" if ratio else "",
+            )
+        )
+    against = f">OVER {scenario.reference.upper()}" if scenario.reference else ""
+    print_table(["AT", "WHAT", "METRIC", ">MEDIAN", ">MIDDLE HALF", "UNIT", against], rows)
+    for note in scenario.notes:
+        click.echo(note)
+    click.echo()
+
+
+@bench.command()
+@click.argument("before", type=_FILE)
+@click.argument("after", type=_FILE)
+@click.option("--all", "everything", is_flag=True, help="Show what did not change, too.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["nothing", "count", "any"]),
+    default="nothing",
+    show_default=True,
+    help="Exit with 1 if a count, or anything, got worse.",
+)
+@json_option
+def compare(before: Path, after: Path, everything: bool, fail_on: str, as_json: bool) -> int:
+    """Compare two result files: what changed by more than its spread.
+
+    \b
+    Example:
+      vpt bench compare before.json after.json --fail-on count
+    """
+    from vpt.bench.compare import compare as changes
+    from vpt.bench.compare import differences
+    from vpt.bench.result import load
+
+    old, new = load(before), load(after)
+    found = list(changes(old, new))
+    apart = differences(old, new)
+    if as_json:
+        emit_json("bench-compare", {"machines": apart, "changes": [c.to_json() for c in found]})
+    else:
+        for difference in apart:
+            click.echo(f"not the same machine: {difference}", err=True)
+        _print_changes([c for c in found if everything or c.verdict != "same"])
+        click.echo(f"{len(found)} compared, {sum(c.verdict == 'same' for c in found)} the same")
+    worse = [c for c in found if c.verdict == "worse" and (fail_on == "any" or c.metric.kind == "count")]
+    return 1 if worse and fail_on != "nothing" else 0
+
+
+def _print_changes(changes: list[Change]) -> None:
+    from vpt.bench.chart import engineering
+
+    print_table(
+        ["SCENARIO", "AT", "WHAT", "METRIC", ">BEFORE", ">AFTER", "UNIT", ">CHANGE", "VERDICT"],
+        [
+            (
+                c.scenario,
+                c.point,
+                c.variant,
+                c.metric.title or c.metric.name,
+                engineering(c.before.median),
+                engineering(c.after.median),
+                c.metric.unit,
+                f"{c.ratio - 1:+.1%}" if c.ratio is not None else "",
+                c.verdict,
+            )
+            for c in changes
+        ],
+    )
+
+
+@bench.command()
+@click.argument("files", nargs=-1, required=True, type=_FILE, metavar="FILE...")
+@click.option("--output", type=_FILE, default=Path("report.html"), show_default=True, metavar="FILE")
+def report(files: tuple[Path, ...], output: Path) -> None:
+    """Make one HTML page of result files: tables and plots, no network needed.
+
+    \b
+    Example:
+      vpt bench report before.json --output before.html
+    """
+    from vpt.bench.report import page
+    from vpt.bench.result import load
+
+    output.write_text(page(*(load(file) for file in files)))
+    click.echo(f"wrote {output}")
+
+
+def _cost_options(command: click.decorators.FC) -> click.decorators.FC:
+    for name, default, text in reversed(_COSTS):
+        option = click.option(f"--{name}", type=float, metavar="NS", help=f"{text}  [default: {default:g}]")
+        command = option(command)
+    return command
+
+
+@bench.command()
+@_cost_options
+@click.option("--length", type=int, default=512, show_default=True, help="Items that the queue holds.")
+@click.option("--kc", type=int, help="Items consumed before a waiting producer is told.  [default: 3/4]")
+@click.option("--measure", is_flag=True, help="Measure np, nc, sp and sc on this machine (a second).")
+@click.option("--spin", type=float, default=50.0, show_default=True, metavar="US", help="For adaptive.")
+@click.option("--sleep", type=float, default=50.0, show_default=True, metavar="US", help="For sleep.")
+@click.option("--latency", type=float, metavar="US", help="Advise: average latency that is acceptable.")
+@click.option("--cpu", type=float, metavar="PERCENT", help="Advise: share of a core for the side that waits.")
+@click.option(
+    "--plot", type=_FILE, metavar="FILE", help="Draw it along Wp: .svg; .png and .pdf by matplotlib."
+)
+@json_option
+def model(
+    length: int,
+    kc: int | None,
+    measure: bool,
+    spin: float,
+    sleep: float,
+    latency: float | None,
+    cpu: float | None,
+    plot: Path | None,
+    as_json: bool,
+    **given: float | None,
+) -> None:
+    """What each notification policy does with given or measured costs, and which one to take.
+
+    Times without a unit are nanoseconds, but spin, sleep and latency are microseconds. Costs not given are
+    those that the model's authors measured on a virtual machine.
+
+    \b
+    Examples:
+      vpt bench model --wp 2481
+      vpt bench model --wp 300 --wc 100 --measure --latency 30 --cpu 50
+      vpt bench model --plot curves.svg
+    """
+    from vpt.bench.curves import charts, save, what_to_expect
+    from vpt.bench.model import Kind, Policy, advise, predict
+
+    costs = _costs(given, length, kc, measure)
+    policies = [
+        Policy(Kind.NOTIFY),
+        Policy(Kind.SLEEP, sleep=1000 * sleep),
+        Policy(Kind.ADAPTIVE, spin=1000 * spin),
+        Policy(Kind.POLL),
+    ]
+    rows = [predict(costs, policy) for policy in policies]
+    advice = None
+    if latency is not None or cpu is not None:
+        advice = advise(costs, 1000 * (latency if latency is not None else 1e6), (cpu or 100.0) / 100)
+    if plot:
+        save(charts(costs, policies), plot)
+    if as_json:
+        _model_json(costs, rows, advice)
+        return
+    click.echo(
+        f"Wp {costs.wp:g}  Wc {costs.wc:g}  Np {costs.np:.0f}  Nc {costs.nc:.0f}  Sp {costs.sp:.0f}  "
+        f"Sc {costs.sc:.0f} ns, queue of {costs.length}, kC {costs.wake_after}"
+    )
+    click.echo()
+    _print_predictions(rows)
+    click.echo("\nAlong Wp, notify:")
+    for line in what_to_expect(costs):
+        click.echo(f"  {line}")
+    if advice:
+        click.echo(f"\nUse: {advice.choice.policy} ({advice.why})")
+        _print_predictions([advice.choice])
+
+
+def _costs(given: dict[str, float | None], length: int, kc: int | None, measure: bool) -> Costs:
+    """Given ones first, then measured ones if asked for, then the published ones."""
+    from dataclasses import replace
+
+    from vpt.bench.model import Costs
+
+    def filled(costs: Costs) -> Costs:
+        return replace(costs, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+    values = {name: default for name, default, _ in _COSTS}
+    costs = filled(Costs(**values, length=length, kc=kc))
+    if not measure:
+        return costs
+    from vpt.bench.measure import Threads, measure_costs
+
+    return filled(measure_costs(Threads(), costs))
+
+
+def _print_predictions(predictions: list[Prediction]) -> None:
+    from vpt.bench.chart import engineering
+
+    print_table(
+        [
+            "POLICY",
+            "REGIME",
+            ">ITEMS/S",
+            ">BATCH",
+            ">KICKS/ITEM",
+            ">INTR/ITEM",
+            ">LATENCY US",
+            ">WORST US",
+            ">CPU",
+        ],
+        [
+            (
+                str(p.policy),
+                str(p.regime.value),
+                engineering(p.rate),
+                engineering(p.batch) if p.batch != float("inf") else "-",
+                engineering(p.kicks),
+                engineering(p.interrupts),
+                engineering(p.latency / 1000),
+                engineering(p.latency_worst / 1000),
+                f"{p.cpu_waiter:.0%}",
+            )
+            for p in predictions
+        ],
+    )
+
+
+def _model_json(costs: Costs, predictions: list[Prediction], advice: Advice | None) -> None:
+    from dataclasses import asdict
+
+    emit_json(
+        "bench-model",
+        {
+            "costs": asdict(costs),
+            "predictions": [p.to_json() for p in predictions],
+            "advice": advice and {"met": advice.met, "why": advice.why, "choice": advice.choice.to_json()},
+        },
+    )
