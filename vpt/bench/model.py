@@ -61,7 +61,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from vpt.bench.costs import PUBLISHED, Costs, Kind, Policy
@@ -81,6 +81,10 @@ __all__ = [
     "predict_starts",
     "sweep",
 ]
+
+
+#: Nanoseconds. A timer is late by about as much.
+_SHORTEST_SLEEP = 10_000
 
 
 class Regime(StrEnum):
@@ -123,6 +127,11 @@ class Prediction:
     def cpu_waiter(self) -> float:
         """Share of a core that the faster side takes: the only one that a policy can change."""
         return self.cpu_producer if self.regime is Regime.FAST_PRODUCER else self.cpu_consumer
+
+    def to_json(self) -> dict[str, object]:
+        """For machines: no infinity, for JSON has none."""
+        plain = asdict(self) | {"rate": self.rate, "notifications": self.notifications}
+        return plain | {"batch": self.batch if math.isfinite(self.batch) else None}
 
 
 def regime_of(c: Costs) -> Regime:
@@ -324,7 +333,7 @@ def candidates(c: Costs, latency_budget: float) -> list[Policy]:
         found.append(Policy(Kind.ADAPTIVE, spin=math.ceil(gap / 1000) * 1000))
     fast, slow = min(c.wp, c.wc), max(c.wp, c.wc)
     y = min(2 * (latency_budget - c.wp - c.wc), ((c.length - 1) * slow - fast) / 2) - c.slack
-    if y >= 1000:
+    if y >= _SHORTEST_SLEEP:
         found.append(Policy(Kind.SLEEP, sleep=math.floor(y / 1000) * 1000))
     return [*found, Policy(Kind.POLL)]
 
@@ -374,4 +383,5 @@ def _reason(p: Prediction) -> str:
     if p.policy.kind is Kind.SLEEP:
         return f"{p.batch:.0f} items gather per sleep, and nobody has to notify"
     who = "the consumer" if p.regime is Regime.FAST_CONSUMER else "the producer"
-    return f"{who} sleeps and is woken once per {p.batch:.0f} items"
+    how_often = f"once per {p.batch:.0f} items" if p.batch >= 1.5 else "for each item"
+    return f"{who} sleeps and is woken {how_often}"
