@@ -36,6 +36,9 @@ struct vpti_used {
 	struct vpti_used_elem ring[];
 };
 
+/* Descriptors that one packet may take, which bounds the work on it; QEMU's own devices allow a chain no more. */
+#define VPTI_MAX_CHAIN 1024u
+
 #define VPTI_AVAIL_NO_INTERRUPT 1u
 #define VPTI_USED_NO_NOTIFY 1u
 

@@ -157,6 +157,15 @@ VPTI_INLINE int vpti_scatter_piece(void *ctx, uint8_t *p, uint32_t len)
 	return s->left ? 0 : VPTI_ENOUGH;
 }
 
+/*
+ * May a packet that has taken so many descriptors go on to another chain? Without an end to it a driver that offers
+ * buffers of one byte, or of none, would have every sender walk its whole queue for each packet.
+ */
+VPTI_INLINE bool vpti_may_merge(const struct vpti_virtq *v, uint32_t steps)
+{
+	return v->mergeable && steps < VPTI_MAX_CHAIN;
+}
+
 /* What ended a reservation. */
 enum vpti_fit { VPTI_FIT, VPTI_FIT_NO_CHAINS, VPTI_FIT_NO_ROOM, VPTI_FIT_TOO_BIG, VPTI_FIT_BROKEN };
 

@@ -72,15 +72,16 @@ static inline void read_desc(const struct vpti_virtq *v, uint32_t position, stru
 
 /* All of an indirect table, in order (2.8.7: NEXT and id mean nothing in it). */
 VPTI_INLINE int walk_table(struct vpti_virtq *v, const struct vpti_packed_desc *table, uint16_t write,
-			   vpti_piece_fn emit, void *ctx)
+			   vpti_piece_fn emit, void *ctx, uint32_t *steps)
 {
 	uint32_t n = table->len / sizeof(*table), i;
 	int rc;
 
 	if (!v->indirect || !n || table->len % sizeof(*table))
 		return -VPT_REASON_BAD_DESC;
-	if (n > v->num)
+	if (n > VPTI_MIN(v->num, VPTI_MAX_CHAIN))
 		return -VPT_REASON_LOOP; /* no chain is longer than the queue (2.8.19) */
+	*steps += n;
 	for (i = 0; i < n; i++) {
 		struct vpti_packed_desc d;
 
@@ -101,16 +102,17 @@ VPTI_INLINE int walk_table(struct vpti_virtq *v, const struct vpti_packed_desc *
  * @write:	VPTI_DESC_WRITE for buffers that the device writes, 0 for those it reads
  * @id:		out: buffer id of the chain
  * @count:	out: descriptors of the chain in the ring
+ * @steps:	increased by the number of descriptors, those of a table included
  *
  * The whole chain is walked even when emit has had enough, for the id is at its end.
  *
  * Return: 0, -reason (enum vpt_reason), or the first non-zero that emit said
  */
 VPTI_INLINE int walk(struct vpti_virtq *v, uint32_t position, uint16_t first, uint16_t write, vpti_piece_fn emit,
-		     void *ctx, uint16_t *id, uint32_t *count)
+		     void *ctx, uint16_t *id, uint32_t *count, uint32_t *steps)
 {
+	uint32_t limit = VPTI_MIN(v->num, VPTI_MAX_CHAIN), n = 0;
 	uint16_t flags = first;
-	uint32_t n = 0;
 	int said = 0;
 
 	for (;;) {
@@ -121,7 +123,7 @@ VPTI_INLINE int walk(struct vpti_virtq *v, uint32_t position, uint16_t first, ui
 		if (vpti_unlikely(flags & VPTI_DESC_INDIRECT)) {
 			if (flags & VPTI_DESC_NEXT)
 				return -VPT_REASON_BAD_DESC;
-			rc = said ? 0 : walk_table(v, &d, write, emit, ctx);
+			rc = said ? 0 : walk_table(v, &d, write, emit, ctx, steps);
 		} else if (vpti_unlikely((flags & VPTI_DESC_WRITE) != write)) {
 			return -VPT_REASON_BAD_DESC;
 		} else {
@@ -131,12 +133,13 @@ VPTI_INLINE int walk(struct vpti_virtq *v, uint32_t position, uint16_t first, ui
 			return rc;
 		said |= rc;
 		n++;
+		++*steps;
 		if (vpti_likely(!(flags & VPTI_DESC_NEXT))) {
 			*id = d.id;
 			*count = n;
 			return vpti_unlikely(d.id >= v->num) ? -VPT_REASON_BAD_DESC : said;
 		}
-		if (vpti_unlikely(n == v->num))
+		if (vpti_unlikely(n == limit))
 			return -VPT_REASON_LOOP;
 		position = advance(v, position, 1);
 		flags = flags_at(v, position);
@@ -200,12 +203,12 @@ static void packed_take(struct vpti_txq *q, struct vpti_burst *b)
 	while (b->n < VPTI_BURST) {
 		uint16_t flags = flags_at(v, at), id = 0;
 		struct vpti_gather g;
-		uint32_t count = 0;
+		uint32_t count = 0, steps = 0;
 
 		if (!is_available(v, at, flags))
 			break;
 		vpti_gather_begin(&g, v, b);
-		rc = walk(v, at, flags, 0, vpti_gather_piece, &g, &id, &count);
+		rc = walk(v, at, flags, 0, vpti_gather_piece, &g, &id, &count, &steps);
 		if (vpti_likely(rc >= 0))
 			rc = vpti_gather_end(&g, rc, COOKIE(count, id));
 		if (vpti_unlikely(rc <= 0))
@@ -290,7 +293,7 @@ static enum vpti_fit packed_fit(struct vpti_virtq_rxq *x, struct vpti_room *room
 {
 	struct vpti_virtq *v = &x->v;
 	struct vpti_scatter s = { .room = room, .left = len + v->hdr_len };
-	uint32_t at = v->next_avail, used = v->next_used, nused = room->nused;
+	uint32_t at = v->next_avail, used = v->next_used, nused = room->nused, steps = 0;
 
 	(void)budget;
 	do {
@@ -304,14 +307,14 @@ static enum vpti_fit packed_fit(struct vpti_virtq_rxq *x, struct vpti_room *room
 		if (vpti_unlikely(nused == VPTI_ROOM_FRAGS))
 			return i ? VPTI_FIT_NO_ROOM : VPTI_FIT_TOO_BIG;
 		s.got = 0;
-		rc = walk(v, at, flags, VPTI_DESC_WRITE, vpti_scatter_piece, &s, &id, &count);
+		rc = walk(v, at, flags, VPTI_DESC_WRITE, vpti_scatter_piece, &s, &id, &count, &steps);
 		if (vpti_unlikely(rc < 0)) {
 			vpti_port_break(x->q.port, (uint32_t)-rc, x->q.index, index_of(v, at));
 			return VPTI_FIT_BROKEN;
 		}
 		if (vpti_unlikely(rc & VPTI_ROOM_FULL))
 			return i ? VPTI_FIT_NO_ROOM : VPTI_FIT_TOO_BIG;
-		if (vpti_unlikely(s.left && !v->mergeable))
+		if (vpti_unlikely(s.left && !vpti_may_merge(v, steps)))
 			return VPTI_FIT_TOO_BIG;
 		room->used[nused++] = (struct vpti_used_mark){ .position = used, .len = s.got, .id = id };
 		at = advance(v, at, count);

@@ -22,15 +22,18 @@ static struct vpti_desc read_desc(const struct vpti_desc *d)
  * @head:	index of its first descriptor, checked
  * @write:	VPTI_DESC_WRITE for buffers that the device writes, 0 for those it reads
  * @emit:	called for each piece; non-zero ends the walk with that value
+ * @steps:	increased by the number of descriptors looked at
  *
- * A chain has at most as many descriptors as the queue (2.7.5.2), those of an indirect table included: more is a loop.
+ * A chain has at most as many descriptors as the queue (2.7.5.2), those of an indirect table included, and no more than
+ * VPTI_MAX_CHAIN: more is a loop.
  *
  * Return: 0, -reason (enum vpt_reason), or what emit said
  */
-VPTI_INLINE int walk(struct vpti_virtq *v, uint16_t head, uint16_t write, vpti_piece_fn emit, void *ctx)
+VPTI_INLINE int walk(struct vpti_virtq *v, uint16_t head, uint16_t write, vpti_piece_fn emit, void *ctx,
+		     uint32_t *steps)
 {
 	struct vpti_desc d = read_desc(&v->desc[head]);
-	uint32_t steps = 0, entries = 0;
+	uint32_t limit = *steps + VPTI_MIN(v->num, VPTI_MAX_CHAIN), entries = 0;
 	uint64_t table = 0;
 	int rc;
 
@@ -43,7 +46,7 @@ VPTI_INLINE int walk(struct vpti_virtq *v, uint16_t head, uint16_t write, vpti_p
 			return -VPT_REASON_BAD_ADDR;
 	}
 	for (;;) {
-		if (vpti_unlikely(++steps > v->num))
+		if (vpti_unlikely(++*steps > limit))
 			return -VPT_REASON_LOOP;
 		if (vpti_unlikely((d.flags & (VPTI_DESC_WRITE | VPTI_DESC_INDIRECT)) != write))
 			return -VPT_REASON_BAD_DESC; /* wrong direction, or a table within a table */
@@ -125,10 +128,11 @@ static bool call_driver(struct vpti_virtq *v)
 static int gather(struct vpti_virtq_txq *t, struct vpti_burst *b, uint16_t head)
 {
 	struct vpti_gather g;
+	uint32_t steps = 0;
 	int rc;
 
 	vpti_gather_begin(&g, &t->v, b);
-	rc = walk(&t->v, head, 0, vpti_gather_piece, &g);
+	rc = walk(&t->v, head, 0, vpti_gather_piece, &g, &steps);
 	return vpti_unlikely(rc < 0) ? rc : vpti_gather_end(&g, rc, head);
 }
 
@@ -236,6 +240,7 @@ static enum vpti_fit split_fit(struct vpti_virtq_rxq *x, struct vpti_room *room,
 	struct vpti_virtq *v = &x->v;
 	struct vpti_scatter s = { .room = room, .left = len + v->hdr_len };
 	uint16_t next_avail = (uint16_t)v->next_avail, next_used = (uint16_t)v->next_used;
+	uint32_t steps = 0;
 	int left = *budget;
 
 	do {
@@ -246,14 +251,16 @@ static enum vpti_fit split_fit(struct vpti_virtq_rxq *x, struct vpti_room *room,
 			return VPTI_FIT_NO_CHAINS;
 		head = VPTI_READ(v->avail->ring[next_avail & v->mask]);
 		s.got = 0;
-		rc = head < v->num ? walk(v, head, VPTI_DESC_WRITE, vpti_scatter_piece, &s) : -VPT_REASON_BAD_DESC;
+		rc = -VPT_REASON_BAD_DESC;
+		if (vpti_likely(head < v->num))
+			rc = walk(v, head, VPTI_DESC_WRITE, vpti_scatter_piece, &s, &steps);
 		if (vpti_unlikely(rc < 0)) {
 			vpti_port_break(x->q.port, (uint32_t)-rc, x->q.index, head);
 			return VPTI_FIT_BROKEN;
 		}
 		if (vpti_unlikely(rc == VPTI_ROOM_FULL))
 			return i ? VPTI_FIT_NO_ROOM : VPTI_FIT_TOO_BIG;
-		if (vpti_unlikely(s.left && !v->mergeable))
+		if (vpti_unlikely(s.left && !vpti_may_merge(v, steps)))
 			return VPTI_FIT_TOO_BIG;
 		put_used(v, next_used, head, s.got);
 		next_avail++;

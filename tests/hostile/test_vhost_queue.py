@@ -257,6 +257,40 @@ def test_q19_runt_receive_buffers(scene: Scene, features: int, size: int) -> Non
     scene.check(logged=False)
 
 
+def test_a_chain_is_followed_for_1024_descriptors_and_no_further(scene: Scene) -> None:
+    """However large the ring: a chain of nothing must not cost the worker 32768 steps for each packet."""
+    fe = scene.enter(num=2048).start(fill=0)
+    tx = fe.pairs[0].tx
+    at = good(fe)
+    longest = [(at, 0, NEXT, i + 1) for i in range(1023)] + [(at, 112, 0, 0)]
+    chain(tx, *longest)
+    eventually(lambda: tx.used_idx == 1)
+    assert scene.villain.counters["tx_packets"] == 1
+    chain(tx, (at, 0, NEXT, 1024), *longest[1:1023], (at, 112, 0, 0), (at, 0, NEXT, 1))
+    assert fe.closed_by_peer()
+    scene.two.poll()
+    assert [e.reason for e in scene.host.events] == [Reason.LOOP]
+    scene.check()
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_packet_takes_no_more_than_1024_receive_descriptors(scene: Scene, size: int) -> None:
+    """Tiny buffers are looked at for so long; then the packet is too big, which costs its receiver that packet."""
+    fe = scene.enter(num=2048).start(fill=0)
+    rx = fe.pairs[0].rx
+    at = fe.memory.alloc(64)
+    for _ in range(2000):
+        rx.add([Buffer(at, size, True)])
+    rx.kick(force=True)
+    for n in range(3):
+        scene.one.transmit(frame(BROADCAST, MAC_A, n, 1100))
+    assert scene.villain.state().up
+    assert (scene.villain.counters["rx_drop_too_big"], scene.villain.counters["rx_drop_full"]) == (3, 0)
+    assert rx.used_idx == 0
+    scene.two.poll()
+    scene.check(logged=False)
+
+
 def test_q20_a_receive_chain_too_small_without_mergeable(scene: Scene) -> None:
     fe = scene.enter(features=int(PLAIN)).start(fill=0)
     rx = fe.pairs[0].rx
