@@ -10,6 +10,8 @@ import pytest
 
 from vpt.dataplane import litmus
 
+pytestmark = pytest.mark.native
+
 ROUNDS = 5_000_000
 TRIES = 6
 
