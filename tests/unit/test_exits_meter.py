@@ -133,6 +133,13 @@ def test_no_dispatch_is_a_result_where_the_guest_ran() -> None:
     assert idle.counted is None
 
 
+def test_no_kick_is_a_result_only_where_packets_passed() -> None:
+    who = identity(quantity=Quantity.KICKS, source="vpt")
+    before = sample(0, 0, 0, kicks=7)
+    assert measured(who, before, sample(1, 500, 900, kicks=7)).per_packet == 0
+    assert "no packet" in str(measured(who, before, sample(1, 0, 900, kicks=7)).refused)
+
+
 def test_a_region_seen_for_the_first_time_began_at_zero() -> None:
     who = identity(Tier.TCG, Quantity.DISPATCHES)
     m = measured(who, Sample(at_ns=0, units={}), Sample(at_ns=10**9, units={"serial": {"dispatches": 4}}))

@@ -242,6 +242,8 @@ def _refusal(identity: Identity, d: Delta, raw: int | None) -> str | None:
                 "this source does not count"
             )
         return "not one exit: the guest did not run (paused, or every vCPU halted)"
+    if raw == 0 and identity.quantity is Quantity.KICKS and not d.packets:
+        return "no packet passed these ports, so that no kick means nothing"
     if raw == 0 and not ran and not d.packets:
         return "nothing moved: the guest did not run (paused, or every vCPU halted)"
     emulated = d.total("insn_emulation")

@@ -75,7 +75,8 @@ def open_session(
         vm = stack.enter_context(open_vm(name, connect))
         require_running(vm)
         opened = stack.enter_context(open_source(vm, source, stats, ports))
-        packets = stack.enter_context(open_source(vm, "vpt", stats, ports)) if ports else None
+        counted = bool(ports) or source == "vpt"
+        packets = stack.enter_context(open_source(vm, "vpt", stats, ports)) if counted else None
         yield Session(vm, opened, packets)
 
 
