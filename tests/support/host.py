@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.transports.vhost_user import VhostUserTransport
 from vpt.dataplane import Engine, Event, Kind, Policy, Port, PortState, StatsReader, Switch
 
@@ -98,7 +99,12 @@ class Host:
         p = self.call(lambda: self.switch.add_port(name, Kind.VHOST_USER, pairs=pairs, mtu=mtu, **port))
         path = self._directory / f"{name}.sock"
         transport = VhostUserTransport(
-            p, socket_path=path, log=LOG, max_pairs=pairs, mtu=mtu, message_timeout_s=message_timeout_s
+            p,
+            socket_path=path,
+            log=PortLog(LOG, name),
+            max_pairs=pairs,
+            mtu=mtu,
+            message_timeout_s=message_timeout_s,
         )
         self.run(transport.start())
         self._transports[p.id] = transport

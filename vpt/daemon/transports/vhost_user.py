@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import socket
 import stat
 import struct
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.transports.vhost_session import Session
 from vpt.dataplane import EventType
 from vpt.errors import ConflictError
@@ -31,29 +30,6 @@ if TYPE_CHECKING:
 
 _READS_PER_WAKE = 64  # then other sockets get their turn
 _UCRED = struct.Struct("=iII")
-
-
-class _RateLimit:
-    """A burst of lines, then one each interval; says how many were left out."""
-
-    def __init__(self, burst: int = 5, interval_s: float = 5.0) -> None:
-        self._burst = burst
-        self._interval_s = interval_s
-        self._tokens = float(burst)
-        self._last = time.monotonic()
-        self._suppressed = 0
-
-    def admit(self) -> int | None:
-        """None: say nothing. Else the number of lines suppressed since the last one."""
-        now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._last) / self._interval_s)
-        self._last = now
-        if self._tokens < 1:
-            self._suppressed += 1
-            return None
-        self._tokens -= 1
-        suppressed, self._suppressed = self._suppressed, 0
-        return suppressed
 
 
 class _Connection:
@@ -156,8 +132,9 @@ class VhostUserTransport:
     """The socket of one vhost-user port.
 
     port: of kind vhost-user, with at least max_pairs queue pairs; nobody else may use its vhost functions.
-    socket_path: where to listen; a stale socket there is replaced. mtu: the largest that a front-end may set.
-    message_timeout_s: how long a message may take to arrive, or a reply to be taken.
+    socket_path: where to listen; a stale socket there is replaced. log: rate-limited, as PortLog is, since
+    peers can cause its lines. mtu: the largest that a front-end may set. message_timeout_s: how long a
+    message may take to arrive, or a reply to be taken.
 
     All methods are for the event loop's thread. Embeddable: needs no daemon, only someone who passes the
     engine's events of this port to on_event().
@@ -168,7 +145,7 @@ class VhostUserTransport:
         port: Port,
         *,
         socket_path: str | os.PathLike[str],
-        log: logging.Logger | logging.LoggerAdapter[Any],
+        log: PortLog,
         max_pairs: int,
         mtu: int,
         socket_mode: int = 0o660,
@@ -185,7 +162,6 @@ class VhostUserTransport:
         self._inode: tuple[int, int] | None = None
         self._client: _Connection | None = None
         self._counters: Counter[str] = Counter()
-        self._limits = {logging.INFO: _RateLimit(), logging.WARNING: _RateLimit()}
 
     async def start(self) -> None:
         """Listen. Raises ConflictError if the path cannot be listened on."""
@@ -218,8 +194,12 @@ class VhostUserTransport:
             return
         self._counters["broken"] += 1
         self._end(self._client)
-        where = f"queue {event.queue}, detail {event.detail:#x}"
-        self._say(logging.WARNING, f"port broken, front-end dropped: {reason.label}, {where}")
+        self._log.warning(
+            "port broken, front-end dropped: %s, queue %d, detail %#x",
+            reason.label,
+            event.queue,
+            event.detail,
+        )
 
     def describe(self) -> dict[str, Any]:
         """State and counters, ready for JSON."""
@@ -240,14 +220,14 @@ class VhostUserTransport:
         if rule is not None:
             self._counters[rule] += 1
             self._counters["protocol_errors"] += 1
-            self._say(logging.WARNING, f"front-end dropped: {rule}: {detail}")
+            self._log.warning("front-end dropped: %s: %s", rule, detail)
         else:
             self._counters["disconnects"] += 1
-            self._say(logging.INFO, f"front-end disconnected: {detail}")
+            self._log.info("front-end disconnected: %s", detail)
 
     def crashed(self, client: _Connection) -> None:
         """A handler failed in a way that nobody foresaw: a traceback, and the port stays usable."""
-        self._log.exception("%s: internal error, front-end dropped", self._path)
+        self._log.exception("internal error, front-end dropped")
         self._counters["internal_errors"] += 1
         if client is self._client:
             self._end(client)
@@ -263,24 +243,18 @@ class VhostUserTransport:
             sock, _ = self._listener.accept()
         except OSError as error:
             self._counters["accept_errors"] += 1
-            self._say(logging.WARNING, f"cannot accept: {error.strerror}")
+            self._log.warning("cannot accept: %s", error.strerror)
             return
         if self._client is not None:
             sock.close()
             self._counters["second_clients"] += 1
-            self._say(logging.WARNING, "second front-end refused: one is connected")
+            self._log.warning("second front-end refused: one is connected")
             return
         sock.setblocking(False)
         session = Session(self._port, max_pairs=self._max_pairs, mtu=self._mtu, counters=self._counters)
         self._client = _Connection(self, sock, session, self._timeout_s)
         self._counters["connections"] += 1
-        self._say(logging.INFO, f"front-end connected: pid {self._client.pid}, uid {self._client.uid}")
-
-    def _say(self, level: int, text: str) -> None:
-        suppressed = self._limits[level].admit()
-        if suppressed is not None:
-            more = f" ({suppressed} lines like this left out)" if suppressed else ""
-            self._log.log(level, "%s: %s%s", self._path, text, more)
+        self._log.info("front-end connected: pid %d, uid %d", self._client.pid, self._client.uid)
 
 
 def _listen(path: Path, mode: int) -> socket.socket:
