@@ -14,7 +14,7 @@ from support.frames import MAC_A, MAC_B, frame, number
 from support.front_end import ALL_PROTOCOL, OFFLOADS, PLAIN, USUAL, FrontEnd, eventually
 from support.host import Host, open_things
 from vpt.dataplane import vhost_max_mem_regions
-from vpt.errors import ConflictError
+from vpt.errors import ExistsError
 from vpt.vhost_user import (
     U64,
     DeviceStatus,
@@ -230,7 +230,7 @@ def test_a_dead_daemons_socket_is_replaced(host: Host) -> None:
         path = first.path.parent / "b.sock"
         other.bind(str(path))
         other.listen()
-        with pytest.raises(ConflictError, match="another process listens"):
+        with pytest.raises(ExistsError, match="another program listens"):
             host.vhost("b")
     host.vhost("b")
 
@@ -238,7 +238,7 @@ def test_a_dead_daemons_socket_is_replaced(host: Host) -> None:
 def test_what_is_no_socket_is_left_alone(host: Host) -> None:
     file = host.vhost("a").path.parent / "b.sock"
     file.write_text("precious")
-    with pytest.raises(ConflictError):
+    with pytest.raises(ExistsError):
         host.vhost("b")
     assert file.read_text() == "precious"
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,29 +144,16 @@ def _vhost_user(config: PortConfig, port: Port, context: Context, log: PortLog) 
     path = socket_path(config, context.paths)
     assert path is not None
     check_free(path, owned=_owned(path, context))
-    return _Grouped(
+    return VhostUserTransport(
         port,
-        group=context.group,
         socket_path=path,
         log=log,
         max_pairs=config.pairs,
         mtu=config.mtu,
         socket_mode=int(config.socket_mode, 8),
+        group=context.group,
+        replace_stale=_owned(path, context),
     )
-
-
-class _Grouped(VhostUserTransport):
-    """A vhost-user socket that belongs to the group that vptd was told to serve."""
-
-    def __init__(self, port: Port, *, group: int | None, socket_path: str, **options: Any) -> None:
-        super().__init__(port, socket_path=socket_path, **options)
-        self._group = group
-        self._socket = socket_path
-
-    async def start(self) -> None:
-        await super().start()
-        if self._group is not None:
-            os.chown(self._socket, -1, self._group)
 
 
 def _tap(config: PortConfig, port: Port, _context: Context, log: PortLog) -> Transport:

@@ -10,26 +10,21 @@ time is up.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
-import stat
-import struct
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.daemon.ratelimit import PortLog
+from vpt.daemon.sockets import Listener, listen_unix, peer_credentials
 from vpt.daemon.transports.vhost_session import Session
 from vpt.dataplane import EventType
-from vpt.errors import ConflictError
 from vpt.vhost_user import Decoder, Rule, RuleError, receive
 
 if TYPE_CHECKING:
     from vpt.dataplane import Event, Port
 
 _READS_PER_WAKE = 64  # then other sockets get their turn
-_UCRED = struct.Struct("=iII")
 
 
 class _Connection:
@@ -43,12 +38,11 @@ class _Connection:
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
         self._out = bytearray()
+        self._stalled = False  # a reply waits for the peer to read
         self._timeout_s = timeout_s
         self._deadline: asyncio.TimerHandle | None = None
         self.session = session
-        self.pid, self.uid, _ = _UCRED.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        )
+        self.peer = peer_credentials(sock)
         self._loop.add_reader(sock, self._readable)
 
     def close(self) -> None:
@@ -85,30 +79,31 @@ class _Connection:
         for message in messages:
             with message:
                 self._out += self.session.handle(message)
-        if self._out:
-            self._flush()
-        elif messages:
+        if messages:
             self._set_deadline(None)
-        if self._decoder.mid_message and self._deadline is None:
+            self._flush()
+        elif self._deadline is None:
             self._set_deadline(Rule.MESSAGE_TIMEOUT)
         return True
 
     def _flush(self) -> None:
-        """Send what is left of the reply; reading goes on when all of it is out."""
+        """Send what there is of the reply. Nothing more is read until all of it is out."""
         try:
-            sent = self._sock.send(self._out)
+            sent = self._sock.send(self._out) if self._out else 0
         except BlockingIOError:
             sent = 0
         del self._out[:sent]
-        if not self._out:
-            self._set_deadline(None)
-            self._loop.remove_writer(self._sock)
-            self._loop.add_reader(self._sock, self._readable)
-        elif not sent or self._deadline is None:
+        if bool(self._out) == self._stalled:
+            return
+        self._stalled = not self._stalled
+        if self._stalled:
             self._loop.remove_reader(self._sock)
             self._loop.add_writer(self._sock, self._writable)
-            if self._deadline is None:
-                self._set_deadline(Rule.REPLY_TIMEOUT)
+            self._set_deadline(Rule.REPLY_TIMEOUT)
+        else:
+            self._loop.remove_writer(self._sock)
+            self._loop.add_reader(self._sock, self._readable)
+            self._set_deadline(None)
 
     def _writable(self) -> None:
         try:
@@ -132,9 +127,9 @@ class VhostUserTransport:
     """The socket of one vhost-user port.
 
     port: of kind vhost-user, with at least max_pairs queue pairs; nobody else may use its vhost functions.
-    socket_path: where to listen; a stale socket there is replaced. log: rate-limited, as PortLog is, since
-    peers can cause its lines. mtu: the largest that a front-end may set. message_timeout_s: how long a
-    message may take to arrive, or a reply to be taken.
+    socket_path: where to listen; replace_stale: a socket there that nobody listens on is our own. log:
+    rate-limited, as PortLog is, since peers can cause its lines. mtu: the largest that a front-end may set.
+    message_timeout_s: how long a message may take to arrive, or a reply to be taken.
 
     All methods are for the event loop's thread. Embeddable: needs no daemon, only someone who passes the
     engine's events of this port to on_event().
@@ -149,42 +144,38 @@ class VhostUserTransport:
         max_pairs: int,
         mtu: int,
         socket_mode: int = 0o660,
+        group: int | None = None,
+        replace_stale: bool = True,
         message_timeout_s: float = 10.0,
     ) -> None:
         self._port = port
-        self._path = Path(socket_path)
+        self._path = os.fspath(socket_path)
         self._log = log
         self._max_pairs = max_pairs
         self._mtu = mtu
         self._mode = socket_mode
+        self._group = group
+        self._replace_stale = replace_stale
         self._timeout_s = message_timeout_s
-        self._listener: socket.socket | None = None
-        self._inode: tuple[int, int] | None = None
+        self._listener: Listener | None = None
         self._client: _Connection | None = None
         self._counters: Counter[str] = Counter()
 
     async def start(self) -> None:
-        """Listen. Raises ConflictError if the path cannot be listened on."""
-        self._listener = _listen(self._path, self._mode)
-        status = self._path.stat()
-        self._inode = (status.st_dev, status.st_ino)
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        """Listen. Raises VptError if the path cannot be listened on."""
+        self._listener = listen_unix(
+            self._path, mode=self._mode, group=self._group, replace_stale=self._replace_stale
+        )
+        asyncio.get_running_loop().add_reader(self._listener.sock, self._accept)
 
     async def stop(self) -> None:
-        """Close the connection and the socket, and remove it if it is still ours."""
+        """Close the connection and the socket, and remove its file if it is still ours."""
         if self._client is not None:
             self.drop(self._client, None, "port is being closed")
-        if self._listener is None:
-            return
-        asyncio.get_running_loop().remove_reader(self._listener)
-        self._listener.close()
-        self._listener = None
-        try:
-            status = self._path.lstat()
-            if (status.st_dev, status.st_ino) == self._inode:
-                self._path.unlink()
-        except FileNotFoundError:
-            pass
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.sock)
+            self._listener.close()
+            self._listener = None
 
     def on_event(self, event: Event) -> None:
         """Take note of an event of this port: a broken one loses its front-end, which may come back."""
@@ -205,9 +196,9 @@ class VhostUserTransport:
         """State and counters, ready for JSON."""
         client = self._client
         return {
-            "socket": str(self._path),
+            "socket": self._path,
             "connected": client is not None,
-            "front_end": None if client is None else {"pid": client.pid, "uid": client.uid},
+            "front_end": None if client is None else {"pid": client.peer.pid, "uid": client.peer.uid},
             "session": None if client is None else client.session.describe(),
             "counters": dict(sorted(self._counters.items())),
         }
@@ -240,7 +231,7 @@ class VhostUserTransport:
     def _accept(self) -> None:
         assert self._listener is not None
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = self._listener.sock.accept()
         except OSError as error:
             self._counters["accept_errors"] += 1
             self._log.warning("cannot accept: %s", error.strerror)
@@ -254,43 +245,4 @@ class VhostUserTransport:
         session = Session(self._port, max_pairs=self._max_pairs, mtu=self._mtu, counters=self._counters)
         self._client = _Connection(self, sock, session, self._timeout_s)
         self._counters["connections"] += 1
-        self._log.info("front-end connected: pid %d, uid %d", self._client.pid, self._client.uid)
-
-
-def _listen(path: Path, mode: int) -> socket.socket:
-    """A listening socket at path, with mode from the moment it can be connected to."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        _remove_stale(path)
-        sock.bind(str(path))
-        path.chmod(mode)
-        sock.listen(4)
-    except OSError as error:
-        sock.close()
-        raise ConflictError(
-            f"cannot listen on {path}: {error.strerror or error}",
-            hint="choose another socket path, shorter than 108 bytes, in a directory that vptd may write to",
-        ) from error
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on, as a killed daemon leaves one behind."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise OSError(errno.EEXIST, "there is something that is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-        except BlockingIOError:
-            pass  # its backlog is full, so it has one
-    raise OSError(errno.EADDRINUSE, "another process listens there")
+        self._log.info("front-end connected: pid %d, uid %d", self._client.peer.pid, self._client.peer.uid)
