@@ -102,7 +102,7 @@ def _data_plane() -> Check:
 
 
 def _self_test() -> float:
-    """Two app ports on a switch in this process, and packets from one to the other. Seconds that they took."""
+    """Two app ports on a switch in this process, packets from one to the other. Seconds that they took."""
     from vpt.dataplane import Engine
 
     with Engine(workers=1) as engine, ExitStack() as undo:

@@ -275,7 +275,7 @@ def test_a_chain_is_followed_for_1024_descriptors_and_no_further(scene: Scene) -
 
 @pytest.mark.parametrize("size", [0, 1])
 def test_a_packet_takes_no_more_than_1024_receive_descriptors(scene: Scene, size: int) -> None:
-    """Tiny buffers are looked at for so long; then the packet is too big, which costs its receiver that packet."""
+    """Tiny buffers are looked at for so long; then the packet is too big, and its receiver goes without."""
     fe = scene.enter(num=2048).start(fill=0)
     rx = fe.pairs[0].rx
     at = fe.memory.alloc(64)
