@@ -62,7 +62,8 @@ struct vpt_net_stats {
 	u64_stats_t publishes;		/* times the host was shown a new index */
 	u64_stats_t kicks;
 	u64_stats_t kicks_suppressed;	/* publications that the host did not want to hear of */
-	u64_stats_t stops;		/* tx: ring full; rx: polls that used their budget up */
+	u64_stats_t stops;		/* tx: ring full */
+	u64_stats_t busy_polls;		/* rx: polls that used their budget up */
 	struct u64_stats_sync syncp;
 };
 

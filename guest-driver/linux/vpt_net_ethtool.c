@@ -25,7 +25,7 @@ static const struct vpt_net_counter vpt_net_counters[] = {
 	VPT_NET_TX(publishes), VPT_NET_TX(kicks), VPT_NET_TX(kicks_suppressed), VPT_NET_TX(stops),
 	VPT_NET_DEV(tx_interrupts), VPT_NET_DEV(tx_timeouts),
 	VPT_NET_RX(packets), VPT_NET_RX(bytes), VPT_NET_RX(drops),
-	VPT_NET_RX(publishes), VPT_NET_RX(kicks), VPT_NET_RX(kicks_suppressed), VPT_NET_RX(stops),
+	VPT_NET_RX(publishes), VPT_NET_RX(kicks), VPT_NET_RX(kicks_suppressed), VPT_NET_RX(busy_polls),
 	VPT_NET_DEV(rx_interrupts), VPT_NET_DEV(cfg_interrupts), VPT_NET_DEV(restarts),
 };
 

@@ -32,7 +32,6 @@ static bool vpt_net_refresh(struct vpt_net *vn, struct vpt_net_ring *r)
 {
 	/* Pairs with the host's release of hwtail: slots and buffers before it are ours. */
 	u32 tail = virt_load_acquire(&r->ktoa->hwtail);
-
 	u32 most = vpt_net_dist(r->tail, vpt_net_add(r->published, r->n - 1, r->n), r->n);
 
 	if (likely(tail < r->n && vpt_net_dist(r->tail, tail, r->n) <= most)) {
@@ -440,7 +439,7 @@ int vpt_net_poll(struct napi_struct *napi, int budget)
 	if (likely(test_bit(VPT_NET_F_DATA, &vn->flags)))
 		done = vpt_net_rx(vn, budget);
 	if (done == budget) {
-		vpt_net_count(&vn->rx_stats, &vn->rx_stats.stops, 1);
+		vpt_net_count(&vn->rx_stats, &vn->rx_stats.busy_polls, 1);
 		return done;
 	}
 	if (!napi_complete_done(napi, done) || !test_bit(VPT_NET_F_DATA, &vn->flags))

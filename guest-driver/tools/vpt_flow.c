@@ -3,7 +3,10 @@
  * vpt_flow.c - numbered UDP packets from one guest to another
  *
  *   vpt_flow recv PORT IDLE_MS              until the sender says it is done, or nothing came for IDLE_MS
- *   vpt_flow send ADDR PORT COUNT SIZE PPS  PPS 0: as fast as it goes
+ *   vpt_flow send ADDR PORT COUNT SIZE PPS [BURST]
+ *
+ * PPS 0: as fast as it goes. BURST: so many packets in one call, as one large packet that somebody below has to cut up
+ * (UDP_SEGMENT).
  *
  * Each prints "ready" when it can be relied on to be listening (recv), and at the end one line of JSON.
  */
@@ -11,6 +14,7 @@
 #include <arpa/inet.h>
 #include <endian.h>
 #include <errno.h>
+#include <netinet/udp.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -110,39 +114,54 @@ static int flow_recv(char **arg)
 	return 0;
 }
 
+static int flow_connect(const char *addr, const char *port)
+{
+	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(atoi(port)) };
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+
+	if (fd < 0 || inet_pton(AF_INET, addr, &to.sin_addr) != 1 || connect(fd, (struct sockaddr *)&to, sizeof(to)) < 0)
+		return -1;
+	return fd;
+}
+
+static void put_number(size_t ofs, uint64_t seq)
+{
+	seq = htobe64(seq);
+	memcpy(buf + ofs, &seq, sizeof(seq));
+}
+
 static int flow_send(char **arg)
 {
-	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(atoi(arg[1])) };
-	uint64_t count = strtoull(arg[2], NULL, 10), pps = strtoull(arg[4], NULL, 10), bytes = 0, start, seq = 0;
-	size_t size = strtoul(arg[3], NULL, 10);
-	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	uint64_t count = strtoull(arg[2], NULL, 10), pps = strtoull(arg[4], NULL, 10), bytes = 0, start, i;
+	int size = atoi(arg[3]), burst = arg[5] ? atoi(arg[5]) : 1, fd = flow_connect(arg[0], arg[1]);
 	double seconds;
 
-	if (size < sizeof(seq) || size > FLOW_MAX_SIZE) {
+	if (size < (int)sizeof(uint64_t) || burst < 1 || size > FLOW_MAX_SIZE / burst) {
 		errno = EINVAL;
 		return fail("size");
 	}
-	if (fd < 0 || inet_pton(AF_INET, arg[0], &to.sin_addr) != 1 || connect(fd, (struct sockaddr *)&to, sizeof(to)) < 0)
+	if (fd < 0 || (burst > 1 && setsockopt(fd, IPPROTO_UDP, UDP_SEGMENT, &size, sizeof(size)) < 0))
 		return fail(arg[0]);
 	start = now_ns();
-	for (uint64_t i = 0; i < count; i++) {
-		seq = htobe64(i);
-		memcpy(buf, &seq, sizeof(seq));
+	for (i = 0; i < count; i += burst) {
+		int n = count - i < (uint64_t)burst ? (int)(count - i) : burst;
+
+		for (int k = 0; k < n; k++)
+			put_number((size_t)k * size, i + k);
 		if (pps)
 			sleep_until(start + i * 1000000000ull / pps);
-		while (send(fd, buf, size, 0) < 0) {
+		while (send(fd, buf, (size_t)n * size, 0) < 0) {
 			if (errno != ENOBUFS && errno != ECONNREFUSED)
 				return fail("send");
 			sleep_until(now_ns() + 100000);
 		}
-		bytes += size;
+		bytes += (uint64_t)n * size;
 	}
 	seconds = (now_ns() - start) / 1e9;
-	seq = htobe64(FLOW_END);
-	memcpy(buf, &seq, sizeof(seq));
-	for (int i = 0; i < FLOW_ENDS; i++) {
+	put_number(0, FLOW_END);
+	for (i = 0; i < FLOW_ENDS; i++) {
 		sleep_until(now_ns() + 10000000);
-		send(fd, buf, sizeof(seq), 0);
+		send(fd, buf, sizeof(uint64_t), 0);
 	}
 	printf("{\"sent\": %llu, \"bytes\": %llu, \"seconds\": %.6f}\n", (unsigned long long)count,
 	       (unsigned long long)bytes, seconds);
@@ -153,8 +172,8 @@ int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "recv"))
 		return flow_recv(argv + 2);
-	if (argc == 7 && !strcmp(argv[1], "send"))
+	if ((argc == 7 || argc == 8) && !strcmp(argv[1], "send"))
 		return flow_send(argv + 2);
-	fprintf(stderr, "usage: vpt_flow recv PORT IDLE_MS | send ADDR PORT COUNT SIZE PPS\n");
+	fprintf(stderr, "usage: vpt_flow recv PORT IDLE_MS | send ADDR PORT COUNT SIZE PPS [BURST]\n");
 	return 2;
 }

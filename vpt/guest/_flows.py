@@ -128,12 +128,16 @@ def udp_stream(
     count: int,
     size: int = 64,
     pps: int = 0,
+    burst: int = 1,
     timeout_s: float = 120.0,
 ) -> Udp:
-    """Send `count` packets of `size` bytes (of UDP payload, at least 8); `pps` 0 is as fast as it goes."""
+    """Send `count` packets of `size` bytes (of UDP payload, at least 8); `pps` 0 is as fast as it goes.
+
+    `burst` packets go down in one call, for the device or the switch to cut up (UDP segmentation offload).
+    """
     receiver = target.spawn(f"vpt_flow recv {_UDP_PORT} {int(timeout_s * 1000)}")
     receiver.wait_output("ready")
-    send = f"vpt_flow send {address} {_UDP_PORT} {count} {size} {pps}"
+    send = f"vpt_flow send {address} {_UDP_PORT} {count} {size} {pps} {burst}"
     sender = source.run(send, timeout_s=timeout_s).json()
     try:
         target.wait_until(f"[ -e {receiver.base}.rc ]", _UDP_IDLE_MS / 1000, "the receiver to end")

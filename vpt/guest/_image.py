@@ -120,7 +120,9 @@ def _build_driver(parts: _Parts, where: Path) -> Path:
             shutil.copy(path, where)
     _need("gcc", "gcc")
     argv = [_need("make", "make"), "-s", "-C", str(parts.kernel.build), f"M={where}"]
-    _run([*argv, f"VPT_INCLUDE={paths.include_dir()}", "modules"], "building vpt_net")
+    # Type information would need pahole, which is not installed everywhere.
+    options = [f"VPT_INCLUDE={paths.include_dir()}", "CONFIG_DEBUG_INFO_BTF_MODULES="]
+    _run([*argv, *options, "modules"], "building vpt_net")
     return where / "vpt_net.ko"
 
 
