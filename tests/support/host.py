@@ -92,11 +92,19 @@ class Host:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     def vhost(
-        self, name: str, *, pairs: int = 1, mtu: int = 1500, message_timeout_s: float = 10.0, **port: Any
+        self,
+        name: str,
+        *,
+        pairs: int = 1,
+        mtu: int = 1500,
+        message_timeout_s: float = 10.0,
+        switch: Switch | None = None,
+        **port: Any,
     ) -> VhostPort:
-        """Add a vhost-user port and listen."""
+        """Add a vhost-user port, to the first switch if to no other, and listen."""
+        sw = switch or self.switch
         port.setdefault("policy", Policy.adaptive(20))
-        p = self.call(lambda: self.switch.add_port(name, Kind.VHOST_USER, pairs=pairs, mtu=mtu, **port))
+        p = self.call(lambda: sw.add_port(name, Kind.VHOST_USER, pairs=pairs, mtu=mtu, **port))
         path = self._directory / f"{name}.sock"
         transport = VhostUserTransport(
             p,
