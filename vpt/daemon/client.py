@@ -71,14 +71,17 @@ class Client:
                 f"vptd did not answer {method} in {self._timeout:.0f} s", hint=_log_hint(self._path)
             ) from None
         except OSError as error:
-            raise DaemonError(
-                f"vptd broke off during {method}: {error.strerror}", hint=_log_hint(self._path)
-            ) from None
+            raise self._broke_off(method, f": {error.strerror}") from None
         return self._result(method, line)
+
+    def _broke_off(self, method: str, why: str = "") -> DaemonError:
+        return DaemonError(
+            f"vptd broke off during {method}{why}", hint=_log_hint(self._path), code="broke-off"
+        )
 
     def _result(self, method: str, line: bytes) -> dict[str, Any]:
         if not line.endswith(b"\n"):
-            raise DaemonError(f"vptd broke off during {method}", hint=_log_hint(self._path))
+            raise self._broke_off(method)
         try:
             answer = json.loads(line)
         except ValueError:

@@ -27,6 +27,7 @@ from vpt.errors import (
 __all__ = ["Launched", "launch", "running", "shut_down"]
 
 _POLL_S = 0.05
+_DYING_S = 5.0
 _TAIL_LINES = 15
 
 
@@ -40,13 +41,18 @@ class Launched:
 
 def running(paths: RuntimePaths) -> dict[str, Any] | None:
     """The status of the vptd there, None if there is none."""
-    try:
-        with Client(paths.control) as vptd:
-            return vptd.call("daemon.status")
-    except DaemonError as error:
-        if error.code == "not-running":
-            return None
-        raise
+    deadline = time.monotonic() + _DYING_S
+    while True:
+        try:
+            with Client(paths.control) as vptd:
+                return vptd.call("daemon.status")
+        except DaemonError as error:
+            if error.code == "not-running":
+                return None
+            # One that was just killed may still take a connection, and then dies over it.
+            if error.code != "broke-off" or time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_S)
 
 
 def launch(paths: RuntimePaths, options: Sequence[str], timeout: float) -> Launched:
