@@ -64,8 +64,11 @@ def receive_bundle(conn: socket.socket) -> Bundle:
 
     The bundle is the caller's.
     """
-    conn.send(_HELLO.pack(_MAGIC, VERSION))
-    data, fds, flags, _ = socket.recv_fds(conn, _REPLY.size, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    try:
+        conn.send(_HELLO.pack(_MAGIC, VERSION), socket.MSG_NOSIGNAL)
+        data, fds, flags, _ = socket.recv_fds(conn, _REPLY.size, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError as error:
+        raise DaemonError(f"vptd hung up: {error.strerror}", hint="see its log") from None
     try:
         if len(data) != _REPLY.size or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ProtocolError(
