@@ -15,7 +15,7 @@ import socket
 from types import TracebackType
 from typing import Any, Self
 
-from vpt.daemon.sockets import unix_path
+from vpt.daemon.sockets import connect_unix, unix_path
 from vpt.errors import DaemonError, MissingError, TimeoutExpired, VptError, from_wire
 
 __all__ = ["Client"]
@@ -38,9 +38,8 @@ class Client:
 
     def _connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        sock.settimeout(self._timeout)
         try:
-            sock.connect(self._path)
+            connect_unix(sock, self._path, self._timeout)
         except OSError as error:
             sock.close()
             raise _connect_error(self._path, error) from None
@@ -107,7 +106,7 @@ def _connect_error(path: str, error: OSError) -> VptError:
         return MissingError(
             f"no permission to use {path}", hint="use sudo, or join the group that ls -l shows"
         )
-    return DaemonError(f"can't connect to {path}: {error.strerror}", hint=_START_HINT)
+    return DaemonError(f"can't connect to {path}: {error.strerror or error}", hint=_log_hint(path))
 
 
 def _log_hint(path: str) -> str:

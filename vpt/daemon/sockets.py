@@ -24,6 +24,7 @@ __all__ = [
     "PeerCredentials",
     "check_free",
     "close_fds",
+    "connect_unix",
     "is_stale",
     "listen_unix",
     "peer_credentials",
@@ -119,7 +120,7 @@ def listen_unix(
     group: int | None = None,
     kind: int = socket.SOCK_STREAM,
     replace_stale: bool = False,
-    backlog: int = 16,
+    backlog: int = 128,
 ) -> Listener:
     """Listen on `path`.
 
@@ -177,6 +178,21 @@ def _bind_error(path: str, error: OSError) -> Exception:
     return ConflictError(
         f"can't listen on {path}: {error.strerror}", hint="choose another path with --socket"
     )
+
+
+def connect_unix(sock: socket.socket, path: str, timeout: float) -> None:
+    """Connect within `timeout` seconds (TimeoutError otherwise), which is then the socket's own.
+
+    settimeout() first would not do: on a socket that does not block, a full backlog is an error at once.
+    """
+    seconds, fraction = divmod(timeout, 1.0)
+    limit = struct.pack("ll", int(seconds), int(fraction * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    try:
+        sock.connect(path)
+    except BlockingIOError:
+        raise TimeoutError(f"nobody accepted the connection in {timeout:.0f} s") from None
+    sock.settimeout(timeout)
 
 
 def peer_credentials(sock: socket.socket) -> PeerCredentials:

@@ -14,6 +14,7 @@ The server needs the standard library only, the client (open_app) the data plane
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -23,7 +24,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from vpt.daemon.sockets import MAX_FDS, close_fds, receive, send, unix_path
+from vpt.daemon.sockets import MAX_FDS, close_fds, connect_unix, receive, send, unix_path
 from vpt.daemon.transports.peer import Bundle, PeerServer
 from vpt.errors import ConflictError, DaemonError, MissingError, NotFoundError, ProtocolError, TimeoutExpired
 
@@ -64,8 +65,10 @@ def receive_bundle(conn: socket.socket) -> Bundle:
 
     The bundle is the caller's.
     """
-    try:
+    # A server that refuses has answered before we speak, and closed.
+    with contextlib.suppress(BrokenPipeError):
         conn.send(_HELLO.pack(_MAGIC, VERSION), socket.MSG_NOSIGNAL)
+    try:
         data, fds, flags, _ = socket.recv_fds(conn, _REPLY.size, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError as error:
         raise DaemonError(f"vptd hung up: {error.strerror}", hint="see its log") from None
@@ -147,9 +150,8 @@ def open_app(path: str | os.PathLike[str], *, features: int = 0, timeout: float 
 
 def _connect(path: str, timeout: float) -> socket.socket:
     conn = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    conn.settimeout(timeout)
     try:
-        conn.connect(path)
+        connect_unix(conn, path, timeout)
     except FileNotFoundError:
         conn.close()
         raise NotFoundError(

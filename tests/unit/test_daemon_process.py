@@ -1,0 +1,612 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Real vptd processes: start, stop, be killed, come back; and clients of every sort of manners."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from support.vptd import PATIENCE_S, Vptd, gone, wait_for
+from vpt.daemon.client import Client
+from vpt.daemon.rpc import MAX_REQUEST
+from vpt.daemon.sockets import connect_unix
+from vpt.daemon.transports.unix import AppLink, open_app
+from vpt.dataplane import StatsReader
+from vpt.errors import (
+    ConflictError,
+    DaemonError,
+    ExistsError,
+    MissingError,
+    NotFoundError,
+    UsageError,
+    VptError,
+)
+
+
+@pytest.fixture
+def vptd() -> Iterator[Vptd]:
+    """One that is not started yet."""
+    daemon = Vptd()
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Vptd]:
+    """One for all tests that only talk to it."""
+    daemon = Vptd()
+    daemon.start()
+    daemon.call("switch.add", name="lab")
+    yield daemon
+    daemon.close()
+
+
+def raw(daemon: Vptd) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    connect_unix(sock, str(daemon.paths.control), PATIENCE_S)
+    return sock
+
+
+def line(sock: socket.socket) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(sock.makefile("rb").readline())
+    return answer
+
+
+def names(daemon: Vptd) -> dict[str, str]:
+    """State of each port."""
+    return {port["name"]: port["state"] for port in daemon.call("port.list")["ports"]}
+
+
+def exchange(a: AppLink, b: AppLink, count: int, tag: bytes) -> None:
+    """`count` packets from a to b, one at a time, each of which must arrive as it was."""
+    for number in range(count):
+        frame = (b"\xff" * 6 + b"\x52\x54\0\0\0\1" + b"\x88\xb5" + tag + number.to_bytes(4, "big")).ljust(
+            60, b"\0"
+        )
+        wait_for(lambda frame=frame: a.app.send(0, frame), "room to send")
+        assert wait_for(lambda: b.app.recv(0) or (b.app.wait(0, timeout=0.1) and None), "the packet") == frame
+
+
+# ---- start and stop ----
+
+
+def test_a_clean_end_removes_its_sockets(vptd: Vptd) -> None:
+    vptd.start()
+    vptd.call("switch.add", name="sw0")
+    for kind in ("vhost-user", "passthrough", "app"):
+        vptd.call("port.add", switch="sw0", name=f"p-{kind}", kind=kind)
+    keeper = vptd.keeper()
+    vptd.call("daemon.stop", keep=False)
+    assert vptd.process is not None
+    assert vptd.process.wait(PATIENCE_S) == 0
+    wait_for(lambda: gone(keeper), "the keeper to end")
+    left = [path for path in vptd.paths.runtime.rglob("*") if stat.S_ISSOCK(path.stat().st_mode)]
+    assert left == []
+    assert not vptd.paths.stats.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_cleanly_and_the_keeper_keeps(vptd: Vptd, number: int) -> None:
+    vptd.start()
+    vptd.call("switch.add", name="sw0")
+    vptd.call("port.add", switch="sw0", name="vm1", kind="passthrough")
+    keeper = vptd.keeper()
+    assert vptd.process is not None
+    vptd.process.send_signal(number)
+    assert vptd.process.wait(PATIENCE_S) == 0
+    assert not vptd.paths.control.exists()
+    assert not gone(keeper)
+    assert os.path.exists(vptd.socket("vm1")), "a guest that starts now finds its socket"
+
+
+def test_no_keep_takes_the_keeper_along(vptd: Vptd) -> None:
+    vptd.start("--no-keep")
+    vptd.call("switch.add", name="sw0")
+    vptd.call("port.add", switch="sw0", name="vm1", kind="passthrough")
+    keeper = vptd.keeper()
+    assert vptd.stop() == 0
+    wait_for(lambda: gone(keeper), "the keeper to end")
+
+
+def test_no_keeper_is_started_before_a_ring_port_needs_one(shared: Vptd, vptd: Vptd) -> None:
+    vptd.start()
+    vptd.call("switch.add", name="sw0")
+    vptd.call("port.add", switch="sw0", name="vm1", kind="vhost-user")
+    assert vptd.call("daemon.status")["keeper"]["pid"] is None
+    assert not vptd.paths.keeper_socket.exists()
+
+
+def test_there_is_one_vptd_per_folder(shared: Vptd) -> None:
+    second = shared.spawn()
+    assert second.wait(PATIENCE_S) == 1
+    assert f"is already running for {shared.paths.runtime}" in shared.said()
+    assert shared.call("daemon.status")["pid"], "the first is unharmed"
+
+
+def test_it_does_not_touch_what_stands_where_its_socket_belongs(vptd: Vptd) -> None:
+    vptd.paths.create()
+    vptd.paths.control.write_text("precious")
+    assert vptd.spawn().wait(PATIENCE_S) == 1
+    assert "not a socket" in vptd.said()
+    assert vptd.paths.control.read_text() == "precious"
+    vptd.paths.control.unlink()
+
+
+def test_a_damaged_journal_ends_it_with_advice_and_an_exit_code_that_is_not_retried(vptd: Vptd) -> None:
+    vptd.paths.create()
+    vptd.paths.journal.write_text('{"schema": "vpt.journal/v1", "ports"')
+    for _ in range(2):
+        assert vptd.spawn().wait(PATIENCE_S) == 2
+    assert f"mv {vptd.paths.journal} {vptd.paths.journal}.bad" in vptd.said()
+    assert "Traceback" not in vptd.said()
+    vptd.paths.journal.rename(f"{vptd.paths.journal}.bad")
+    vptd.start()
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--workers", "0"], 2),
+        (["--cpus", "x"], 2),
+        (["--cpus", "0,1"], 2),
+        (["--group", "no-such-group"], 2),
+    ],
+)
+def test_wrong_options_are_wrong_usage(vptd: Vptd, options: list[str], code: int) -> None:
+    assert vptd.spawn(*options).wait(PATIENCE_S) == code
+
+
+# ---- what comes back ----
+
+
+def test_ports_come_back_after_a_kill(vptd: Vptd) -> None:
+    vptd.start()
+    vptd.call("switch.add", name="sw0", mac_entries=64)
+    asked = {
+        "vm1": {"kind": "vhost-user", "mac": "52:54:00:00:00:01", "pairs": 2},
+        "vm2": {
+            "kind": "passthrough",
+            "policy": {"kind": "sleep", "sleep_us": 70},
+            "mtu": 9000,
+            "buf_size": 9216,
+        },
+        "a1": {"kind": "app", "slots": 128},
+        "n1": {"kind": "null"},
+    }
+    for name, options in asked.items():
+        vptd.call("port.add", switch="sw0", name=name, **options)
+    vptd.call("port.set", name="n1", link="down")
+    vptd.call("port.add", switch="sw0", name="gone", kind="app")
+    vptd.call("port.del", name="gone")
+    before, switches = vptd.call("port.list"), vptd.call("switch.list")
+    vptd.kill()
+    vptd.start()
+    after = vptd.call("port.list")
+    for port in (*before["ports"], *after["ports"]):
+        port.pop("id")
+    assert after == before
+    assert vptd.call("switch.list") == switches
+    for name in ("vm1", "vm2", "a1"):
+        assert stat.S_ISSOCK(os.stat(vptd.socket(name)).st_mode)
+    assert not os.path.exists(vptd.socket("gone"))
+
+
+def test_an_app_goes_on_after_kill_stop_and_loss_of_the_keeper(vptd: Vptd) -> None:
+    """Its memory and eventfds are with the keeper: it does not even reconnect, and no packet is lost or doubled."""
+    vptd.start()
+    vptd.call("switch.add", name="sw0")
+    for name in ("a", "b"):
+        vptd.call("port.add", switch="sw0", name=name, kind="app")
+    with (
+        open_app(vptd.socket("a"), timeout=PATIENCE_S) as a,
+        open_app(vptd.socket("b"), timeout=PATIENCE_S) as b,
+    ):
+        exchange(a, b, 100, b"first")
+        for round_ in (b"kill1", b"kill2"):
+            vptd.kill()
+            vptd.start()
+            assert names(vptd) == {"a": "up", "b": "up"}
+            exchange(a, b, 100, round_)
+        vptd.stop()
+        vptd.start()
+        exchange(a, b, 100, b"stop")
+        keeper = vptd.keeper()
+        os.kill(keeper, signal.SIGKILL)
+        wait_for(lambda: vptd.call("daemon.status")["keeper"]["pid"] not in (None, keeper), "another keeper")
+        exchange(a, b, 100, b"keeper")
+        vptd.kill()
+        vptd.start()
+        exchange(a, b, 100, b"both")
+
+
+def test_packets_sent_while_it_was_dead_arrive(vptd: Vptd) -> None:
+    vptd.start()
+    vptd.call("switch.add", name="sw0")
+    for name in ("a", "b"):
+        vptd.call("port.add", switch="sw0", name=name, kind="app")
+    with (
+        open_app(vptd.socket("a"), timeout=PATIENCE_S) as a,
+        open_app(vptd.socket("b"), timeout=PATIENCE_S) as b,
+    ):
+        exchange(a, b, 1, b"before")
+        vptd.kill()
+        frames = [
+            (b"\xff" * 6 + b"\x52\x54\0\0\0\1\x88\xb5" + bytes([i])).ljust(60, b"\0") for i in range(100)
+        ]
+        for frame in frames:
+            assert a.app.send(0, frame)
+        vptd.start()
+        for frame in frames:
+            assert (
+                wait_for(lambda: b.app.recv(0) or (b.app.wait(0, timeout=0.1) and None), "a packet") == frame
+            )
+        assert b.app.recv(0) is None
+
+
+def test_an_app_that_ends_frees_its_port(vptd: Vptd) -> None:
+    vptd.start()
+    vptd.call("switch.add", name="sw0")
+    vptd.call("port.add", switch="sw0", name="a", kind="app")
+    with open_app(vptd.socket("a"), timeout=PATIENCE_S):
+        assert names(vptd) == {"a": "up"}
+        with pytest.raises(ConflictError, match=f"process {os.getpid()}"):
+            open_app(vptd.socket("a"))
+    wait_for(lambda: names(vptd) == {"a": "down"}, "the port to be down")
+    with open_app(vptd.socket("a"), timeout=PATIENCE_S):
+        assert names(vptd) == {"a": "up"}
+
+
+def test_a_port_that_can_not_come_back_is_said_to_have_failed(vptd: Vptd) -> None:
+    """And the others come back all the same."""
+    vptd.start()
+    vptd.call("switch.add", name="sw0")
+    vptd.call("port.add", switch="sw0", name="a", kind="vhost-user")
+    vptd.call("port.add", switch="sw0", name="b", kind="vhost-user", socket=str(vptd.folder / "b.sock"))
+    vptd.stop()
+    (vptd.folder / "b.sock").write_text("taken meanwhile")
+    vptd.start()
+    assert names(vptd) == {"a": "down", "b": "failed"}
+    reason = vptd.call("port.show", name="b")["reason"]
+    assert "not a socket" in reason
+    with pytest.raises(ConflictError, match="not there"):
+        vptd.call("port.set", name="b", link="down")
+    vptd.call("port.del", name="b")
+    assert (vptd.folder / "b.sock").read_text() == "taken meanwhile"
+
+
+def test_what_only_the_keeper_knows_is_dropped(vptd: Vptd) -> None:
+    """A port that a crash cut short between keeper and journal."""
+    vptd.start()
+    vptd.call("switch.add", name="sw0")
+    vptd.call("port.add", switch="sw0", name="a", kind="app")
+    vptd.kill()
+    journal = json.loads(vptd.paths.journal.read_text())
+    journal["ports"] = []
+    vptd.paths.journal.write_text(json.dumps(journal))
+    vptd.start()
+    assert names(vptd) == {}
+    assert not os.path.exists(vptd.socket("a"))
+    vptd.call("port.add", switch="sw0", name="a", kind="app")
+
+
+def test_without_keeper_ports_are_served_by_vptd_itself(vptd: Vptd) -> None:
+    vptd.start("--no-keeper")
+    assert vptd.call("daemon.status")["keeper"] is None
+    vptd.call("switch.add", name="sw0")
+    for name in ("a", "b"):
+        vptd.call("port.add", switch="sw0", name=name, kind="app")
+    with (
+        open_app(vptd.socket("a"), timeout=PATIENCE_S) as a,
+        open_app(vptd.socket("b"), timeout=PATIENCE_S) as b,
+    ):
+        exchange(a, b, 10, b"x")
+    assert not vptd.paths.keeper_socket.exists()
+
+
+# ---- what may be asked ----
+
+
+def test_verbs_are_idempotent_when_asked_to_be(shared: Vptd) -> None:
+    assert shared.call("switch.add", name="i") == {"changed": True}
+    with pytest.raises(ExistsError):
+        shared.call("switch.add", name="i")
+    assert shared.call("switch.add", name="i", may_exist=True) == {"changed": False}
+    with pytest.raises(ExistsError, match="mac_entries is 4096, not 64"):
+        shared.call("switch.add", name="i", may_exist=True, mac_entries=64)
+    added = shared.call("port.add", switch="i", name="i1", kind="null")
+    assert shared.call("port.add", switch="i", name="i1", kind="null", may_exist=True) == added
+    with pytest.raises(ExistsError, match="kind is 'null', not 'app'"):
+        shared.call("port.add", switch="i", name="i1", kind="app", may_exist=True)
+    with pytest.raises(ConflictError, match="still has ports: i1"):
+        shared.call("switch.del", name="i")
+    assert shared.call("port.del", name="i1") == {"changed": True}
+    assert shared.call("port.del", name="i1", if_exists=True) == {"changed": False}
+    with pytest.raises(NotFoundError):
+        shared.call("port.del", name="i1")
+    assert shared.call("switch.del", name="i") == {"changed": True}
+    assert shared.call("switch.del", name="i", if_exists=True) == {"changed": False}
+
+
+def test_each_refusal_has_a_hint_and_changes_nothing(shared: Vptd) -> None:
+    before, journal = shared.call("list"), shared.paths.journal.read_bytes()
+    (shared.folder / "taken").write_text("precious")
+    requests: list[tuple[type[VptError], str, dict[str, Any]]] = [
+        (NotFoundError, "port.add", {"switch": "none", "name": "x", "kind": "null"}),
+        (NotFoundError, "port.show", {"name": "none"}),
+        (NotFoundError, "port.list", {"switch": "none"}),
+        (NotFoundError, "port.set", {"name": "none", "link": "up"}),
+        (NotFoundError, "switch.macs", {"name": "none"}),
+        (NotFoundError, "switch.del", {"name": "none"}),
+        (ExistsError, "switch.add", {"name": "lab"}),
+        (ExistsError, "port.add", {"switch": "lab", "name": "lab", "kind": "null"}),
+        (UsageError, "port.add", {"switch": "lab", "name": "x", "kind": "null", "mac": "03:00:00:00:00:01"}),
+        (
+            UsageError,
+            "port.add",
+            {"switch": "lab", "name": "x", "kind": "app", "socket": "/tmp/" + "x" * 108},
+        ),
+        (
+            UsageError,
+            "port.add",
+            {"switch": "lab", "name": "x", "kind": "vhost-user", "socket": "/tmp/" + "x" * 108},
+        ),
+        (
+            UsageError,
+            "port.add",
+            {"switch": "lab", "name": "x", "kind": "app", "socket": "/no/such/folder/s"},
+        ),
+        (
+            ExistsError,
+            "port.add",
+            {"switch": "lab", "name": "x", "kind": "app", "socket": f"{shared.folder}/taken"},
+        ),
+        (
+            ExistsError,
+            "port.add",
+            {"switch": "lab", "name": "x", "kind": "vhost-user", "socket": f"{shared.folder}/taken"},
+        ),
+        (UsageError, "port.add", {"switch": "lab", "name": "sixteen-letters-", "kind": "tap"}),
+        (UsageError, "port.add", {"switch": "lab", "name": "x", "kind": "passthrough", "pairs": 33}),
+        (VptError, "port.add", {"switch": "lab", "name": "x", "kind": "null", "worker": 7}),
+    ]
+    for kind, method, params in requests:
+        with pytest.raises(kind) as caught:
+            shared.call(method, **params)
+        assert caught.value.hint or kind is VptError, f"{method} {params}: {caught.value}"
+    assert shared.call("list") == before
+    assert shared.paths.journal.read_bytes() == journal
+    assert (shared.folder / "taken").read_text() == "precious"
+
+
+def test_a_socket_path_belongs_to_one_port(shared: Vptd) -> None:
+    path = str(shared.folder / "one.sock")
+    shared.call("port.add", switch="lab", name="one", kind="vhost-user", socket=path)
+    with pytest.raises(ExistsError, match="port 'one' uses"):
+        shared.call("port.add", switch="lab", name="two", kind="app", socket=path)
+    shared.call("port.del", name="one")
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("kind", ["passthrough", "app", "vhost-user"])
+def test_a_ports_socket_has_the_permissions_asked_for(shared: Vptd, kind: str) -> None:
+    shared.call("port.add", switch="lab", name="perm", kind=kind, socket_mode="0640")
+    assert stat.S_IMODE(os.stat(shared.socket("perm")).st_mode) == 0o640
+    shared.call("port.del", name="perm")
+
+
+def test_a_hundred_ports_leave_no_descriptor_and_no_file(shared: Vptd) -> None:
+    kinds = ["passthrough", "app", "vhost-user", "null"]
+
+    def cycle() -> None:
+        for i in range(20):
+            shared.call("port.add", switch="lab", name=f"many{i}", kind=kinds[i % 4])
+        for i in range(20):
+            shared.call("port.del", name=f"many{i}")
+
+    def open_files() -> tuple[int, int]:
+        assert shared.process is not None
+        return tuple(len(os.listdir(f"/proc/{pid}/fd")) for pid in (shared.process.pid, shared.keeper()))
+
+    cycle()
+    before = open_files()
+    for _ in range(4):
+        cycle()
+    assert open_files() == before
+    assert list(shared.paths.ports.iterdir()) == []
+
+
+def test_a_tap_port_has_an_interface_or_says_what_is_missing(shared: Vptd, need: Any) -> None:
+    need("/dev/net/tun")
+    try:
+        shared.call("port.add", switch="lab", name="vpttap0", kind="tap")
+    except MissingError as error:
+        pytest.skip(f"no tap here: {error}")
+    assert os.path.exists("/sys/class/net/vpttap0")
+    assert names(shared)["vpttap0"] == "up"
+    with pytest.raises(ExistsError):
+        shared.call("port.add", switch="lab", name="another", kind="tap", ifname="vpttap0")
+    shared.call("port.del", name="vpttap0")
+    wait_for(lambda: not os.path.exists("/sys/class/net/vpttap0"), "the interface to go")
+
+
+def test_counters_are_the_same_asked_for_and_read(shared: Vptd) -> None:
+    shared.call("port.add", switch="lab", name="c1", kind="app")
+    shared.call("port.add", switch="lab", name="c2", kind="app")
+    with (
+        open_app(shared.socket("c1"), timeout=PATIENCE_S) as a,
+        open_app(shared.socket("c2"), timeout=PATIENCE_S) as b,
+    ):
+        exchange(a, b, 10, b"x")
+    asked = shared.call("stats")
+    assert asked["ports"]["c1"]["tx_packets"] == 10
+    assert asked["ports"]["c2"]["rx_packets"] == 10
+    with StatsReader(asked["path"]) as reader:
+        read = {queue.port: queue.counters for queue in reader.read().queues}
+    assert read["c1"]["tx_packets"] == 10
+    assert shared.call("port.show", name="c2")["counters"]["copies"] == 10
+    learned = shared.call("switch.macs", name="lab")["macs"]
+    assert [(entry["mac"], entry["port"]) for entry in learned] == [("52:54:00:00:00:01", "c1")]
+    for name in ("c1", "c2"):
+        shared.call("port.del", name=name)
+
+
+def test_the_table_of_methods_describes_itself(shared: Vptd) -> None:
+    table = {method["name"]: method for method in shared.call("daemon.methods")["methods"]}
+    assert {"daemon.status", "switch.add", "port.add", "port.set", "list", "stats"} <= set(table)
+    for method in table.values():
+        assert method["doc"].endswith(".")
+        assert method["params"]["additionalProperties"] is False
+
+
+# ---- manners ----
+
+
+def test_a_request_that_never_ends_is_cut_off(shared: Vptd) -> None:
+    with raw(shared) as sock:
+        try:
+            sock.sendall(b"x" * (2 * MAX_REQUEST + 1))
+        except ConnectionError:
+            pass
+        else:
+            answer = sock.makefile("rb").readline()
+            assert not answer or json.loads(answer)["error"]["code"] == -32600
+    shared.call("daemon.status")
+
+
+def test_a_line_that_is_too_long_gets_an_error(shared: Vptd) -> None:
+    with raw(shared) as sock:
+        sock.sendall(b'{"jsonrpc":"2.0","id":1,"method":"' + b"x" * MAX_REQUEST + b'"}\n')
+        assert line(sock)["error"]["code"] == -32600
+
+
+def test_garbage_is_answered_and_the_connection_goes_on(shared: Vptd) -> None:
+    with raw(shared) as sock:
+        stream = sock.makefile("rb")
+        for garbage in (b"\n", b"{}\n", b"\xff\xfe\n", b"[1,2]\n", b"[" * 10000 + b"\n"):
+            sock.sendall(garbage)
+            assert "error" in json.loads(stream.readline())
+        sock.sendall(b'{"jsonrpc":"2.0","id":1,"method":"daemon.status"}\n')
+        assert json.loads(stream.readline())["result"]["version"]
+
+
+def test_requests_in_one_burst_are_answered_in_order(shared: Vptd) -> None:
+    with raw(shared) as sock:
+        request = '{{"jsonrpc":"2.0","id":{},"method":"switch.list"}}\n'
+        sock.sendall("".join(request.format(i) for i in range(500)).encode())
+        stream = sock.makefile("rb")
+        assert [json.loads(stream.readline())["id"] for _ in range(500)] == list(range(500))
+
+
+def test_a_client_that_never_reads_stops_itself_only(shared: Vptd) -> None:
+    """It has its requests taken until its answers fill the socket; nobody else waits, and memory does not grow."""
+    with raw(shared) as deaf:
+        deaf.setblocking(False)
+        request = b'{"jsonrpc":"2.0","id":1,"method":"daemon.methods"}\n' * 100
+        sent = 0
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            try:
+                sent += deaf.send(request)
+            except BlockingIOError:
+                if shared.call("daemon.status") and sent:
+                    break
+        assert sent < 10 << 20, "it was stopped"
+        for _ in range(20):
+            shared.call("daemon.status")
+
+
+def test_a_slow_client_is_waited_for(shared: Vptd) -> None:
+    with raw(shared) as slow:
+        for byte in b'{"jsonrpc":"2.0","id":1,"method":"daemon.status"}\n':
+            slow.send(bytes([byte]))
+            shared.call("daemon.status")
+        assert line(slow)["result"]["pid"]
+
+
+def test_too_many_clients_are_told_so(shared: Vptd) -> None:
+    clients = []
+    try:
+        with pytest.raises((DaemonError, VptError), match="clients are connected"):
+            for _ in range(70):
+                clients.append(Client(shared.paths.control))
+                clients[-1].call("daemon.status")
+    finally:
+        for client in clients:
+            client.close()
+    wait_for(lambda: shared.call("daemon.status")["clients"] == 1, "the others to be forgotten")
+
+
+def test_a_thousand_short_visits_leave_nothing(shared: Vptd) -> None:
+    assert shared.process is not None
+    fds = f"/proc/{shared.process.pid}/fd"
+    before = len(os.listdir(fds))
+    for i in range(1000):
+        with raw(shared) as sock:
+            if i % 3:
+                sock.send(b'{"jsonrpc":')
+    wait_for(lambda: len(os.listdir(fds)) <= before, "descriptors to be closed")
+
+
+def test_a_stranger_is_refused(shared: Vptd) -> None:
+    """The socket's mode keeps strangers out; should one get in all the same, its credentials do."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    assert stat.S_IMODE(shared.paths.control.stat().st_mode) == 0o660
+    script = (
+        "import os, socket, sys; s = socket.socket(socket.AF_UNIX); os.chdir(sys.argv[1]); os.setgroups([]);"
+        "os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534);"
+        "s.connect('vptd.sock'); print(s.makefile().readline())"
+    )
+    argv = [sys.executable, "-c", script, str(shared.paths.runtime)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert "PermissionError" in done.stderr
+    shared.paths.control.chmod(0o666)
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    finally:
+        shared.paths.control.chmod(0o660)
+    error = json.loads(done.stdout)["error"]
+    assert error["data"]["code"] == "denied"
+    assert "65534" in error["message"]
+
+
+def test_a_member_of_the_sockets_group_may_control(vptd: Vptd) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    vptd.folder.chmod(0o755)
+    vptd.start("--group", "65533")
+    assert vptd.paths.control.stat().st_gid == 65533
+    script = (
+        "import os, sys; from vpt.daemon.client import Client; os.setgroups([65533]);"
+        "os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534);"
+        "print(Client(sys.argv[1]).call('daemon.status')['pid'])"
+    )
+    argv = [sys.executable, "-c", script, str(vptd.paths.control)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert vptd.process is not None
+    assert int(done.stdout) == vptd.process.pid
+    vptd.call("switch.add", name="sw0")
+    for kind in ("app", "passthrough", "vhost-user"):
+        vptd.call("port.add", switch="sw0", name=kind, kind=kind)
+        assert os.stat(vptd.socket(kind)).st_gid == 65533
+
+
+def test_the_client_says_what_is_wrong(shared: Vptd) -> None:
+    with pytest.raises(DaemonError, match="not running") as caught:
+        Client(shared.folder / "nothing.sock")
+    assert caught.value.code == "not-running"
+    assert caught.value.hint == "start it with: vpt daemon start"
+    with shared.client() as client:
+        with pytest.raises(NotFoundError):
+            client.call("port.show", name="none")
+        assert client.call("daemon.status")["pid"], "an error does not end the connection"
