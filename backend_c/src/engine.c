@@ -61,6 +61,16 @@ void vpt_engine_close(vpt_engine *e)
 	free(e);
 }
 
+int vpt_engine_hold(vpt_engine *e, int hold)
+{
+	uint32_t i;
+
+	e->held = hold != 0;
+	for (i = 0; i < e->nworkers; i++)
+		vpti_worker_replan(e->worker[i]);
+	return 0;
+}
+
 int vpt_engine_stats_fd(const vpt_engine *e)
 {
 	return e->stats_fd;

@@ -79,6 +79,7 @@ struct vpt_engine {
 	struct vpti_watch *watch[VPTI_MAX_WATCHES];
 
 	/* control thread only */
+	bool held;
 	int stats_fd;
 	struct vpt_stats *stats;
 	uint32_t next_port_id;

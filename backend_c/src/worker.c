@@ -292,12 +292,12 @@ int vpti_worker_replan(struct vpti_worker *w)
 	struct vpti_txq *q;
 	uint32_t n = 0;
 
-	for (q = w->txqs; q; q = q->next)
+	for (q = w->engine->held ? NULL : w->txqs; q; q = q->next)
 		n += q->live;
 	plan = calloc(1, sizeof(*plan) + n * sizeof(plan->e[0]));
 	if (!plan)
 		abort(); /* stopping a queue must not fail: its memory is about to go */
-	for (q = w->txqs; q; q = q->next) {
+	for (q = w->engine->held ? NULL : w->txqs; q; q = q->next) {
 		const struct vpt_policy *policy = &q->port->opts.policy;
 
 		if (!q->live)

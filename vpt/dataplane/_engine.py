@@ -91,6 +91,10 @@ class Engine:
         """The file that the counters live in. The engine's own: not to be closed."""
         return int(lib.vpt_engine_stats_fd(self._handle()))
 
+    def hold(self, hold: bool) -> None:
+        """Take nothing from any port, or go on; what is in the rings waits meanwhile."""
+        check(lib.vpt_engine_hold(self._handle(), hold), "hold the workers")
+
     @property
     def event_fd(self) -> int:
         """Readable when an event is waiting. The engine's own: not to be closed."""

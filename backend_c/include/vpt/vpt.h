@@ -62,6 +62,11 @@ int vpt_engine_open(const struct vpt_engine_opts *opts, vpt_engine **out);
 void vpt_engine_close(vpt_engine *e);
 /* Move the counters somewhere else is not possible; this is the fd they live in (the engine's own: do not close). */
 int vpt_engine_stats_fd(const vpt_engine *e);
+/*
+ * Take nothing from any port, or go on. What is in the rings waits meanwhile: for a daemon that comes back, until all its
+ * ports are there to forward to, and for one that ends. Waits for workers.
+ */
+int vpt_engine_hold(vpt_engine *e, int hold);
 
 enum vpt_event_type {
 	VPT_EVENT_NONE = 0,
