@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -202,7 +203,7 @@ def test_ports_come_back_after_a_kill(vptd: Vptd) -> None:
 
 
 def test_an_app_goes_on_after_kill_stop_and_loss_of_the_keeper(vptd: Vptd) -> None:
-    """Its memory and eventfds are with the keeper: it does not even reconnect, and no packet is lost or doubled."""
+    """Its memory and eventfds are with the keeper: it does not reconnect; no packet is lost or doubled."""
     vptd.start()
     vptd.call("switch.add", name="sw0")
     for name in ("a", "b"):
@@ -508,7 +509,7 @@ def test_requests_in_one_burst_are_answered_in_order(shared: Vptd) -> None:
 
 
 def test_a_client_that_never_reads_stops_itself_only(shared: Vptd) -> None:
-    """It has its requests taken until its answers fill the socket; nobody else waits, and memory does not grow."""
+    """Its requests are taken until its answers fill the socket; nobody else waits, memory does not grow."""
     with raw(shared) as deaf:
         deaf.setblocking(False)
         request = b'{"jsonrpc":"2.0","id":1,"method":"daemon.methods"}\n' * 100
@@ -536,10 +537,12 @@ def test_a_slow_client_is_waited_for(shared: Vptd) -> None:
 def test_too_many_clients_are_told_so(shared: Vptd) -> None:
     clients = []
     try:
-        with pytest.raises((DaemonError, VptError), match="clients are connected"):
-            for _ in range(70):
-                clients.append(Client(shared.paths.control))
-                clients[-1].call("daemon.status")
+        for _ in range(64):
+            clients.append(Client(shared.paths.control))
+            clients[-1].call("daemon.status")
+        clients.append(Client(shared.paths.control))
+        with pytest.raises(VptError, match="64 clients are connected"):
+            clients[-1].call("daemon.status")
     finally:
         for client in clients:
             client.close()
@@ -553,7 +556,8 @@ def test_a_thousand_short_visits_leave_nothing(shared: Vptd) -> None:
     for i in range(1000):
         with raw(shared) as sock:
             if i % 3:
-                sock.send(b'{"jsonrpc":')
+                with contextlib.suppress(BrokenPipeError):
+                    sock.send(b'{"jsonrpc":')
     wait_for(lambda: len(os.listdir(fds)) <= before, "descriptors to be closed")
 
 
@@ -592,7 +596,8 @@ def test_a_member_of_the_sockets_group_may_control(vptd: Vptd) -> None:
         "print(Client(sys.argv[1]).call('daemon.status')['pid'])"
     )
     argv = [sys.executable, "-c", script, str(vptd.paths.control)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
     assert vptd.process is not None
     assert int(done.stdout) == vptd.process.pid
     vptd.call("switch.add", name="sw0")

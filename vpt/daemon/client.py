@@ -9,6 +9,7 @@ Standard library only: the command line must answer at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -63,7 +64,9 @@ class Client:
         self._id += 1
         request = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
         try:
-            self._sock.sendall(json.dumps(request).encode() + b"\n")
+            # One that refuses us has answered before we speak, and hung up.
+            with contextlib.suppress(BrokenPipeError):
+                self._sock.sendall(json.dumps(request).encode() + b"\n")
             line = self._file.readline()
         except TimeoutError:
             raise TimeoutExpired(

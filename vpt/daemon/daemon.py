@@ -33,7 +33,7 @@ from vpt.daemon.rpc import Method, RpcServer
 from vpt.daemon.runtime import Lock, RuntimePaths
 from vpt.daemon.shelf import Shelf
 from vpt.daemon.sockets import listen_unix
-from vpt.dataplane import Engine, EventType, Feature, Reason, StatsReader, Switch
+from vpt.dataplane import Engine, Feature, Reason, StatsReader, Switch
 from vpt.errors import ConflictError, ExistsError, NotFoundError, VptError
 
 __all__ = ["Daemon", "Settings"]
@@ -124,7 +124,11 @@ class Daemon:
                 await self._keeper.connect()
         else:
             self._shelf = Shelf(_log, self._peer_changed)
+        # Whoever comes back first has nobody to send to yet: its packets wait in its rings.
+        assert self._engine is not None
+        self._engine.hold(True)
         await self._restore(state)
+        self._engine.hold(False)
         await self._rpc.start(
             listen_unix(self.paths.control, mode=0o660, group=self.settings.group, replace_stale=True)
         )
@@ -170,6 +174,9 @@ class Daemon:
         if self._recovery is not None:
             self._recovery.cancel()
         await self._rpc.stop()
+        if self._engine is not None:
+            # What is not taken any more is still there when we come back.
+            self._engine.hold(True)
         for managed in self._ports.values():
             if managed.ring is not None and self._keeper is not None:
                 managed.ring.leave()
@@ -209,10 +216,6 @@ class Daemon:
             managed = self._ports.get(self._names_by_id.get(event.port_id, ""))
             if managed is None or managed.transport is None:
                 continue
-            if event.type == EventType.BROKEN:
-                managed.log.warning(
-                    "broken: %s queue=%d detail=%#x", event.reason.label, event.queue, event.detail
-                )
             managed.transport.on_event(event)
 
     def _peer_changed(self, name: str) -> None:

@@ -200,8 +200,8 @@ def peer_credentials(sock: socket.socket) -> PeerCredentials:
     layout = struct.Struct("iII")
     pid, uid, gid = layout.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
     try:
-        # Enough for NGROUPS_MAX.
-        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 65536 * 4)
+        # 256 groups: Python takes no larger buffer. Who is in more is known by user and primary group.
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
     except OSError:
         raw = b""
     return PeerCredentials(pid, uid, gid, struct.unpack(f"{len(raw) // 4}I", raw))

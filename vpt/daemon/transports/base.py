@@ -6,9 +6,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from vpt.daemon.ratelimit import PortLog
     from vpt.dataplane import Event
 
-__all__ = ["Transport"]
+__all__ = ["Transport", "say_broken"]
+
+
+def say_broken(log: PortLog, event: Event) -> None:
+    """The one line about a port that was taken down."""
+    log.warning("broken: %s queue=%d detail=%#x", event.reason.label, event.queue, event.detail)
 
 
 class Transport(Protocol):

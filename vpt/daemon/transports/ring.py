@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.shelf import Holder, Record
 from vpt.daemon.sockets import close_fds
+from vpt.daemon.transports.base import say_broken
 from vpt.daemon.transports.peer import Bundle
 from vpt.dataplane import EventType, Reason, RegionOptions, region_create, vec_count
 from vpt.errors import VptError
@@ -96,6 +97,8 @@ class RingTransport:
             self._bundle = None
 
     def on_event(self, event: Event) -> None:
+        if event.type == EventType.BROKEN:
+            say_broken(self._log, event)
         if event.type != EventType.STATUS or self._timer is not None:
             return
         loop = asyncio.get_running_loop()

@@ -10,6 +10,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from vpt.daemon.ratelimit import PortLog
+from vpt.daemon.transports.base import say_broken
 from vpt.dataplane import Feature
 from vpt.errors import DataplaneError, ExistsError, MissingError, UsageError
 
@@ -69,7 +70,7 @@ class TapTransport:
         """The interface goes when the port is deleted, with the last descriptor."""
 
     def on_event(self, event: Event) -> None:
-        """Nothing to add to what the daemon says about a broken port."""
+        say_broken(self._log, event)
 
     def describe(self) -> dict[str, Any]:
         return {"protocol": "tap", "ifname": self.ifname}

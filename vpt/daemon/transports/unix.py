@@ -14,7 +14,6 @@ The server needs the standard library only, the client (open_app) the data plane
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
@@ -53,6 +52,8 @@ class AppServer(PeerServer):
         await send(conn, _reply(0, bundle.vectors, ""), bundle.fds())
 
     async def refuse(self, conn: socket.socket, message: str) -> None:
+        # A connection that is closed with something unread in it loses what was sent on it.
+        await receive(conn, _HELLO.size)
         await send(conn, _reply(errno.EBUSY, 0, message))
 
 
@@ -65,13 +66,11 @@ def receive_bundle(conn: socket.socket) -> Bundle:
 
     The bundle is the caller's.
     """
-    # A server that refuses has answered before we speak, and closed.
-    with contextlib.suppress(BrokenPipeError):
-        conn.send(_HELLO.pack(_MAGIC, VERSION), socket.MSG_NOSIGNAL)
     try:
+        conn.send(_HELLO.pack(_MAGIC, VERSION), socket.MSG_NOSIGNAL)
         data, fds, flags, _ = socket.recv_fds(conn, _REPLY.size, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-    except ConnectionError as error:
-        raise DaemonError(f"vptd hung up: {error.strerror}", hint="see its log") from None
+    except ConnectionError as broken:
+        raise DaemonError(f"vptd hung up: {broken.strerror}", hint="see its log") from None
     try:
         if len(data) != _REPLY.size or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ProtocolError(
