@@ -53,7 +53,12 @@ def bench() -> None:
 @bench.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the scenarios there are."""
+    """List the scenarios there are.
+
+    \b
+    Example:
+      vpt bench list
+    """
     from vpt.bench.registry import find, names
 
     found = [find(name) for name in names()]
@@ -239,7 +244,9 @@ def _print_changes(changes: list[Change]) -> None:
 
 @bench.command()
 @click.argument("files", nargs=-1, required=True, type=_FILE, metavar="FILE...")
-@click.option("--output", type=_FILE, default=Path("report.html"), show_default=True, metavar="FILE")
+@click.option(
+    "--output", type=_FILE, default=Path("report.html"), show_default=True, metavar="FILE", help="The page."
+)
 def report(files: tuple[Path, ...], output: Path) -> None:
     """Make one HTML page of result files: tables and plots, no network needed.
 

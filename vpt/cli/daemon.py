@@ -36,7 +36,11 @@ def daemon() -> None:
 @click.option("--no-keep", is_flag=True, help="When vptd is told to end, take guests' memory away too.")
 @click.option("--no-keeper", is_flag=True, help="No keeper process: guests' memory ends with vptd.")
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What goes to the log.",
 )
 @click.option(
     "--timeout",

@@ -77,7 +77,12 @@ def exits() -> None:
 @exits.command()
 @_vm_options
 @click.option(
-    "--interval", type=click.FloatRange(0.05, 3600), default=1.0, show_default=True, metavar="SECONDS"
+    "--interval",
+    type=click.FloatRange(0.05, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long each reading takes.",
 )
 @click.option(
     "--count", type=click.IntRange(1), help="Stop after so many intervals.  [default: 1 unless on a terminal]"
@@ -93,7 +98,13 @@ def top(
     count: int | None,
     fmt: str | None,
 ) -> None:
-    """Show a VM's exits as they happen."""
+    """Show a VM's exits as they happen.
+
+    \b
+    Examples:
+      vpt exits top vm1
+      vpt exits top qmp:/run/vm1.qmp --interval 5 --count 3
+    """
     from vpt.exits import render
     from vpt.exits.session import open_session
 
@@ -119,9 +130,21 @@ def top(
 @exits.command()
 @_vm_options
 @click.option(
-    "--interval", type=click.FloatRange(0.05, 3600), default=0.5, show_default=True, metavar="SECONDS"
+    "--interval",
+    type=click.FloatRange(0.05, 3600),
+    default=0.5,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long each reading takes.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="exits.json", show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="exits.json",
+    show_default=True,
+    help="File that the recording goes to.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def record(
     vm: str,
@@ -135,7 +158,11 @@ def record(
 ) -> None:
     """Count a VM's exits while COMMAND runs, into a file.
 
-    The command runs on the host and comes after --, as in: vpt exits record vm1 -- sleep 10
+    The command runs on the host and comes after --.
+
+    \b
+    Example:
+      vpt exits record vm1 -o idle.json -- sleep 10
     """
     from vpt.errors import GuestError
     from vpt.exits import meter, render
@@ -166,7 +193,12 @@ def record(
 @click.argument("file", type=click.Path(path_type=Path))
 @_format_options
 def report(file: Path, fmt: str | None) -> None:
-    """Print a recording."""
+    """Print a recording.
+
+    \b
+    Example:
+      vpt exits report idle.json
+    """
     from vpt.exits import meter, render
     from vpt.exits.session import load
 
@@ -200,7 +232,12 @@ def report(file: Path, fmt: str | None) -> None:
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def diff(a: Path, b: Path, as_json: bool) -> None:
-    """Compare two recordings of one tier, and say whether they differ."""
+    """Compare two recordings of one tier, and say whether they differ.
+
+    \b
+    Example:
+      vpt exits diff before.json after.json
+    """
     from vpt.exits import meter, render
     from vpt.exits.session import load
 

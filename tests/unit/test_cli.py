@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The command line: what it prints, how it ends, what it loads, and that its help is complete."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from support.vptd import PATIENCE_S, Vptd, gone, run_vpt, vpt_json, wait_for
+from vpt import __version__
+from vpt.cli._main import vpt
+from vpt.cli._table import COMMANDS
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Vptd]:
+    """A vptd with a switch and some ports."""
+    daemon = Vptd()
+    daemon.start()
+    daemon.call("switch.add", name="sw0")
+    daemon.call("port.add", switch="sw0", name="vm1", kind="vhost-user", mac="52:54:00:00:00:01", pairs=2)
+    daemon.call("port.add", switch="sw0", name="vm2", kind="passthrough")
+    daemon.call("port.add", switch="sw0", name="sink", kind="null")
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
+def nowhere() -> Iterator[Path]:
+    """A folder for a vptd that is not there. Whatever a test starts there is ended."""
+    with tempfile.TemporaryDirectory(prefix="vpt-") as name:
+        yield Path(name)
+        run_vpt(Path(name), "daemon", "stop", "--no-keep")
+
+
+# ---- what is loaded ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (["--help"], {"pydantic", "rich", "cffi", "yaml", "asyncio", "vpt._vpt", "vpt.daemon"}),
+        (["--version"], {"pydantic", "rich", "cffi", "yaml", "asyncio", "vpt._vpt", "vpt.daemon"}),
+        (["port", "--help"], {"pydantic", "rich", "cffi", "yaml", "asyncio", "vpt._vpt", "vpt.daemon"}),
+        (["daemon", "status"], {"pydantic", "rich", "cffi", "yaml", "vpt._vpt"}),
+        (["ls"], {"pydantic", "cffi", "yaml", "vpt._vpt"}),
+    ],
+)
+def test_nothing_heavy_is_loaded(lab: Vptd, arguments: list[str], unwanted: set[str]) -> None:
+    """`vpt --help` is to answer in under 150 ms: what decides that is what is imported."""
+    script = (
+        "import sys, vpt.cli; code = vpt.cli.main(sys.argv[1:]);"
+        "print(*sorted(sys.modules), sep='\\n', file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+        env={**os.environ, "VPT_RUNTIME_DIR": str(lab.paths.runtime)},
+    )
+    assert not unwanted & set(done.stderr.split())
+
+
+# ---- help ----
+
+
+def _commands(
+    group: click.Group, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from _commands(command, (*path, name))
+
+
+ALL = [pytest.param(command, id=" ".join(path)) for path, command in _commands(vpt)]
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_each_command_explains_itself_with_an_example(command: click.Command) -> None:
+    assert command.help
+    assert command.help.splitlines()[0].endswith("."), "its first line is a sentence"
+    if not isinstance(command, click.Group):
+        assert "vpt " in command.help, "it shows at least one example"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{parameter.opts[0]} has no help"
+
+
+@pytest.mark.parametrize("row", COMMANDS, ids=[row.name for row in COMMANDS])
+def test_the_table_of_commands_says_what_the_command_says(row: object) -> None:
+    """The list in `vpt --help` is printed without loading the commands, so it could differ from them."""
+    module, _, attribute = row.target.partition(":")  # type: ignore[attr-defined]
+    command = getattr(importlib.import_module(module), attribute)
+    assert command.help.splitlines()[0] == row.help  # type: ignore[attr-defined]
+    assert command.name == row.name  # type: ignore[attr-defined]
+
+
+def test_help_lists_all_commands(nowhere: Path) -> None:
+    done = run_vpt(nowhere, "--help")
+    assert done.returncode == 0
+    for row in COMMANDS:
+        assert f"  {row.name} " in done.stdout
+    assert run_vpt(nowhere, "-h").stdout == done.stdout
+
+
+def test_version(nowhere: Path) -> None:
+    assert run_vpt(nowhere, "--version").stdout == f"vpt, version {__version__}\n"
+
+
+# ---- exit codes, errors ----
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["port"],
+        ["port", "add"],
+        ["port", "add", "sw0", "x"],
+        ["port", "add", "sw0", "x", "--kind", "nonsense"],
+        ["port", "add", "sw0", "x", "--kind", "null", "--pairs", "many"],
+        ["port", "set", "x"],
+        ["daemon", "start", "--workers", "0"],
+        ["ls", "extra"],
+    ],
+)
+def test_wrong_usage_is_2_before_anything_is_asked_of_vptd(nowhere: Path, arguments: list[str]) -> None:
+    done = run_vpt(nowhere, *arguments)
+    assert done.returncode == 2
+    assert "Usage: vpt" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ls"], ["port", "list"], ["switch", "add", "x"], ["show", "x"], ["top", "--once"]]
+)
+def test_without_vptd_the_hint_says_how_to_start_it(nowhere: Path, arguments: list[str]) -> None:
+    done = run_vpt(nowhere, *arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "error: vptd is not running" in done.stderr
+    assert "hint: start it with: vpt daemon start" in done.stderr
+    done = run_vpt(nowhere, *arguments, "--json")
+    assert done.returncode == 1
+    error = json.loads(done.stdout)
+    assert (error["schema"], error["code"]) == ("vpt.error/v1", "not-running")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["port", "add", "none", "x", "--kind", "null"], 1, "no switch 'none'"),
+        (["port", "add", "sw0", "vm1", "--kind", "null"], 1, "there is a port 'vm1' already"),
+        (["port", "add", "sw0", "x", "--kind", "null", "--mac", "ff:ff:ff:ff:ff:ff"], 2, "multicast"),
+        (["port", "add", "sw0", "x", "--kind", "null", "--pairs", "2"], 2, "at most 1 queue pair"),
+        (["port", "add", "sw0", "x" * 32, "--kind", "null"], 2, "name"),
+        (["port", "del", "x"], 1, "no port 'x'"),
+        (["port", "list", "--switch", "none"], 1, "no switch 'none'"),
+        (["switch", "del", "sw0"], 1, "still has ports"),
+        (["switch", "add", "y", "--mac-entries", "1000"], 2, "power of two"),
+        (["show", "vm3"], 1, "did you mean vm"),
+        (["daemon", "methods", "none"], 1, "no method"),
+    ],
+)
+def test_refusals_have_message_hint_and_exit_code(
+    lab: Vptd, arguments: list[str], code: int, says: str
+) -> None:
+    done = run_vpt(lab.paths.runtime, *arguments)
+    assert done.returncode == code
+    assert "error: " in done.stderr
+    assert "hint: " in done.stderr
+    assert says in done.stderr
+    as_json = json.loads(run_vpt(lab.paths.runtime, *arguments, "--json").stdout)
+    assert as_json["message"]
+    assert as_json["hint"]
+
+
+def test_a_reader_that_had_enough_is_no_error(lab: Vptd) -> None:
+    script = f"{sys.executable} -m vpt.cli daemon methods --json | head -c 10"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+        env={**os.environ, "VPT_RUNTIME_DIR": str(lab.paths.runtime)},
+    )
+    assert done.stderr == ""
+    assert len(done.stdout) == 10
+
+
+# ---- what is printed ----
+
+
+def test_ls_has_a_line_per_port(lab: Vptd) -> None:
+    lines = run_vpt(lab.paths.runtime, "ls").stdout.splitlines()
+    assert lines[0].split()[:4] == ["PORT", "SWITCH", "KIND", "STATE"]
+    assert [line.split()[:4] for line in lines[1:]] == [
+        ["sink", "sw0", "null", "up"],
+        ["vm1", "sw0", "vhost-user", "down"],
+        ["vm2", "sw0", "passthrough", "down"],
+    ]
+    assert max(map(len, lines)) < 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "schema", "key"),
+    [
+        (["ls"], "vpt.ls/v1", "ports"),
+        (["port", "list"], "vpt.ports/v1", "ports"),
+        (["switch", "list"], "vpt.switches/v1", "switches"),
+        (["switch", "macs", "sw0"], "vpt.macs/v1", "macs"),
+        (["show", "vm1"], "vpt.show/v1", "port"),
+        (["show", "sw0"], "vpt.show/v1", "switch"),
+        (["daemon", "status"], "vpt.daemon/v1", "pid"),
+        (["daemon", "methods"], "vpt.methods/v1", "methods"),
+        (["top", "--once", "--interval", "0.1"], "vpt.top/v1", "ports"),
+    ],
+)
+def test_json_says_which_schema_it_is(lab: Vptd, arguments: list[str], schema: str, key: str) -> None:
+    printed = vpt_json(lab.paths.runtime, *arguments)
+    assert next(iter(printed)) == "schema"
+    assert printed["schema"] == schema
+    assert key in printed
+
+
+def test_show_says_how_to_plug_a_guest_in(lab: Vptd) -> None:
+    shown = run_vpt(lab.paths.runtime, "show", "vm2").stdout
+    assert f"-chardev socket,id=vm2,path={lab.socket('vm2')}" in shown
+    assert "-device ivshmem-doorbell,vectors=3,chardev=vm2" in shown
+    assert "maxcpus=2" in shown, "one CPU under TCG loses memory barriers"
+    shown = run_vpt(lab.paths.runtime, "show", "vm1").stdout
+    assert "share=on" in shown
+    assert "queues=2" in shown
+    assert "mac=52:54:00:00:00:01,mq=on,vectors=6" in shown
+
+
+def test_a_port_is_added_changed_and_deleted(lab: Vptd) -> None:
+    runtime = lab.paths.runtime
+    done = run_vpt(
+        runtime, "port", "add", "sw0", "new", "--kind", "app", "--policy", "sleep", "--sleep-us", "9"
+    )
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == "port new (app) is on switch sw0"
+    again = vpt_json(
+        runtime,
+        *[
+            "port",
+            "add",
+            "sw0",
+            "new",
+            "--kind",
+            "app",
+            "--policy",
+            "sleep",
+            "--sleep-us",
+            "9",
+            "--may-exist",
+        ],
+    )
+    assert again["policy"] == {"kind": "sleep", "spin_us": 50, "sleep_us": 9}
+    changed = vpt_json(
+        runtime, *["port", "set", "new", "--link", "down", "--policy", "adaptive", "--spin-us", "7"]
+    )
+    assert (changed["link"], changed["policy"]["kind"], changed["policy"]["spin_us"]) == (
+        "down",
+        "adaptive",
+        7,
+    )
+    assert run_vpt(runtime, "port", "del", "new").stdout == "deleted port new\n"
+    assert vpt_json(runtime, "port", "del", "new", "--if-exists") == {
+        "schema": "vpt.changed/v1",
+        "name": "new",
+        "changed": False,
+    }
+
+
+def test_top_counts_what_passes(lab: Vptd) -> None:
+    rows = {port["port"]: port for port in vpt_json(lab.paths.runtime, "top", "--interval", "0.1")["ports"]}
+    assert set(rows) == {"vm1", "vm2", "sink"}
+    assert rows["sink"]["tx_pps"] == 0
+    assert rows["sink"]["kicks_per_packet"] is None, "no packets: no ratio"
+    table = run_vpt(lab.paths.runtime, "top", "--once", "--interval", "0.1").stdout
+    assert "KICKS/pkt" in table
+
+
+# ---- vpt daemon ----
+
+
+def test_start_and_stop_are_idempotent(nowhere: Path) -> None:
+    first = vpt_json(nowhere, "daemon", "start", "--timeout", "30")
+    assert first["started"] is True
+    again = vpt_json(nowhere, "daemon", "start")
+    assert again["started"] is False
+    assert again["pid"] == first["pid"]
+    assert "running already" in run_vpt(nowhere, "daemon", "start").stdout
+    assert run_vpt(nowhere, "daemon", "status").returncode == 0
+    assert vpt_json(nowhere, "daemon", "stop")["stopped"] is True
+    wait_for(lambda: gone(first["pid"]), "vptd to be gone")
+    assert vpt_json(nowhere, "daemon", "stop")["stopped"] is False
+    status = run_vpt(nowhere, "daemon", "status")
+    assert status.returncode == 1
+    assert "vpt daemon start" in status.stderr
+
+
+def test_what_was_set_up_is_there_again_after_stop_and_start(nowhere: Path) -> None:
+    assert run_vpt(nowhere, "daemon", "start").returncode == 0
+    assert run_vpt(nowhere, "switch", "add", "sw0").returncode == 0
+    assert run_vpt(nowhere, "port", "add", "sw0", "vm1", "--kind", "vhost-user").returncode == 0
+    assert run_vpt(nowhere, "daemon", "stop").returncode == 0
+    assert run_vpt(nowhere, "daemon", "start").returncode == 0
+    assert [port["name"] for port in vpt_json(nowhere, "ls")["ports"]] == ["vm1"]
+
+
+def test_a_start_that_fails_shows_the_end_of_the_log(nowhere: Path) -> None:
+    (nowhere / "state").mkdir()
+    (nowhere / "state" / "journal.json").write_text("garbage")
+    done = run_vpt(nowhere, "daemon", "start")
+    assert done.returncode == 2, "vptd's own exit code"
+    assert "vptd ended at once" in done.stderr
+    assert f"mv {nowhere}/state/journal.json" in done.stderr
+
+
+def test_the_runtime_dir_can_be_an_option(lab: Vptd, nowhere: Path) -> None:
+    done = run_vpt(nowhere, "--runtime-dir", str(lab.paths.runtime), "ls")
+    assert done.returncode == 0
+    assert "vm1" in done.stdout
+
+
+# ---- vpt doctor ----
+
+
+def test_doctor_sends_packets_and_gives_each_line_a_verdict(nowhere: Path) -> None:
+    done = run_vpt(nowhere, "doctor", "--no-boot", "--json")
+    report = json.loads(done.stdout)
+    assert report["schema"] == "vpt.doctor/v1"
+    checks = {check["name"]: check for check in report["checks"]}
+    assert checks["data plane"]["verdict"] == "ok"
+    assert "1000 packets" in checks["data plane"]["what"]
+    assert checks["vptd"] == {
+        "name": "vptd",
+        "verdict": "note",
+        "what": "not running",
+        "fix": "vpt daemon start",
+    }
+    missing = [check for check in checks.values() if check["verdict"] == "missing"]
+    assert done.returncode == (3 if missing else 0)
+    assert report["ready"] is (not missing)
+    for check in missing:
+        assert check["fix"], f"{check['name']}: missing, and no word on what to do"
+
+
+def test_doctor_says_what_is_missing_and_how_to_get_it(nowhere: Path) -> None:
+    """On a PATH where there is no QEMU and no busybox."""
+    done = run_vpt(nowhere, "doctor", "--no-boot", PATH=str(nowhere))
+    assert done.returncode == 3
+    assert "apt-get install qemu-system-x86" in done.stdout
+    assert "apt-get install busybox-static" in done.stdout
+    assert "missing: QEMU" in done.stdout
