@@ -99,7 +99,7 @@ struct micro_order {
 	uint64_t interval;      /* pacing: cycles << 16 from burst to burst, 0: as fast as it goes */
 	uint64_t linger;        /* then wait so many cycles at most for what is still under way */
 	uint8_t dst[6];
-	uint8_t src[6];         /* zero: the device's own */
+	uint8_t src[6];         /* zero: that of struct micro_found */
 	uint32_t pad[7];
 };
 
@@ -107,7 +107,7 @@ struct micro_found {
 	uint32_t device;        /* enum micro_device, 0: none opened */
 	uint32_t slots;         /* of the tx ring */
 	uint64_t features;      /* accepted by both */
-	uint8_t mac[6];
+	uint8_t mac[6];         /* the device's, or one of ours if it has none */
 	uint16_t irq;           /* 1: MICRO_WAIT_IRQ works on it */
 	uint32_t max_frame;     /* bytes */
 	char name[32];

@@ -17,6 +17,13 @@ static const struct driver *const drivers[] = {
 static const struct driver *opened;
 static struct micro_order order;        /* the guest's copy of what is on the desk */
 
+static bool is_unset(const uint8_t *mac)
+{
+	static const uint8_t unset[6];
+
+	return !memcmp(mac, unset, sizeof(unset));
+}
+
 static int do_open(void)
 {
 	uint32_t first = order.device, last = order.device, i;
@@ -34,18 +41,20 @@ static int do_open(void)
 		err = drivers[i]->open(order.features, &DESK->found);
 	if (err == -ENODEV)
 		return fail(err, "no such device: neither a passthrough port nor a virtio-net");
-	if (!err)
-		opened = drivers[i - 1];
-	return err;
+	if (err)
+		return err;
+	opened = drivers[i - 1];
+	/* A switch takes nothing from address zero. */
+	if (is_unset(DESK->found.mac))
+		memcpy(DESK->found.mac, "\x02micro", 6);
+	return 0;
 }
 
 static int do_run(void)
 {
-	static const uint8_t unset[6];
-
 	if (!opened)
 		return fail(-ENODEV, "no device is open");
-	if (!memcmp(order.src, unset, 6))
+	if (is_unset(order.src))
 		memcpy(order.src, DESK->found.mac, 6);
 	memset(&DESK->result, 0, sizeof(DESK->result));
 	hist_reset();

@@ -7,7 +7,7 @@
 #include "cpu.h"
 #include "guest.h"
 
-#define TICK_MS 10u             /* nobody sleeps longer */
+#define TICK_MS 100u            /* nobody sleeps longer; rare, for on KVM a tick is an exit */
 #define LATE_BURSTS 16u         /* a paced sender catches up so many bursts, and skips the rest */
 
 /* What a run carries along. Counters are in the desk, where the host sees them move. */

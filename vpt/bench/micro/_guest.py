@@ -221,16 +221,19 @@ class MicroGuest:
         while not happened():
             if self._serve:
                 self._serve()
-            if self._desk.state == STATE_DEAD:
-                self._fail(f"the micro guest gave up while {what}: {self._reason()}")
-            if self._qemu.poll() is not None:
-                self._fail(f"QEMU ended with status {self._qemu.returncode} while {what}")
+            self._check_alive(what)
             if time.monotonic() > deadline:
                 raise TimeoutExpired(
                     f"time is up while {what}{self._progress()}{self._tail()}", hint=self._hint()
                 )
             time.sleep(pause)
             pause = min(pause * 1.5, 5e-3)
+
+    def _check_alive(self, what: str) -> None:
+        if self._desk.state == STATE_DEAD:
+            self._fail(f"the micro guest gave up while {what}: {self._reason()}")
+        if self._qemu.poll() is not None:
+            self._fail(f"QEMU ended with status {self._qemu.returncode} while {what}")
 
     def _progress(self) -> str:
         if self._pending is None or self._pending.order is None:
@@ -278,6 +281,7 @@ class MicroGuest:
         hz = _slope(first[-1], last[-1])
         for _ in range(2):
             hz = _slope(_furthest_ahead(first, hz), _furthest_ahead(last, hz))
+        self._check_alive("having its clock read")
         if hz <= 0:
             self._fail("the guest's clock stands still")
         return hz

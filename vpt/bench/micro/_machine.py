@@ -89,8 +89,7 @@ def qemu_command(machine: Machine, qemu: Qemu, *, elf: Path, ram: Path, console:
     if machine.cpu is not None:
         argv = ["taskset", "-c", str(machine.cpu), *argv]
     if machine.qmp is not None:
-        argv += ["-chardev", f"socket,id=qmp,path={option_value(machine.qmp)},server=on,wait=off"]
-        argv += ["-mon", "qmp,mode=control"]
+        argv += ["-qmp", f"unix:{option_value(machine.qmp)},server=on,wait=off"]
     if isinstance(machine.nic, Ivshmem):
         argv += _ivshmem(machine.nic)
     elif machine.nic is not None:
