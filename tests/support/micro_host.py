@@ -15,12 +15,25 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import pytest
+
+from vpt.bench.micro import choose_accel
 from vpt.dataplane import RegionOptions, event_passed, region_create, vec_cfg, vec_count, vec_rx, vec_tx
 from vpt.dataplane._native import ffi, lib
 
 SLOTS = 256
+
+
+def accel_or_skip(name: str) -> Literal["kvm", "tcg"]:
+    """An accelerator that runs the micro guest on this host."""
+    if name == "tcg":
+        return "tcg"
+    chosen = choose_accel()
+    if chosen.name != "kvm":
+        pytest.skip(f"missing: a KVM that runs the micro guest ({chosen.why})")
+    return "kvm"
 
 
 def drain(fd: int) -> int:

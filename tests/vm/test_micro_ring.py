@@ -7,11 +7,12 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from support.micro_host import SLOTS, MicroHost
-from vpt.bench.micro import Flow, Kick, Machine, MicroGuest, Order, Report, Role, Touch, Wait, choose_accel
+from support.micro_host import SLOTS, MicroHost, accel_or_skip
+from vpt.bench.micro import Flow, Kick, Machine, MicroGuest, Order, Report, Role, Touch, Wait
 from vpt.dataplane import Feature
 from vpt.errors import ConflictError, GuestError, TimeoutExpired
 from vpt.qemu import Ivshmem
@@ -43,18 +44,14 @@ class Bench:
 
 
 @pytest.fixture(params=["tcg", "kvm"])
-def accel(request: pytest.FixtureRequest) -> str:
-    if request.param == "kvm":
-        chosen = choose_accel()
-        if chosen.name != "kvm":
-            pytest.skip(f"missing: a KVM that runs the micro guest ({chosen.why})")
-    return str(request.param)
+def accel(request: pytest.FixtureRequest) -> Literal["kvm", "tcg"]:
+    return accel_or_skip(request.param)
 
 
 @pytest.fixture
-def bench(accel: str, tmp_path: Path) -> Iterator[Bench]:
+def bench(accel: Literal["kvm", "tcg"], tmp_path: Path) -> Iterator[Bench]:
     with MicroHost(tmp_path) as host:
-        machine = Machine(accel=accel, nic=Ivshmem(host.socket.path, vectors=3))  # type: ignore[arg-type]
+        machine = Machine(accel=accel, nic=Ivshmem(host.socket.path, vectors=3))
 
         def serve() -> None:
             host.serve()
@@ -154,27 +151,27 @@ def test_echo_returns_each_packet_with_addresses_swapped(bench: Bench) -> None:
 @pytest.mark.parametrize("wait", [Wait.POLL, Wait.IRQ])
 def test_ping_counts_each_round_trip_once(bench: Bench, wait: Wait) -> None:
     """Asleep it is woken by our interrupts; the timer that ticks beside them must not be what saves it."""
-    order = Order(role=Role.PING, packets=200, burst=1, window=1, touch=Touch.STAMP, wait=wait)
+    order = Order(role=Role.PING, packets=100, burst=1, window=1, touch=Touch.STAMP, wait=wait)
     report = bench.run(order, lambda: bench.host.give(bench.host.take()))
     latency = report.latency
     assert report.complete
     assert latency is not None
-    assert latency.count == 200 == report.counters.rx_packets
+    assert latency.count == 100 == report.counters.rx_packets
     assert 0 < latency.min <= latency.percentile(50) <= latency.percentile(99) <= latency.max
     assert report.counters.seq_lost == report.counters.seq_late == report.counters.foreign == 0
     if wait is Wait.POLL:
         assert report.counters.sleeps == bench.host.interrupts == 0
     else:
-        assert report.counters.interrupts == bench.host.interrupts > 0
+        # One may come when the guest is already up, and stay pending at the end.
+        assert 0 < report.counters.interrupts <= bench.host.interrupts
 
 
 def test_sender_sleeps_until_there_is_room(bench: Bench) -> None:
     """A wake-up is asked for when half the ring is free, not for each slot."""
     order = Order(role=Role.GEN, packets=20 * SLOTS, burst=8, kick=Kick.NEVER, wait=Wait.IRQ)
-    report = bench.run(order, lambda: bench.host.take(8))
+    report = bench.run(order, lambda: [bench.host.take(8) for _ in range(4)])
     assert report.complete
-    assert report.counters.interrupts == bench.host.interrupts
-    assert report.counters.interrupts <= 2 * 20 + 1
+    assert 0 < report.counters.interrupts <= bench.host.interrupts <= 2 * 20 + 1
 
 
 def test_paced_sender_keeps_its_rate(bench: Bench) -> None:
@@ -212,10 +209,10 @@ def test_stop_ends_a_run_and_counters_move_meanwhile(bench: Bench) -> None:
     assert report.seconds < 30
 
 
-def test_vnet_header_comes_before_each_frame(accel: str, tmp_path: Path) -> None:
+def test_vnet_header_comes_before_each_frame(accel: Literal["kvm", "tcg"], tmp_path: Path) -> None:
     both = Feature.EVENT_IDX | Feature.VNET_HDR
     with MicroHost(tmp_path, features=both, mac="02:00:00:00:00:07") as host:
-        machine = Machine(accel=accel, nic=Ivshmem(host.socket.path, vectors=3))  # type: ignore[arg-type]
+        machine = Machine(accel=accel, nic=Ivshmem(host.socket.path, vectors=3))
         with MicroGuest(machine, serve=host.serve) as guest:
             found = guest.open()
             assert found.features == both
@@ -227,10 +224,10 @@ def test_vnet_header_comes_before_each_frame(accel: str, tmp_path: Path) -> None
     assert {frame[18:24] for frame in frames} == {bytes.fromhex("020000000007")}
 
 
-def test_status_that_nobody_mirrors_is_reported(accel: str, tmp_path: Path) -> None:
+def test_status_that_nobody_mirrors_is_reported(accel: Literal["kvm", "tcg"], tmp_path: Path) -> None:
     with MicroHost(tmp_path) as host:
         host.hdr.host_status = 4  # a daemon that died here, so that not even a reset is answered
-        machine = Machine(accel=accel, nic=Ivshmem(host.socket.path, vectors=3))  # type: ignore[arg-type]
+        machine = Machine(accel=accel, nic=Ivshmem(host.socket.path, vectors=3))
         with (
             MicroGuest(machine, serve=host.socket.serve) as guest,
             pytest.raises(GuestError, match=r"did not mirror.*ETIMEDOUT"),
@@ -238,10 +235,10 @@ def test_status_that_nobody_mirrors_is_reported(accel: str, tmp_path: Path) -> N
             guest.open(timeout=0.2)
 
 
-def test_region_that_lies_is_refused(accel: str, tmp_path: Path) -> None:
+def test_region_that_lies_is_refused(accel: Literal["kvm", "tcg"], tmp_path: Path) -> None:
     with MicroHost(tmp_path) as host:
         host.hdr.num_slots = 1 << 20
-        machine = Machine(accel=accel, nic=Ivshmem(host.socket.path, vectors=3))  # type: ignore[arg-type]
+        machine = Machine(accel=accel, nic=Ivshmem(host.socket.path, vectors=3))
         with (
             MicroGuest(machine, serve=host.serve) as guest,
             pytest.raises(GuestError, match=r"out of range.*EINVAL"),
@@ -249,10 +246,10 @@ def test_region_that_lies_is_refused(accel: str, tmp_path: Path) -> None:
             guest.open()
 
 
-def test_foreign_ivshmem_device_is_left_alone(accel: str, tmp_path: Path) -> None:
+def test_foreign_ivshmem_device_is_left_alone(accel: Literal["kvm", "tcg"], tmp_path: Path) -> None:
     with MicroHost(tmp_path) as host:
         host.hdr.magic = 1
-        machine = Machine(accel=accel, nic=Ivshmem(host.socket.path, vectors=3))  # type: ignore[arg-type]
+        machine = Machine(accel=accel, nic=Ivshmem(host.socket.path, vectors=3))
         with (
             MicroGuest(machine, serve=host.serve) as guest,
             pytest.raises(GuestError, match=r"no such device.*ENODEV"),
