@@ -121,7 +121,7 @@ class Daemon:
                 on_lost=self._keeper_lost,
             )
             if self.paths.keeper_socket.exists():
-                await self._keeper.connect()
+                await self._need_keeper()
         else:
             self._shelf = Shelf(_log, self._peer_changed)
         # Whoever comes back first has nobody to send to yet: its packets wait in its rings.
@@ -173,6 +173,7 @@ class Daemon:
         self.stopping.set()
         if self._recovery is not None:
             self._recovery.cancel()
+            await asyncio.gather(self._recovery, return_exceptions=True)
         await self._rpc.stop()
         if self._engine is not None:
             # What is not taken any more is still there when we come back.
@@ -230,20 +231,28 @@ class Daemon:
             self._recovery = asyncio.create_task(self._replace_keeper())
 
     async def _replace_keeper(self) -> None:
-        assert self._keeper is not None
         while True:
             try:
                 async with self._change:
-                    await self._keeper.connect()
-                    for managed in self._ports.values():
-                        if managed.ring is not None:
-                            await managed.ring.entrust()
-                _log.info("a new keeper has everything again")
+                    await self._need_keeper()
                 return
             except VptError as error:
                 _log.error("keeper: %s", error)
-                await self._keeper.close()
             await asyncio.sleep(_KEEPER_RETRY_S)
+
+    async def _need_keeper(self) -> None:
+        """Connect to the keeper, if there is to be one, and give a new one what we have. Under the lock."""
+        if self._keeper is None or self._keeper.connected:
+            return
+        await self._keeper.connect()
+        kept = set(await self._keeper.names())
+        for name, managed in self._ports.items():
+            if managed.ring is None or name in kept:
+                continue
+            try:
+                await managed.ring.entrust()
+            except VptError as error:
+                managed.log.error("its socket is gone: %s", error)
 
     # ---- switches ----
 
@@ -325,8 +334,8 @@ class Daemon:
 
     async def _bring_up(self, config: PortConfig, *, restoring: bool) -> None:
         switch = self._switch(config.switch)
-        if config.kind in models.RING_KINDS and self._keeper is not None and not self._keeper.connected:
-            await self._keeper.connect()
+        if config.kind in models.RING_KINDS:
+            await self._need_keeper()
         context = Context(self.paths, self._holder(), self.settings.group, restoring)
         managed = await bring_up(config, switch.switch, context)
         assert managed.port is not None

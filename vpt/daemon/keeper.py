@@ -124,7 +124,12 @@ class Keeper:
     async def _accept_all(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            conn, _ = await loop.sock_accept(self._listener.sock)
+            try:
+                conn, _ = await loop.sock_accept(self._listener.sock)
+            except OSError as error:
+                _log.warning("can't accept vptd: %s", error.strerror)
+                await asyncio.sleep(1)
+                continue
             peer = peer_credentials(conn)
             if not peer.may_control(os.geteuid(), None):
                 _log.warning("refused a connection: pid=%d uid=%d", peer.pid, peer.uid)

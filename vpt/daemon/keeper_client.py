@@ -141,7 +141,8 @@ class KeeperClient:
                     await send(self._sock, json.dumps(request).encode(), fds)
                     answer, received = await self._waiting
             except TimeoutError:
-                self._drop_connection()
+                # As if it had hung up: the reader notices, and whoever depends on it is told.
+                self._sock.shutdown(socket.SHUT_RDWR)
                 raise TimeoutExpired(
                     f"the keeper did not answer {request['op']!r} in {_ANSWER_TIMEOUT_S:.0f} s"
                 ) from None

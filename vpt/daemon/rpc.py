@@ -27,6 +27,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from vpt.daemon.models import explain
+from vpt.daemon.ratelimit import RateLimit
 from vpt.daemon.sockets import Listener, peer_credentials
 from vpt.errors import VptError
 
@@ -157,6 +158,7 @@ class RpcServer:
         self._methods = methods
         self._log = log
         self._clients: set[asyncio.Task[None]] = set()
+        self._strangers = RateLimit()
         self._listener: Listener | None = None
         self._server: asyncio.Server | None = None
 
@@ -207,7 +209,8 @@ class RpcServer:
         peer = peer_credentials(writer.get_extra_info("socket"))
         assert self._listener is not None
         if not peer.may_control(os.geteuid(), self._listener.group):
-            self._log.warning("refused a control connection pid=%d uid=%d", peer.pid, peer.uid)
+            if self._strangers.admit() is not None:
+                self._log.warning("refused a control connection pid=%d uid=%d", peer.pid, peer.uid)
             return _refuse(
                 f"user {peer.uid} may not control this vptd", "use sudo, or join the socket's group", "denied"
             )

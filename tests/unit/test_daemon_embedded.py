@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A Daemon inside this process leaves it as it was: for demo, benchmarks and tests."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vpt.daemon.daemon import Settings
+from vpt.daemon.embedded import EmbeddedDaemon
+from vpt.daemon.models import PortAdd, PortRemove, SwitchAdd
+from vpt.daemon.runtime import locate
+from vpt.daemon.transports.unix import open_app
+from vpt.errors import ConflictError, ExistsError, UsageError
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def settings() -> Iterator[Settings]:
+    with tempfile.TemporaryDirectory(prefix="vpt-") as folder:
+        yield Settings(paths=locate(folder), keeper=False)
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_start_use_stop_leaves_no_descriptor_and_no_mapping(settings: Settings) -> None:
+    for _ in range(3):
+        with EmbeddedDaemon(settings) as daemon:
+            daemon.call(lambda d: d.switch_add(SwitchAdd(name="sw0", may_exist=True)))
+            for kind in ("app", "passthrough", "vhost-user", "null"):
+                port = PortAdd.model_validate(
+                    {"name": kind, "switch": "sw0", "kind": kind, "may_exist": True}
+                )
+                daemon.call(lambda d, port=port: d.port_add(port))
+            with open_app(settings.paths.port_socket("app"), timeout=PATIENCE_S) as link:
+                assert link.app.send(0, (b"\xff" * 6 + b"\x52\x54\0\0\0\1\x88\xb5").ljust(60, b"\0"))
+            daemon.call(lambda d: d.port_del(PortRemove(name="passthrough")))
+        assert list(settings.paths.ports.iterdir()) == []
+        assert not settings.paths.control.exists()
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_a_start_that_fails_leaves_nothing_behind(settings: Settings) -> None:
+    settings.paths.create()
+    settings.paths.journal.write_text("garbage")
+    with pytest.raises(UsageError), EmbeddedDaemon(settings):
+        pass
+    settings.paths.journal.unlink()
+    settings.paths.control.write_text("taken")
+    with pytest.raises(ExistsError), EmbeddedDaemon(settings):
+        pass
+    settings.paths.control.unlink()
+    with (
+        EmbeddedDaemon(settings),
+        pytest.raises(ConflictError, match="already running"),
+        EmbeddedDaemon(settings),
+    ):
+        pass
+    assert not settings.paths.stats.exists()
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_a_journal_that_can_not_be_written_undoes_the_change(settings: Settings) -> None:
+    """What is not remembered was not done: the answer is an error and the port is not there."""
+
+    def journal_in_the_way(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+
+    with EmbeddedDaemon(settings) as daemon:
+        daemon.call(lambda d: d.switch_add(SwitchAdd(name="sw0")))
+        journal_in_the_way(settings.paths.journal)
+        for kind in ("app", "vhost-user", "null"):
+            port = PortAdd.model_validate({"name": "x", "switch": "sw0", "kind": kind})
+            with pytest.raises(ConflictError, match="nothing was changed"):
+                daemon.call(lambda d, port=port: d.port_add(port))
+        with pytest.raises(ConflictError):
+            daemon.call(lambda d: d.switch_add(SwitchAdd(name="sw1")))
+        assert list(settings.paths.ports.iterdir()) == []
+        settings.paths.journal.rmdir()
+        daemon.call(lambda d: d.switch_add(SwitchAdd(name="sw1")))
