@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from dataclasses import dataclass, field
 
-from vpt.errors import GuestError
 from vpt.guest._guest import Guest
 
 __all__ = ["Ping", "Tcp", "Udp", "ping", "tcp_file", "udp_stream"]
@@ -15,15 +13,21 @@ __all__ = ["Ping", "Tcp", "Udp", "ping", "tcp_file", "udp_stream"]
 _TCP_PORT = 5001
 _UDP_PORT = 5002
 _UDP_IDLE_MS = 3000
+_PING_WAIT_MS = 5000
 
 
 @dataclass(frozen=True)
 class Ping:
-    """Echo requests and what came back; round trips in microseconds, in the order of arrival."""
+    """Echo requests and what came back.
+
+    rtt_us:  round trips in microseconds, in the order of sending
+    missing: numbers, from 0, of those that never came back
+    """
 
     sent: int
     received: int
     seconds: float
+    missing: tuple[int, ...]
     rtt_us: tuple[float, ...] = field(repr=False)
 
     @property
@@ -71,28 +75,25 @@ def percentile(values: tuple[float, ...], percent: int) -> float | None:
     return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
 
 
-def parse_ping(text: str) -> Ping:
-    """What busybox's ping printed. Raises GuestError if that is not it."""
-    summary = re.search(r"(\d+) packets transmitted, (\d+) packets received", text)
-    if summary is None:
-        raise GuestError(f"ping said: {text.strip()[-300:]}")
-    rtt = tuple(float(ms) * 1000 for ms in re.findall(r"time=([\d.]+) ms", text))
-    return Ping(int(summary[1]), int(summary[2]), 0.0, rtt)
-
-
 def _uptime(guest: Guest) -> float:
     return float(guest.run("cat /proc/uptime").output.split()[0])
 
 
 def ping(source: Guest, address: str, *, count: int, interval_s: float = 0.01, size: int = 56) -> Ping:
-    """Ping `address` from a guest."""
-    before = _uptime(source)
-    timeout_s = 20 + count * (interval_s + 0.05)
-    done = source.run(
-        f"ping -c {count} -i {interval_s} -s {size} -W 5 {address}", timeout_s=timeout_s, check=False
+    """Ping `address` from a guest; `size` is the payload's. One ping before has the address resolved."""
+    command = "vpt_ping {} {} {} {} {}"
+    source.run(command.format(address, 1, 0, size, _PING_WAIT_MS))
+    timeout_s = 20 + _PING_WAIT_MS / 1000 + count * (interval_s + 0.05)
+    got = source.run(
+        command.format(address, count, round(interval_s * 1e6), size, _PING_WAIT_MS), timeout_s=timeout_s
+    ).json()
+    return Ping(
+        sent=int(got["sent"]),
+        received=int(got["received"]),
+        seconds=float(got["seconds"]),
+        missing=tuple(got["missing"]),
+        rtt_us=tuple(got["rtt_us"]),
     )
-    result = parse_ping(done.output)
-    return Ping(result.sent, result.received, _uptime(source) - before, result.rtt_us)
 
 
 def tcp_file(source: Guest, target: Guest, address: str, *, mib: int, timeout_s: float = 120.0) -> Tcp:

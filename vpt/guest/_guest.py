@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 
 from vpt.errors import GuestError, TimeoutExpired
 from vpt.guest._image import Image
-from vpt.qemu import Machine, Nic, Qemu, command_line
+from vpt.qemu import Machine, Nic, Qemu, command_line, console_text
 
 __all__ = ["Finished", "Guest", "Job"]
 
@@ -228,7 +228,7 @@ class Guest:
         if self._folder is None:
             return ""
         try:
-            text = (self._folder / "console").read_bytes().decode(errors="replace").replace("\r", "")
+            text = console_text((self._folder / "console").read_bytes())
         except FileNotFoundError:
             return ""
         return text if lines is None else "\n".join(text.rstrip().splitlines()[-lines:])

@@ -30,7 +30,7 @@ READY_MARK = b"vpt-guest-ready"
 """What the init script prints on the console when it is up."""
 
 _MODULES = ["virtio_pci", "virtio_net", "virtio_console", "pktgen"]
-_TOOLS = ("vpt_flow", "vpt_nicstat")
+_TOOLS = ("vpt_flow", "vpt_nicstat", "vpt_ping")
 _KEEP = 6
 _BUILD_S = 300
 

@@ -47,7 +47,7 @@ class Kernel:
                 order.append(path)
 
         for name in wanted:
-            add(name)
+            add(_module_name(name))
         return [self.modules / path for path in order]
 
     def _dependencies(self) -> list[tuple[str, list[str]]]:

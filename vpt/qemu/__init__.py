@@ -4,6 +4,7 @@
 from vpt.qemu._accel import Accel, probe_accel
 from vpt.qemu._binary import Qemu, find_qemu
 from vpt.qemu._cmdline import Ivshmem, Machine, Nic, VhostUser, command_line, option_value
+from vpt.qemu._console import console_text
 
 __all__ = [
     "Accel",
@@ -13,6 +14,7 @@ __all__ = [
     "Qemu",
     "VhostUser",
     "command_line",
+    "console_text",
     "find_qemu",
     "option_value",
     "probe_accel",

@@ -17,10 +17,12 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Literal
 
 from vpt.qemu._binary import Qemu
 from vpt.qemu._cmdline import Machine, command_line
+from vpt.qemu._console import console_text
 
 __all__ = ["Accel", "probe_accel"]
 
@@ -66,11 +68,17 @@ def _boot_kvm(kernel: Path, initrd: Path, marker: bytes, qemu: Qemu, timeout_s: 
     took = time.monotonic() - started
     if output is None:
         return Accel("kvm", f"a Linux guest booted under KVM in {took:.1f} s")
-    lines = output.decode(errors="replace").strip().splitlines()
-    said = lines[-1][:120] if lines else "nothing"
+    said = _last_words(output)
     if took < timeout_s:
         return Accel("tcg", f"QEMU ended at once under KVM, saying: {said}")
     return Accel("tcg", f"no Linux guest came up under KVM within {timeout_s:.0f} s; it last said: {said}")
+
+
+def _last_words(output: bytes) -> str:
+    lines = console_text(output).strip().splitlines()
+    if not lines:
+        return "nothing"
+    return shorten(lines[-1].removeprefix("qemu-system-x86_64: "), 100, placeholder=" ...")
 
 
 def _cache_key(kernel: Path, qemu: Qemu) -> str:

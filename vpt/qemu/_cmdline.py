@@ -105,12 +105,8 @@ def command_line(machine: Machine, qemu: Qemu) -> list[str]:
         "-device", "isa-serial,chardev=console",
     ]  # fmt: skip
     if machine.agent_fd is not None:
-        argv += [
-            "-device",
-            "virtio-serial-pci,id=serial",
-            "-chardev",
-            f"socket,id=agent,fd={machine.agent_fd}",
-        ]
+        argv += ["-device", "virtio-serial-pci,id=serial"]
+        argv += ["-chardev", f"socket,id=agent,fd={machine.agent_fd}"]
         argv += ["-device", "virtserialport,bus=serial.0,nr=1,chardev=agent,name=vpt.agent"]
     if machine.qmp is not None:
         argv += ["-chardev", f"socket,id=qmp,path={option_value(machine.qmp)},server=on,wait=off"]
