@@ -131,6 +131,16 @@ def test_exception_is_reported_with_its_place(machine: Machine, tmp_path: Path) 
 
 @pytest.mark.vm
 @needs_qemu
+def test_vcpu_runs_where_it_is_told(machine: Machine) -> None:
+    cpu = max(os.sched_getaffinity(0))
+    with MicroGuest(replace(machine, cpu=cpu)) as guest:
+        assert os.sched_getaffinity(guest.vcpu_tid) == {cpu}
+    with pytest.raises(UsageError, match="CPU 99999"):
+        MicroGuest(replace(machine, cpu=99999)).start()
+
+
+@pytest.mark.vm
+@needs_qemu
 def test_qemu_that_refuses_is_quoted(tmp_path: Path) -> None:
     not_elf = tmp_path / "not.elf"
     not_elf.write_bytes(b"x" * 4096)

@@ -21,7 +21,7 @@ from vpt.bench.micro._desk import CMD_OPEN, DESK_ADDR, MAGIC, STATE_DEAD, VERSIO
 from vpt.bench.micro._machine import RAM_SIZE, Machine, qemu_command
 from vpt.bench.micro._orders import Counters, Found, Order, Report
 from vpt.bench.micro._payload import payload
-from vpt.errors import ConflictError, GuestError, TimeoutExpired
+from vpt.errors import ConflictError, GuestError, TimeoutExpired, UsageError
 from vpt.qemu import Accel, Qemu, find_qemu
 
 __all__ = ["MicroGuest", "choose_accel"]
@@ -92,6 +92,8 @@ class MicroGuest:
         try:
             self._spawn(qemu, elf)
             self._await_ready()
+            if self.machine.cpu is not None:
+                self._pin(self.machine.cpu)
             self.tsc_hz = self._calibrate()
         except BaseException:
             self.close()
@@ -118,6 +120,12 @@ class MicroGuest:
         if desk.version != VERSION or desk.size != ctypes.sizeof(Desk):
             self._fail(f"the payload's desk, version {desk.version}, {desk.size} bytes, is not this vpt's")
 
+    def _pin(self, cpu: int) -> None:
+        try:
+            os.sched_setaffinity(self.vcpu_tid, {cpu})
+        except OSError as e:
+            raise UsageError(f"the micro guest can't run on CPU {cpu}: {e.strerror}") from None
+
     def close(self) -> None:
         """End QEMU and release everything. Harmless the second time."""
         process, self._process = self._process, None
@@ -139,6 +147,14 @@ class MicroGuest:
     def pid(self) -> int:
         """QEMU's process id."""
         return self._qemu.pid
+
+    @property
+    def vcpu_tid(self) -> int:
+        """Thread id of the vCPU."""
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            if (task / "comm").read_text().startswith("CPU "):
+                return int(task.name)
+        raise GuestError("QEMU has no vCPU thread")
 
     # ---- orders ----
 

@@ -23,7 +23,7 @@ class Machine:
     nic:         a passthrough port, or a virtio-net in front of a vhost-user back-end
     virtio_mmio: the virtio-net is not on PCI; microvm only, and the guest can't sleep
     queue_size:  of the virtio-net's rings
-    cpu:         host CPU to run on, None: any
+    cpu:         host CPU of the vCPU, None: any. QEMU's other threads go where they like
     qmp:         where QEMU shall listen for QMP, None: nowhere
     """
 
@@ -75,6 +75,8 @@ def qemu_command(machine: Machine, qemu: Qemu, *, elf: Path, ram: Path, console:
     size = f"{RAM_SIZE >> 20}M"
     argv = [
         str(qemu.path), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        # So that the vCPU's thread can be told from the others.
+        "-name", "vpt-micro,debug-threads=on",
         "-machine", _board(machine),
         # A software KVM refuses arch-capabilities; nothing here needs it.
         "-cpu", "host,-arch-capabilities" if machine.accel == "kvm" else "max",
@@ -86,8 +88,6 @@ def qemu_command(machine: Machine, qemu: Qemu, *, elf: Path, ram: Path, console:
         "-device", "isa-debug-exit",
         "-kernel", str(elf),
     ]  # fmt: skip
-    if machine.cpu is not None:
-        argv = ["taskset", "-c", str(machine.cpu), *argv]
     if machine.qmp is not None:
         argv += ["-qmp", f"unix:{option_value(machine.qmp)},server=on,wait=off"]
     if isinstance(machine.nic, Ivshmem):
