@@ -87,6 +87,11 @@ def run(scenarios: Sequence[Scenario], settings: Settings, progress: Progress | 
         machine=before,
         versions=versions(),
         revision=revision(),
-        settings={"repetitions": settings.repetitions, "scale": settings.scale, "seconds": steps.seconds},
+        settings={
+            "repetitions": settings.repetitions,
+            "scale": settings.scale,
+            "realtime": settings.realtime,
+            "seconds": steps.seconds,
+        },
         scenarios=results,
     )

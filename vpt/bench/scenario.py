@@ -20,13 +20,16 @@ Params = Mapping[str, str | int | float]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How thorough to be. scale: length of one repetition, 1 is the scenario's own. cpus: those it may
-    use.
+    """How thorough to be.
+
+    scale: length of one repetition, 1 is the scenario's own. cpus: those it may use. realtime: keep other
+    programs off them while something is timed.
     """
 
     repetitions: int = 7
     scale: float = 1.0
     cpus: tuple[int, ...] = ()
+    realtime: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,7 @@ def _cpus(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 )
 @click.option("--quick", is_flag=True, help="Short for --repetitions 3 --scale 0.1.")
 @click.option("--cpus", callback=_cpus, metavar="LIST", help="CPUs to use.  [default: all that it may]")
+@click.option("--realtime", is_flag=True, help="Keep other programs off the CPUs while timing (root).")
 @click.option("--output", type=_FILE, metavar="FILE", help="Keep all samples there, for compare and report.")
 @click.option("--report", "page", type=_FILE, metavar="FILE", help="Write the HTML report, too.")
 @json_option
@@ -98,6 +99,7 @@ def run(
     scale: float,
     quick: bool,
     cpus: tuple[int, ...],
+    realtime: bool,
     output: Path | None,
     page: Path | None,
     as_json: bool,
@@ -114,7 +116,9 @@ def run(
     from vpt.bench.scenario import Settings
 
     scenarios = [find(name) for name in (all_names() if "all" in names else names)]
-    settings = Settings(3, 0.1, cpus) if quick else Settings(repetitions, scale, cpus)
+    if quick:
+        repetitions, scale = 3, 0.1
+    settings = Settings(repetitions, scale, cpus, realtime)
     result = _run(scenarios, settings)
     if output:
         from vpt.bench.result import save

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
-from vpt.bench.scenarios._ports import app_port, other_cpus, worker_cpu
+from vpt.bench.scenarios._ports import app_port, other_cpus, tasks, undisturbed, worker_cpu
 from vpt.dataplane import CopyResult, Engine, Policy, StatsReader, bench_copy, bench_memcpy
 
 __all__ = ["SCENARIO"]
@@ -73,6 +73,7 @@ class _SwitchCopy(Scenario):
     def session(self, params: Params, settings: Settings) -> Iterator[Mapping[str, Runnable]]:
         size, packets = int(params["bytes"]), max(_LEARN, int(_PACKETS * settings.scale))
         cpu = worker_cpu(settings.cpus)
+        before_engine = tasks().keys()
         with (
             other_cpus(settings.cpus),
             Engine(workers=1, cpus=[cpu]) as engine,
@@ -81,16 +82,20 @@ class _SwitchCopy(Scenario):
             StatsReader(engine.stats_fd) as stats,
         ):
             bench_copy(source.app, sink.app, frame_len=size, packets=_LEARN)
+            worker = tasks().keys() - before_engine
 
             def through_switch() -> Measured:
                 before = stats.read().port(sink.port.id)
-                result = bench_copy(source.app, sink.app, frame_len=size, packets=packets)
+                with undisturbed(worker, settings.realtime):
+                    result = bench_copy(source.app, sink.app, frame_len=size, packets=packets)
                 after = stats.read().port(sink.port.id)
                 moved = after["rx_packets"] - before["rx_packets"]
                 return _measured(result, (after["copies"] - before["copies"]) / max(1, moved))
 
             def plain() -> Measured:
-                return _measured(bench_memcpy(frame_len=size, packets=packets), 1.0)
+                with undisturbed((), settings.realtime):
+                    result = bench_memcpy(frame_len=size, packets=packets)
+                return _measured(result, 1.0)
 
             yield {"switch": through_switch, "memcpy": plain}
 
