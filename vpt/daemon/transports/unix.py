@@ -175,10 +175,13 @@ def _handshake(app: App, deadline: float, path: str | os.PathLike[str]) -> None:
     Its interrupt wakes us; the short limit covers a lost one.
     """
     cfg = app.intr_fd(2 * app.pairs)
+    # Not select(), which knows no descriptor above 1023: a process with many ports has such.
+    waiting = select.poll()
+    waiting.register(cfg, select.POLLIN)
     while not app.step():
         if time.monotonic() > deadline:
             raise TimeoutExpired(
                 f"vptd did not take the rings of {path} into use", hint="see the log of vptd"
             )
-        if select.select([cfg], [], [], 0.05)[0]:
+        if waiting.poll(50):
             os.eventfd_read(cfg)
