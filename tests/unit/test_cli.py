@@ -51,8 +51,8 @@ def nowhere() -> Iterator[Path]:
         (["--help"], {"pydantic", "rich", "cffi", "yaml", "asyncio", "vpt._vpt", "vpt.daemon"}),
         (["--version"], {"pydantic", "rich", "cffi", "yaml", "asyncio", "vpt._vpt", "vpt.daemon"}),
         (["port", "--help"], {"pydantic", "rich", "cffi", "yaml", "asyncio", "vpt._vpt", "vpt.daemon"}),
-        (["daemon", "status"], {"pydantic", "rich", "cffi", "yaml", "vpt._vpt"}),
-        (["ls"], {"pydantic", "cffi", "yaml", "vpt._vpt"}),
+        (["daemon", "status"], {"pydantic", "rich", "cffi", "yaml", "asyncio", "vpt._vpt"}),
+        (["ls"], {"pydantic", "rich", "cffi", "yaml", "asyncio", "vpt._vpt"}),
     ],
 )
 def test_nothing_heavy_is_loaded(lab: Vptd, arguments: list[str], unwanted: set[str]) -> None:

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from vpt.daemon.aio import receive, send
 from vpt.daemon.runtime import Lock, locate, make_private_dir
 from vpt.daemon.sockets import (
     PeerCredentials,
     check_free,
     listen_unix,
     peer_credentials,
-    receive,
-    send,
     unix_path,
 )
 from vpt.errors import ConflictError, ExistsError, UsageError

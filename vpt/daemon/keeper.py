@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpt.daemon.aio import receive, send
 from vpt.daemon.runtime import Lock, RuntimePaths
 from vpt.daemon.shelf import Record, Shelf
 from vpt.daemon.sockets import (
@@ -46,8 +47,6 @@ from vpt.daemon.sockets import (
     close_fds,
     listen_unix,
     peer_credentials,
-    receive,
-    send,
 )
 from vpt.daemon.transports.peer import Bundle
 from vpt.errors import ConflictError, UsageError, VptError

@@ -15,10 +15,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vpt.daemon.aio import receive, send
 from vpt.daemon.keeper import MAX_MESSAGE, VERSION
 from vpt.daemon.runtime import RuntimePaths
 from vpt.daemon.shelf import Record
-from vpt.daemon.sockets import MAX_FDS, PeerCredentials, close_fds, receive, send, unix_path
+from vpt.daemon.sockets import MAX_FDS, PeerCredentials, close_fds, unix_path
 from vpt.daemon.transports.peer import Bundle
 from vpt.errors import DaemonError, TimeoutExpired, VptError, from_wire
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from vpt.daemon.sockets import send
+from vpt.daemon.aio import send
 from vpt.daemon.transports.peer import Bundle, PeerServer
 
 __all__ = ["GUEST_ID", "HOST_ID", "PROTOCOL_VERSION", "IvshmemServer"]

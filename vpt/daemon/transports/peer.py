@@ -24,7 +24,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from vpt.daemon.sockets import Listener, PeerCredentials, close_fds, peer_credentials, receive
+from vpt.daemon.aio import receive
+from vpt.daemon.sockets import Listener, PeerCredentials, close_fds, peer_credentials
 from vpt.errors import UsageError, VptError
 
 __all__ = ["Bundle", "PeerServer"]

@@ -23,7 +23,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from vpt.daemon.sockets import MAX_FDS, close_fds, connect_unix, receive, send, unix_path
+from vpt.daemon.aio import receive, send
+from vpt.daemon.sockets import MAX_FDS, close_fds, connect_unix, unix_path
 from vpt.daemon.transports.peer import Bundle, PeerServer
 from vpt.errors import ConflictError, DaemonError, MissingError, NotFoundError, ProtocolError, TimeoutExpired
 
