@@ -3,7 +3,7 @@
  * vpt_net_ctl.c - the region's header: checking it, the status handshake, link and generation changes
  *
  * All of it runs in one work item, so that it may sleep and never races with itself. Whoever has news for it (CFG
- * interrupt, a broken ring, ndo_open) queues it; it looks at the shared header and at the flags and acts on what it finds.
+ * interrupt, a broken ring, ndo_open) queues it; it looks at the shared header and the flags and acts on what it finds.
  */
 #include <linux/iopoll.h>
 
@@ -253,7 +253,7 @@ static int vpt_net_start(struct vpt_net *vn)
 	return vpt_net_status(vn, VPT_S_DRIVER_OK);
 }
 
-/* Have both rings looked at, whatever the host may or may not have told us. Looking for nothing arms the rx interrupt. */
+/* Have both rings looked at, whatever the host has told us or not. Looking in vain arms the rx interrupt. */
 static void vpt_net_look(struct vpt_net *vn)
 {
 	netif_tx_wake_all_queues(vn->dev);

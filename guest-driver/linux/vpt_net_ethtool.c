@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0
-/* vpt_net_ethtool.c - what ethtool shows: who we are, how long the rings are, and how often the sides woke each other */
+/* vpt_net_ethtool.c - what ethtool shows: who we are, how long the rings are, how often the sides woke each other */
 #include <linux/ethtool.h>
 
 #include "vpt_net.h"

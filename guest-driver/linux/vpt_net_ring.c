@@ -2,9 +2,9 @@
 /*
  * vpt_net_ring.c - the datapath: frames into tx slots, rx slots into skbs, and who wakes whom when
  *
- * Frames are copied into and out of the region: an skb is free as soon as its bytes are in the ring, so sending needs no
- * completion, and the tx interrupt serves one purpose only: to restart a queue that was stopped for want of slots. For
- * the same reason there are no byte queue limits, which would need a completion interrupt all the time.
+ * Frames are copied into and out of the region: an skb is free as soon as its bytes are in the ring, so sending needs
+ * no completion, and the tx interrupt serves one purpose only: to restart a queue that was stopped for want of slots.
+ * For the same reason there are no byte queue limits, which would need a completion interrupt all the time.
  */
 #include <linux/etherdevice.h>
 #include <linux/interrupt.h>
@@ -23,8 +23,8 @@ static_assert(sizeof(struct vpt_vnet_hdr) == sizeof(struct virtio_net_hdr_mrg_rx
  * @vn:	device
  * @r:	ring
  *
- * The host may hand over no more than what it has: the slots from @r->tail to the index that was published, less the one
- * that stays empty. The same bound holds for both directions.
+ * The host may hand over no more than what it has: the slots from @r->tail to the index that was published, less the
+ * one that stays empty. The same bound holds for both directions.
  *
  * Return: true, or false after the device was declared broken
  */
@@ -91,7 +91,7 @@ static void vpt_net_publish(struct vpt_net *vn, struct vpt_net_ring *r, struct v
 	u64_stats_update_end(&s->syncp);
 }
 
-/* Ask for an interrupt when hwtail moves past slot @at. The caller must look at hwtail once more before it relies on it. */
+/* Ask for an interrupt when hwtail moves past slot @at. Before relying on it, the caller looks at hwtail once more. */
 static void vpt_net_arm(struct vpt_net_ring *r, u32 at)
 {
 	r->armed = true;
@@ -246,7 +246,7 @@ out:
 	return NETDEV_TX_OK;
 }
 
-/* The queue stands still for seconds. If a notification was lost, this makes up for it; if the host is busy, it does no harm. */
+/* The queue stands still for seconds. This makes up for a notification that was lost, and does a busy host no harm. */
 void vpt_net_tx_rekick(struct vpt_net *vn)
 {
 	vn->tx_timeouts++;

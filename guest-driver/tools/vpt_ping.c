@@ -4,8 +4,8 @@
  *
  *   vpt_ping ADDR COUNT INTERVAL_US SIZE WAIT_MS
  *
- * Ends when all answers are there or WAIT_MS after the last request: a machine that gets no CPU for a second has not lost
- * a packet. Prints one line of JSON, times in microseconds.
+ * Ends when all answers are there or WAIT_MS after the last request: a machine that gets no CPU for a second has not
+ * lost a packet. Prints one line of JSON, times in microseconds.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
