@@ -24,6 +24,8 @@ struct tap_txq {
 	int fd;
 	struct vpti_watch *watch;
 	uint8_t *buf;              /* VPTI_BURST of BUF_SIZE */
+	ssize_t len[VPTI_BURST];   /* of what was read into each */
+	uint32_t first, end;       /* those read and not released: the next burst starts with them */
 };
 
 struct tap_rxq {
@@ -36,36 +38,47 @@ static struct tap_txq *tap_txq(struct vpti_txq *q)
 	return vpti_container_of(q, struct tap_txq, q);
 }
 
+/* One packet from the kernel into the next free buffer, if there is one. */
+static bool read_packet(struct tap_txq *t)
+{
+	ssize_t n = read(t->fd, t->buf + t->end * BUF_SIZE, BUF_SIZE);
+
+	if (n < (ssize_t)sizeof(struct vpt_vnet_hdr)) {
+		t->q.ready = false; /* until epoll says otherwise */
+		if (n < 0 && errno != EAGAIN && errno != EIO && errno != EINTR) /* EIO: the interface is down */
+			vpti_port_break(t->q.port, VPT_REASON_IO, t->q.index, (uint64_t)errno);
+		return false;
+	}
+	t->len[t->end++] = n;
+	return true;
+}
+
 static void tap_take(struct vpti_txq *q, struct vpti_burst *b)
 {
 	struct tap_txq *t = tap_txq(q);
+	uint32_t i;
 
-	while (q->ready && b->n < VPTI_BURST) {
-		uint8_t *buf = t->buf + b->n * BUF_SIZE;
-		struct vpti_pkt *p = &b->pkt[b->n];
-		ssize_t n = read(t->fd, buf, BUF_SIZE);
+	for (i = t->first; i < t->end || (i < VPTI_BURST && q->ready && read_packet(t)); i++) {
+		const uint8_t *buf = t->buf + i * BUF_SIZE;
+		struct vpti_pkt *p = &b->pkt[b->n++];
 
-		if (n < (ssize_t)sizeof(p->hdr)) {
-			q->ready = false; /* until epoll says otherwise */
-			if (n < 0 && errno != EAGAIN && errno != EIO && errno != EINTR) /* EIO: the interface is down */
-				vpti_port_break(q->port, VPT_REASON_IO, q->index, (uint64_t)errno);
-			return;
-		}
 		memcpy(&p->hdr, buf, sizeof(p->hdr));
-		p->len = (uint32_t)((size_t)n - sizeof(p->hdr));
+		p->len = (uint32_t)((size_t)t->len[i] - sizeof(p->hdr));
 		p->first = (struct vpti_frag){ buf + sizeof(p->hdr), p->len };
 		p->more = NULL;
 		p->nmore = 0;
 		vpti_take_check(q, p);
-		b->n++;
 	}
 }
 
 static void tap_release(struct vpti_txq *q, const struct vpti_burst *b, uint32_t n)
 {
-	(void)q; /* the packets were read; nobody waits for their buffers */
+	struct tap_txq *t = tap_txq(q);
+
 	(void)b;
-	(void)n;
+	t->first += n;
+	if (t->first == t->end)
+		t->first = t->end = 0;
 }
 
 static void tap_nothing(struct vpti_txq *q)
@@ -75,7 +88,7 @@ static void tap_nothing(struct vpti_txq *q)
 
 static bool tap_pending(struct vpti_txq *q)
 {
-	return q->ready;
+	return q->ready || tap_txq(q)->end;
 }
 
 static const struct vpti_txq_ops tap_txq_ops = {
