@@ -19,7 +19,12 @@ from vpt.bench.model import PUBLISHED, Kind, Policy, sweep
 from vpt.bench.report import page
 from vpt.bench.result import Metric, Plot, Point, Result, Sample, ScenarioResult, Variant
 
-_SERIES = {"threads": (0x0B, 0x62, 0xA4), "the model, with a name of some length": (0xC8, 0x50, 0x0A)}
+_SERIES = {
+    "threads": (0x0B, 0x62, 0xA4),
+    "the model, with a name of some length": (0xC8, 0x50, 0x0A),
+    "small": (0x1D, 0x7A, 0x3C),
+    "tiny": (0x8A, 0x2C, 0x8C),
+}
 
 
 def _variant(name: str, rate: float) -> Variant:
@@ -33,11 +38,14 @@ def _variant(name: str, rate: float) -> Variant:
 @pytest.fixture
 def report() -> str:
     """A sweep as curves and its ends as bars, with awkward names."""
+    scales = dict(zip(_SERIES, (1, 1.2, 1 / 7, 1 / 12_345_678), strict=True))
     points = [
-        Point(params={"wp": c.wp, "policy": "notify"}, variants=[_variant(n, p.rate * (1 + 0.2 * i))
-              for i, n in enumerate(_SERIES)])
+        Point(
+            params={"wp": c.wp, "policy": "notify"},
+            variants=[_variant(name, p.rate * scale) for name, scale in scales.items()],
+        )
         for c, p in sweep(PUBLISHED, Policy(Kind.NOTIFY), range(250, 6000, 250))
-    ]  # fmt: skip
+    ]
     common = {"x": "wp", "y": ["rate"], "x_label": "Wp, ns", "y_label": "items/s"}
     scenario = ScenarioResult(
         name="toy",

@@ -19,6 +19,8 @@ __all__ = ["STYLE", "Chart", "Dot", "Series", "engineering", "sheet", "svg", "ti
 _WIDTH, _HEIGHT = 540, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 6, 52
 _LEGEND = 22
+#: Average width of one in the font that is used, a little generous.
+_CHARACTER = 7.8
 _BOLD = ' font-weight="bold"'
 _MARKS = "circle", "square", "diamond", "triangle", "cross", "plus"
 
@@ -141,7 +143,7 @@ def _legend(series: Sequence[Series]) -> tuple[list[str], float]:
     out: list[str] = []
     x, row = float(_LEFT), 0
     for i, s in enumerate(series):
-        width = 28 + 7.8 * len(s.name)
+        width = 28 + _CHARACTER * len(s.name)
         if x + width > _WIDTH - _RIGHT and x > _LEFT:
             x, row = float(_LEFT), row + 1
         y = _TOP + _LEGEND * (row + 0.5)
@@ -217,14 +219,16 @@ def _bars(chart: Chart, top: float) -> list[str]:
 
 
 def _bar(i: int, name: str, d: Dot, x: float, width: float, y_axis: _Axis) -> str:
-    """A bar, the spread on it, its value above it."""
+    """A bar, the spread on it, and above it its value, if that is not wider."""
     y, low, high = y_axis.at(d.y), y_axis.at(d.low), y_axis.at(d.high)
     height = max(0.5, _HEIGHT - _BOTTOM - y)
+    value = engineering(d.y)
+    fits = _CHARACTER * len(value) <= width
     return (
-        f'<g class="s{i % 6}">{_tip(f"{name}: {engineering(d.y)}")}'
+        f'<g class="s{i % 6}">{_tip(f"{name}: {value}")}'
         f'<rect x="{x + 1:.1f}" y="{y:.1f}" width="{width - 2:.1f}" height="{height:.1f}"/></g>'
         f'<path class="whisker" d="M{x + width / 2:.1f} {low:.1f}V{high:.1f}"/>'
-        f"{_text(x + width / 2, min(y, high) - 4, engineering(d.y))}"
+        f"{_text(x + width / 2, min(y, high) - 4, value) if fits else ''}"
     )
 
 

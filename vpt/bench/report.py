@@ -25,7 +25,7 @@ font:16px/1.5 system-ui,sans-serif}
 h1{font-size:1.5rem}h2{font-size:1.25rem;margin-top:2.5rem;border-bottom:1px solid var(--grid)}
 h3{font-size:1rem;margin:0 0 .25rem}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.5rem}
-figure{margin:0;break-inside:avoid}
+figure{margin:0;max-width:40rem;break-inside:avoid}
 .chart{width:100%;height:auto;display:block}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;font-size:.9rem}

@@ -55,6 +55,7 @@ class _Idle(Scenario):
             x_label="ports",
             y_label="% of a core",
             style="bar",
+            log_y=True,
         ),
     )
 
