@@ -18,6 +18,7 @@ File descriptors that are passed in stay the caller's: the data plane duplicates
 from vpt.dataplane._app import App
 from vpt.dataplane._bench import CopyResult, bench_copy, bench_memcpy, litmus
 from vpt.dataplane._engine import Engine, Port, Switch
+from vpt.dataplane._gen import Receiver, Sender
 from vpt.dataplane._pc import PcNotify, PcResult, PcSide, PcSpec, bench_pc
 from vpt.dataplane._pure import (
     MAX_PAIRS,
@@ -74,7 +75,9 @@ __all__ = [
     "PortState",
     "QueueStats",
     "Reason",
+    "Receiver",
     "RegionOptions",
+    "Sender",
     "Snapshot",
     "StatsReader",
     "Switch",

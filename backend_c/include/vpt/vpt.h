@@ -337,6 +337,46 @@ int vpt_app_recv(vpt_app *a, uint32_t ring, struct vpt_vnet_hdr *hdr, void *fram
 /* Arm the ring's interrupt and wait: 1 something to receive (or room to send, dir 0), 0 time-out, -errno. */
 int vpt_app_wait(vpt_app *a, uint32_t ring, int dir, int timeout_ms);
 
+/* ---- generator: what `vpt gen` runs, slice by slice. Any thread, one at a time per handle and direction. ---- */
+
+/*
+ * Frames are IPv4/UDP (10.118.x, ports 7000 + flow -> 7000), and begin their payload with a mark, a sequence number and
+ * the time of sending (CLOCK_MONOTONIC), so sender and receiver must be on one host for latencies.
+ */
+struct vpt_gen_tx {
+	uint8_t dst[6];
+	uint8_t src[6];
+	uint32_t sizes[16];        /* frame lengths, 60..1514, sent in turn */
+	uint32_t nsizes;           /* 1..16 */
+	uint32_t flows;            /* distinct UDP source ports, 1..50000 */
+	uint32_t burst;            /* packets published together, 1..256 */
+	uint64_t pps;              /* packets per second, evenly; 0: as fast as there is room */
+	uint64_t packets;          /* to send in all, 0: no end */
+	uint64_t sent;             /* from here on state and result: zero before the first slice */
+	uint64_t bytes;            /* of frames */
+	uint64_t full;             /* times there was no room */
+	uint64_t due_ns;
+};
+/* Send for slice_ns at most. 1: all packets sent; 0: the slice is over; -EINVAL, -ENOLINK, -EPROTO. */
+int vpt_gen_send(vpt_app *a, uint32_t ring, struct vpt_gen_tx *g, uint64_t slice_ns);
+
+struct vpt_gen_rx {
+	uint64_t received;         /* of ours; all fields zero before the first slice */
+	uint64_t bytes;
+	uint64_t other;            /* packets without our mark */
+	uint64_t lost;             /* gaps in the sequence that nothing has filled yet */
+	uint64_t late;             /* came after a higher number: reordered or duplicated */
+	uint64_t next_seq;
+	uint64_t latency_min_ns;
+	uint64_t latency_max_ns;
+	/* Histogram: below 16 ns one bucket each, above it 16 per power of two, so 6% wide (as HdrHistogram). */
+	uint64_t latency[1024];
+};
+/* Receive for slice_ns at most; sleeps when nothing comes, or spins if poll. 0; -ENOLINK, -EPROTO. */
+int vpt_gen_recv(vpt_app *a, uint32_t ring, struct vpt_gen_rx *g, uint64_t slice_ns, int poll);
+/* Smallest latency that bucket i of the histogram stands for, in ns. Pure. */
+uint64_t vpt_gen_bucket_ns(uint32_t i);                                    /* any thread */
+
 /* ---- bench: what the scenarios of `vpt bench` run at full speed, without Python in the loop ---- */
 
 struct vpt_bench_copy {

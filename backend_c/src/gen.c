@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* gen.c - packet generator and receiver on an application's side of a region, at full speed and in slices */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include "app.h"
+#include "util.h"
+
+#define MIN_FRAME 60u
+#define MAX_FRAME 1514u
+#define MAX_FLOWS 50000u
+#define MAX_BURST 256u
+#define ETH_IP_UDP 42u
+#define MARK 0x7670u
+#define FIRST_PORT 7000u
+#define SPIN_NS 20000u      /* receiver: how long to look before sleeping */
+#define SLEEP_GAP_NS 60000u /* sender: gaps longer than this are slept, not spun: a sleep takes some 20 us more than asked */
+#define CATCH_UP_NS 100000000u
+
+/* What follows the UDP header; unaligned in the frame. */
+struct stamp {
+	uint16_t mark;
+	uint64_t seq;
+	uint64_t sent_ns;
+} __attribute__((packed));
+
+_Static_assert(ETH_IP_UDP + sizeof(struct stamp) == MIN_FRAME, "the shortest frame holds a stamp");
+
+static void put16(uint8_t *p, uint32_t v)
+{
+	p[0] = (uint8_t)(v >> 8);
+	p[1] = (uint8_t)v;
+}
+
+static void ip_checksum(uint8_t *ip)
+{
+	uint32_t sum = 0, i;
+
+	for (i = 0; i < 20; i += 2)
+		sum += (uint32_t)ip[i] << 8 | ip[i + 1];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	put16(ip + 10, ~sum & 0xffff);
+}
+
+/* Everything but UDP source port and stamp. A UDP checksum of 0 means none (RFC 768). */
+static void build_headers(uint8_t *f, const struct vpt_gen_tx *g, uint32_t size)
+{
+	uint8_t *ip = f + 14, *udp = f + 34;
+
+	memset(f, 0, ETH_IP_UDP);
+	memcpy(f, g->dst, 6);
+	memcpy(f + 6, g->src, 6);
+	put16(f + 12, 0x0800);
+	ip[0] = 0x45;
+	put16(ip + 2, size - 14);
+	ip[8] = 64;
+	ip[9] = 17;
+	memcpy(ip + 12, "\x0a\x76\x00\x01", 4);
+	memcpy(ip + 16, "\x0a\x76\x00\x02", 4);
+	ip_checksum(ip);
+	put16(udp + 2, FIRST_PORT);
+	put16(udp + 4, size - 34);
+}
+
+static int check(const vpt_app *a, uint32_t ring, const struct vpt_gen_tx *g)
+{
+	uint32_t i;
+
+	if (ring >= a->pairs || !g->nsizes || g->nsizes > VPTI_ARRAY_SIZE(g->sizes) || !g->flows ||
+	    g->flows > MAX_FLOWS || !g->burst || g->burst > MAX_BURST)
+		return -EINVAL;
+	for (i = 0; i < g->nsizes; i++) {
+		if (g->sizes[i] < MIN_FRAME || g->sizes[i] > MAX_FRAME || g->sizes[i] + a->hdr_len > a->buf_size)
+			return -EINVAL;
+	}
+	return 0;
+}
+
+/* Up to n packets into the ring, unpublished. Returns how many there was room for; -EPROTO. */
+static int fill(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_tx *g, uint32_t n,
+		uint8_t headers[][ETH_IP_UDP])
+{
+	struct stamp stamp = { .mark = MARK, .sent_ns = vpti_now_ns() };
+	uint32_t i;
+
+	for (i = 0; i < n && r->head != r->tail; i++) {
+		uint32_t which = (uint32_t)(g->sent % g->nsizes), size = g->sizes[which];
+		uint8_t *buf = vpti_app_buf(a, r, r->head), *f = buf + a->hdr_len;
+
+		if (!buf)
+			return -EPROTO;
+		memset(buf, 0, a->hdr_len);
+		memcpy(f, headers[which], ETH_IP_UDP);
+		put16(f + 34, FIRST_PORT + (uint32_t)(g->sent % g->flows));
+		stamp.seq = g->sent;
+		memcpy(f + ETH_IP_UDP, &stamp, sizeof(stamp));
+		r->nm->slot[r->head].len = (uint16_t)(size + a->hdr_len);
+		r->nm->slot[r->head].flags = 0;
+		r->head = r->head + 1 == r->n ? 0 : r->head + 1;
+		g->sent++;
+		g->bytes += size;
+	}
+	return (int)i;
+}
+
+/* Until the next burst is due. Returns false if that is not before `end`. */
+static bool wait_due(const struct vpt_gen_tx *g, uint64_t end)
+{
+	uint64_t now = vpti_now_ns();
+
+	if (g->due_ns >= end)
+		return false;
+	if (g->due_ns > now + SLEEP_GAP_NS) {
+		uint64_t until = g->due_ns - SLEEP_GAP_NS / 2;
+		struct timespec ts = { (time_t)(until / 1000000000u), (long)(until % 1000000000u) };
+
+		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL);
+	}
+	while (vpti_now_ns() < g->due_ns)
+		vpti_cpu_relax();
+	return true;
+}
+
+/* When the burst after this one is due. A sender that was held up catches up, but not for longer than CATCH_UP_NS. */
+static void schedule(struct vpt_gen_tx *g, uint32_t sent, uint64_t now)
+{
+	if (!g->pps)
+		return;
+	if (!g->due_ns || now > g->due_ns + CATCH_UP_NS)
+		g->due_ns = now;
+	g->due_ns += sent * 1000000000ull / g->pps;
+}
+
+int vpt_gen_send(vpt_app *a, uint32_t ring, struct vpt_gen_tx *g, uint64_t slice_ns)
+{
+	uint64_t end = vpti_now_ns() + slice_ns;
+	uint8_t headers[VPTI_ARRAY_SIZE(g->sizes)][ETH_IP_UDP];
+	struct vpti_app_ring *r = &a->ring[ring];
+	int rc = check(a, ring, g);
+	uint32_t i;
+
+	if (rc)
+		return rc;
+	for (i = 0; i < g->nsizes; i++)
+		build_headers(headers[i], g, g->sizes[i]);
+	while (!g->packets || g->sent < g->packets) {
+		uint32_t want = g->burst;
+
+		if (g->packets)
+			want = (uint32_t)VPTI_MIN(want, g->packets - g->sent);
+		if (g->pps ? !wait_due(g, end) : vpti_now_ns() >= end)
+			return 0;
+		rc = vpti_app_sync(a, r);
+		if (rc)
+			return rc;
+		rc = fill(a, r, g, want, headers);
+		if (rc < 0)
+			return rc;
+		if (rc)
+			vpti_app_publish(a, r, VPT_VEC_TX(a->pairs, ring));
+		schedule(g, (uint32_t)rc, vpti_now_ns());
+		if ((uint32_t)rc < want) {
+			g->full++;
+			rc = vpt_app_wait(a, ring, 0, 1);
+			if (rc < 0 && rc != -EINTR)
+				return rc;
+			if (vpti_now_ns() >= end)
+				return 0;
+		}
+	}
+	return 1;
+}
+
+/* ---- receiving ---- */
+
+static uint32_t bucket_of(uint64_t ns)
+{
+	uint32_t log;
+
+	if (ns < 16)
+		return (uint32_t)ns;
+	log = 63 - (uint32_t)__builtin_clzll(ns);
+	return (log - 3) * 16 + (uint32_t)(ns >> (log - 4) & 15);
+}
+
+uint64_t vpt_gen_bucket_ns(uint32_t i)
+{
+	if (i < 16)
+		return i;
+	return (16ull + i % 16) << (i / 16 - 1);
+}
+
+static void note(struct vpt_gen_rx *g, const struct stamp *s, uint64_t now)
+{
+	uint64_t ns = now > s->sent_ns ? now - s->sent_ns : 0;
+
+	if (s->seq >= g->next_seq) {
+		g->lost += s->seq - g->next_seq;
+		g->next_seq = s->seq + 1;
+	} else {
+		g->late++;
+		g->lost -= g->lost != 0;
+	}
+	if (!g->received || ns < g->latency_min_ns)
+		g->latency_min_ns = ns;
+	if (ns > g->latency_max_ns)
+		g->latency_max_ns = ns;
+	g->latency[bucket_of(ns)]++;
+	g->received++;
+}
+
+/* All that is there. Returns how many packets; -EPROTO. */
+static int drain(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_rx *g)
+{
+	uint64_t now = vpti_now_ns();
+	int n = 0;
+
+	while (r->head != r->tail) {
+		uint32_t len = VPTI_READ(r->nm->slot[r->head].len);
+		const uint8_t *buf = vpti_app_buf(a, r, r->head);
+		struct stamp stamp;
+
+		if (!buf || len > a->buf_size || len < a->hdr_len)
+			return -EPROTO;
+		len -= a->hdr_len;
+		memcpy(&stamp, buf + a->hdr_len + ETH_IP_UDP, sizeof(stamp)); /* a buffer is longer than this, whatever len says */
+		if (len >= MIN_FRAME && stamp.mark == MARK) {
+			note(g, &stamp, now);
+			g->bytes += len;
+		} else {
+			g->other++;
+		}
+		r->head = r->head + 1 == r->n ? 0 : r->head + 1;
+		n++;
+	}
+	if (n) {
+		VPTI_WRITE(r->atok->cur, r->head);
+		VPTI_STORE_RELEASE(r->atok->head, r->head); /* read: pairs with the host's acquire of head in reserve() */
+	}
+	return n;
+}
+
+int vpt_gen_recv(vpt_app *a, uint32_t ring, struct vpt_gen_rx *g, uint64_t slice_ns, int poll)
+{
+	uint64_t now = vpti_now_ns(), end = now + slice_ns, idle_since = now;
+	struct vpti_app_ring *r;
+	int rc;
+
+	if (ring >= a->pairs)
+		return -EINVAL;
+	r = &a->ring[a->pairs + ring];
+	while ((now = vpti_now_ns()) < end) {
+		rc = vpti_app_sync(a, r);
+		if (rc)
+			return rc;
+		rc = drain(a, r, g);
+		if (rc < 0)
+			return rc;
+		if (rc) {
+			idle_since = now;
+		} else if (poll || now - idle_since < SPIN_NS) {
+			vpti_cpu_relax();
+		} else {
+			rc = vpt_app_wait(a, ring, 1, (int)((end - now) / 1000000u) + 1);
+			if (rc < 0 && rc != -EINTR)
+				return rc;
+		}
+	}
+	return 0;
+}

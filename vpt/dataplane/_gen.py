@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Packet generator and receiver on an App; the loops are C's, a slice of time at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vpt.dataplane._app import App
+from vpt.dataplane._native import check, ffi, lib, mac_bytes, new
+
+__all__ = ["Receiver", "Sender"]
+
+_BUCKETS = 1024
+
+
+class Sender:
+    """What to send, and how far it has come.
+
+    sizes: frame lengths in bytes without FCS, 60..1514, sent in turn (16 at most)
+    pps: packets per second; 0: as fast as there is room. packets: in all; 0: no end
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        dst: str,
+        src: str,
+        sizes: Sequence[int] = (60,),
+        flows: int = 1,
+        burst: int = 32,
+        pps: int = 0,
+        packets: int = 0,
+        ring: int = 0,
+    ) -> None:
+        self._app = app
+        self._ring = app._ring(ring)
+        self._g = new(
+            "struct vpt_gen_tx *",
+            {
+                "dst": list(mac_bytes(dst)),
+                "src": list(mac_bytes(src)),
+                "sizes": list(sizes),
+                "nsizes": len(sizes),
+                "flows": flows,
+                "burst": burst,
+                "pps": pps,
+                "packets": packets,
+            },
+        )
+
+    def run(self, seconds: float) -> bool:
+        """Send for that long at most; True: all packets are sent."""
+        rc = lib.vpt_gen_send(self._app._handle(), self._ring, self._g, int(seconds * 1e9))
+        return bool(check(rc, "send"))
+
+    @property
+    def sent(self) -> int:
+        return int(self._g.sent)
+
+    @property
+    def bytes(self) -> int:
+        return int(self._g.bytes)
+
+    @property
+    def full(self) -> int:
+        """How often there was no room in the ring."""
+        return int(self._g.full)
+
+
+class Receiver:
+    """What has come of a Sender's packets."""
+
+    def __init__(self, app: App, *, ring: int = 0) -> None:
+        self._app = app
+        self._ring = app._ring(ring)
+        self._g: Any = ffi.new("struct vpt_gen_rx *")
+
+    def run(self, seconds: float, *, poll: bool = False) -> None:
+        """Receive for that long; without poll it sleeps while nothing comes."""
+        rc = lib.vpt_gen_recv(self._app._handle(), self._ring, self._g, int(seconds * 1e9), poll)
+        check(rc, "receive")
+
+    @property
+    def received(self) -> int:
+        return int(self._g.received)
+
+    @property
+    def bytes(self) -> int:
+        return int(self._g.bytes)
+
+    @property
+    def other(self) -> int:
+        """Packets that no Sender sent."""
+        return int(self._g.other)
+
+    @property
+    def lost(self) -> int:
+        """Gaps in the sequence numbers that nothing has filled."""
+        return int(self._g.lost)
+
+    @property
+    def late(self) -> int:
+        """Packets that came after a later one: reordered or duplicated."""
+        return int(self._g.late)
+
+    def latency_us(self, percent: float) -> float | None:
+        """Percentile of the one-way latency in microseconds, to 6%; None: no packet came."""
+        total = self.received
+        if not total:
+            return None
+        if percent <= 0:
+            return float(self._g.latency_min_ns) / 1000
+        if percent >= 100:
+            return float(self._g.latency_max_ns) / 1000
+        need, seen = total * percent / 100, 0
+        for i in range(_BUCKETS):
+            seen += self._g.latency[i]
+            if seen >= need:
+                return float(lib.vpt_gen_bucket_ns(i)) / 1000
+        return float(self._g.latency_max_ns) / 1000

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Packet generator and receiver on app ports of a running vptd: what `vpt gen` does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from vpt.daemon.client import Client
+from vpt.daemon.transports.unix import AppLink, open_app
+from vpt.dataplane import App, Feature, Receiver, Sender
+from vpt.errors import VptError
+
+__all__ = ["PERCENTILES", "RECEIVER_MAC", "SENDER_MAC", "Limits", "Traffic", "plug", "receive", "send"]
+
+SENDER_MAC = "52:54:00:67:6e:01"
+RECEIVER_MAC = "52:54:00:67:6e:02"
+PERCENTILES = (0, 10, 50, 90, 99, 100)
+
+# Between two looks at the clock, the other thread and Ctrl-C; also how old a live line's numbers are.
+_SLICE_S = 0.2
+
+Report = Callable[[float, int, int], None]
+"""Called about once a second with seconds since the last call, packets so far, packets lost so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What to send: frame lengths in bytes without FCS, in turn; pps 0: as fast as there is room."""
+
+    dst: str = RECEIVER_MAC
+    src: str = SENDER_MAC
+    sizes: tuple[int, ...] = (60,)
+    flows: int = 1
+    burst: int = 32
+    pps: int = 0
+
+
+@dataclass(slots=True)
+class Limits:
+    """When to end; the first that is met does. stop may be set from another thread or a signal handler."""
+
+    packets: int = 0
+    seconds: float = 0.0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def slices(self) -> Iterator[float]:
+        """Lengths of time to work for, until it is time to end."""
+        deadline = time.monotonic() + self.seconds
+        while not self.stop.is_set():
+            left = deadline - time.monotonic() if self.seconds else _SLICE_S
+            if left <= 0:
+                return
+            yield min(left, _SLICE_S)
+
+
+@contextlib.contextmanager
+def plug(vptd: Client, *, switch: str | None, port: str | None, mac: str) -> Iterator[AppLink]:
+    """The app port to work on: an existing one, or one made on that switch for as long as we need it."""
+    if port is not None:
+        path = vptd.call("port.show", name=port)["socket"]
+        with open_app(path, features=int(Feature.EVENT_IDX)) as link:
+            yield link
+        return
+    name = f"gen-{os.getpid()}-{mac[-2:]}"
+    view = vptd.call("port.add", name=name, switch=switch, kind="app", mac=mac)
+    try:
+        with open_app(view["socket"], features=int(Feature.EVENT_IDX)) as link:
+            yield link
+    finally:
+        with contextlib.suppress(VptError):  # a vptd that is gone has nothing to clean up
+            vptd.call("port.del", name=name, if_exists=True)
+
+
+class _Ticker:
+    """Calls a Report about once a second."""
+
+    def __init__(self, report: Report | None) -> None:
+        self._report = report
+        self._last = time.monotonic()
+
+    def tick(self, packets: int, lost: int) -> None:
+        now = time.monotonic()
+        if self._report is not None and now - self._last >= 1.0:
+            self._report(now - self._last, packets, lost)
+            self._last = now
+
+
+def send(app: App, traffic: Traffic, limits: Limits, report: Report | None = None) -> dict[str, Any]:
+    """Send until a limit is met; what was sent, as data."""
+    sender = Sender(
+        app,
+        dst=traffic.dst,
+        src=traffic.src,
+        sizes=traffic.sizes,
+        flows=traffic.flows,
+        burst=traffic.burst,
+        pps=traffic.pps,
+        packets=limits.packets,
+    )
+    ticker, begin = _Ticker(report), time.monotonic()
+    for seconds in limits.slices():
+        if sender.run(seconds):
+            break
+        ticker.tick(sender.sent, 0)
+    took = time.monotonic() - begin
+    return {
+        "sent": sender.sent,
+        "bytes": sender.bytes,
+        "ring_full": sender.full,
+        "seconds": round(took, 6),
+        "pps": round(sender.sent / took, 1) if took else 0.0,
+    }
+
+
+def receive(app: App, limits: Limits, report: Report | None = None, *, poll: bool = False) -> dict[str, Any]:
+    """Receive until a limit is met; what came, as data. Latencies are one way, of one host's clock."""
+    receiver = Receiver(app)
+    ticker, first, last = _Ticker(report), 0.0, 0.0
+    for seconds in limits.slices():
+        before, begin = receiver.received, time.monotonic()
+        receiver.run(seconds, poll=poll)
+        if receiver.received > before:
+            first, last = first or begin, time.monotonic()
+        ticker.tick(receiver.received, receiver.lost)
+        if limits.packets and receiver.received + receiver.lost >= limits.packets:
+            break
+    took = last - first
+    return {
+        "received": receiver.received,
+        "bytes": receiver.bytes,
+        "lost": receiver.lost,
+        "late": receiver.late,
+        "other": receiver.other,
+        "seconds": round(took, 6),
+        "pps": round(receiver.received / took, 1) if took else 0.0,
+        "latency_us": {f"p{percent}": receiver.latency_us(percent) for percent in PERCENTILES},
+    }
