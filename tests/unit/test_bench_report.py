@@ -83,7 +83,7 @@ def test_names_can_not_break_the_page(report: str) -> None:
 
 
 def _chromium(tmp_path: Path, *arguments: str) -> str:
-    """Run it once; what it prints. Without a sanitizer that this process may have been given to carry along."""
+    """Run it once; what it prints. Without a sanitizer that this process may carry along."""
     command = [
         "chromium",
         "--headless",
