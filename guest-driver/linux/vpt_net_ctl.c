@@ -318,7 +318,7 @@ static void vpt_net_ctl_running(struct vpt_net *vn)
 		vpt_net_quiesce(vn);
 		vpt_net_fail(vn);
 	} else {
-		/* A host that went away and came back to the same rings may have died between publishing and notifying. */
+		/* A host that came back to the same rings may have died between publishing and notifying. */
 		vpt_net_look(vn);
 	}
 }

@@ -97,7 +97,7 @@ static void vpt_net_arm(struct vpt_net_ring *r, u32 at)
 	r->armed = true;
 	WRITE_ONCE(r->atok->intr_at, at);
 	WRITE_ONCE(r->atok->appl_need_kick, 1);
-	/* Pairs with the host's fence between publishing hwtail and looking at need_kick; mb() as in vpt_net_publish(). */
+	/* Pairs with the host's fence between publishing hwtail and looking at need_kick; mb() as when publishing. */
 	mb();
 }
 

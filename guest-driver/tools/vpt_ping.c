@@ -67,7 +67,8 @@ static int send_request(struct ping *p, uint32_t seq)
 	memcpy(buf, &h, sizeof(h));
 	p->sent[seq] = now_ns();
 	/* No buffer space is a packet that got lost on this side. */
-	if (sendto(p->fd, buf, sizeof(h) + p->size, 0, (struct sockaddr *)&p->to, sizeof(p->to)) < 0 && errno != ENOBUFS)
+	if (sendto(p->fd, buf, sizeof(h) + p->size, 0, (struct sockaddr *)&p->to, sizeof(p->to)) < 0 &&
+	    errno != ENOBUFS)
 		return -1;
 	return 0;
 }
