@@ -152,6 +152,23 @@ void vpti_mem_free(struct vpti_mem *m)
 	free(m);
 }
 
+/* By halves: a front-end may share 512 regions, and a guest go back and forth between them with each descriptor. */
+uint32_t vpti_mem_find(const struct vpti_mem *m, uint64_t gpa)
+{
+	uint32_t low = 0, high = m->n, mid;
+
+	while (low < high) {
+		mid = (low + high) / 2;
+		if (gpa < m->r[mid].gpa)
+			high = mid;
+		else if (gpa - m->r[mid].gpa >= m->r[mid].size)
+			low = mid + 1;
+		else
+			return mid;
+	}
+	return m->n;
+}
+
 void *vpti_mem_uva(const struct vpti_mem *m, uint64_t uva, uint64_t len)
 {
 	uint32_t i;

@@ -30,6 +30,9 @@ int vpti_mem_build(const struct vpti_mem *old, const struct vpt_mem_region *add,
 		   const struct vpt_mem_region *without, uint32_t *flag, struct vpti_mem **out);
 void vpti_mem_free(struct vpti_mem *m);
 
+/* Index of the range that holds a guest-physical address, m->n if none does. */
+uint32_t vpti_mem_find(const struct vpti_mem *m, uint64_t gpa);
+
 /*
  * Host address of a guest-physical one, and in *contig how many bytes follow there in one piece; NULL if nowhere.
  * hint: index of the range found last.
@@ -38,18 +41,14 @@ static inline uint8_t *vpti_mem_gpa(const struct vpti_mem *m, uint64_t gpa, uint
 {
 	uint32_t i = VPTI_READ(*hint);
 
-	if (vpti_likely(i < m->n && gpa - m->r[i].gpa < m->r[i].size)) {
-		*contig = m->r[i].size - (gpa - m->r[i].gpa);
-		return m->r[i].hva + (gpa - m->r[i].gpa);
+	if (vpti_unlikely(i >= m->n || gpa - m->r[i].gpa >= m->r[i].size)) {
+		i = vpti_mem_find(m, gpa);
+		if (i == m->n)
+			return NULL;
+		VPTI_WRITE(*hint, i);
 	}
-	for (i = 0; i < m->n; i++) {
-		if (gpa - m->r[i].gpa < m->r[i].size) {
-			VPTI_WRITE(*hint, i);
-			*contig = m->r[i].size - (gpa - m->r[i].gpa);
-			return m->r[i].hva + (gpa - m->r[i].gpa);
-		}
-	}
-	return NULL;
+	*contig = m->r[i].size - (gpa - m->r[i].gpa);
+	return m->r[i].hva + (gpa - m->r[i].gpa);
 }
 
 /* Host address of [uva, uva + len), which must lie in one region; NULL if not. */
