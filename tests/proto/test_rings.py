@@ -307,6 +307,7 @@ def test_without_protocol_features_rings_are_enabled(
     one, two = connect(a).start(protocol=None), connect(b).start(protocol=None)
     one.transmit(frame(MAC_B, MAC_A, 3))
     assert number(two.receive()[0].frame) == 3
+    assert all(ring["enabled"] for ring in a.describe["session"]["rings"])
 
 
 def test_a_disabled_transmit_ring_is_emptied_and_nothing_is_forwarded(

@@ -141,7 +141,12 @@ class Session:
             "status": self._status,
             "mtu": self._mtu,
             "rings": [
-                {"index": r.index, "num": r.num, "enabled": r.enabled, "running": r.running}
+                {
+                    "index": r.index,
+                    "num": r.num,
+                    "enabled": r.enabled or self._always_enabled(),
+                    "running": r.running,
+                }
                 for r in self.rings
                 if r.num
             ],
