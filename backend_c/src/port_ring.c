@@ -288,6 +288,9 @@ static bool resume(struct vpt_port *p, struct vpti_ring_port *rp)
 	vpti_region_write_header(rp->base, &rp->opts, &rp->layout);
 	rp->host_status = VPTI_READ(h->host_status);
 	start_queues(p);
+	/* Whoever was here before may have published and died before it interrupted. */
+	for (i = 0; i < VPT_VEC_COUNT(p->opts.pairs); i++)
+		vpti_eventfd_signal(rp->intr_fd[i]);
 	return true;
 }
 

@@ -43,6 +43,7 @@
  *              FULL FENCE  <------ pairs with ------>           FULL FENCE
  *              load need_kick, at                               load index again; sleep only if nothing came
  *
+ * An index that is no slot of the ring is never written by an honest side; the host takes one to mean "always".
  * Without the first fence wake-ups are lost (tests/unit/test_litmus.py shows it).
  */
 #ifndef VPT_ABI_H
