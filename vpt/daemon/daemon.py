@@ -175,6 +175,12 @@ class Daemon:
             self._recovery.cancel()
             await asyncio.gather(self._recovery, return_exceptions=True)
         await self._rpc.stop()
+        async with self._change:
+            await self._stop_forwarding()
+        await self._leave_keeper(keep)
+        await self._cleanup.aclose()
+
+    async def _stop_forwarding(self) -> None:
         if self._engine is not None:
             # What is not taken any more is still there when we come back.
             self._engine.hold(True)
@@ -192,8 +198,6 @@ class Daemon:
             self._engine = None
         if self._shelf is not None:
             await self._shelf.close()
-        await self._leave_keeper(keep)
-        await self._cleanup.aclose()
 
     async def _leave_keeper(self, keep: bool) -> None:
         if self._keeper is None:
@@ -280,7 +284,7 @@ class Daemon:
             self._add_switch(config)
             try:
                 await self._save()
-            except VptError:
+            except BaseException:
                 self._switches.pop(config.name).switch.delete()
                 raise
             _log.info("switch=%s added", config.name)
@@ -300,7 +304,7 @@ class Daemon:
             del self._switches[request.name]
             try:
                 await self._save()
-            except VptError:
+            except BaseException:
                 self._switches[request.name] = managed
                 raise
             managed.switch.delete()
@@ -381,7 +385,7 @@ class Daemon:
             managed = self._ports[config.name]
             try:
                 await self._save()
-            except VptError:
+            except BaseException:
                 await self._take_down(managed)
                 raise
             _log.info("port=%s added kind=%s switch=%s", config.name, config.kind, config.switch)
@@ -395,7 +399,7 @@ class Daemon:
             del self._ports[request.name]
             try:
                 await self._save()
-            except VptError:
+            except BaseException:
                 self._ports[request.name] = managed
                 raise
             await self._take_down(managed)
@@ -415,7 +419,7 @@ class Daemon:
             self._apply(managed, after)
             try:
                 await self._save()
-            except VptError:
+            except BaseException:
                 self._apply(managed, before)
                 raise
             return self._view(managed)
