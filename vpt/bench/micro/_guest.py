@@ -28,6 +28,7 @@ __all__ = ["MicroGuest", "choose_accel"]
 
 BOOT_TIMEOUT_S = 30.0  # q35's firmware alone takes 3 s on a software KVM
 OPEN_TIMEOUT_S = 10.0
+CLOCK_TIMEOUT_S = 2.0
 ALL_FEATURES = (1 << 64) - 1
 MARGIN_S = 10.0  # how much longer than an order's own end the host waits
 CONSOLE_TAIL = 12  # lines
@@ -292,8 +293,13 @@ class MicroGuest:
         samples the one that is furthest ahead counts.
         """
         first = self._clock_samples()
-        time.sleep(0.05)
-        last = self._clock_samples()
+        end = time.monotonic() + CLOCK_TIMEOUT_S
+        while True:
+            time.sleep(0.05)
+            last = self._clock_samples()
+            # On a busy host the vCPU may not have run all the while.
+            if last[-1][1] > first[-1][1] or time.monotonic() > end:
+                break
         hz = _slope(first[-1], last[-1])
         for _ in range(2):
             hz = _slope(_furthest_ahead(first, hz), _furthest_ahead(last, hz))
