@@ -130,6 +130,14 @@ def test_comparison_finds_what_got_worse(result: Result) -> None:
     assert verdicts["bytes 64", "switch", "copies"] == "same"
 
 
+def test_numbers_of_another_kind_are_refused(result: Result) -> None:
+    """An exit that KVM counted and a dispatch that QEMU counted share a name in no table."""
+    other = result.model_copy(deep=True)
+    other.scenarios[0].provenance["tier"] = "tcg"
+    with pytest.raises(UsageError, match="tier is unknown before, tcg after"):
+        list(compare(result, other))
+
+
 def test_results_of_different_machines_are_told_apart(result: Result) -> None:
     other = result.model_copy(update={"machine": {**result.machine, "cpu": "another"}})
     assert differences(result, result) == []

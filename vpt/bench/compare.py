@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from vpt.bench.result import Metric, Result
+from vpt.bench.result import Metric, Result, ScenarioResult
 from vpt.bench.stats import Summary
+from vpt.errors import UsageError
 
 __all__ = ["Change", "compare", "differences"]
 
@@ -51,17 +52,29 @@ def judge(metric: Metric, before: Summary, after: Summary) -> Verdict:
 
 
 def compare(before: Result, after: Result) -> Iterator[Change]:
-    """All that both files hold, in the order of the first."""
+    """All that both files hold, in the order of the first. UsageError: some of it can't be compared."""
     for old in before.scenarios:
         new = after.scenario(old.name)
         if new is None:
             continue
+        _require_like(old, new)
         found = {(p.label, v.name, m.name): s for p, v, m, s in new.rows()}
         for point, variant, metric, summary in old.rows():
             other = found.get((point.label, variant.name, metric.name))
             if other is not None:
                 verdict = judge(metric, summary, other)
                 yield Change(old.name, point.label, variant.name, metric, summary, other, verdict)
+
+
+def _require_like(old: ScenarioResult, new: ScenarioResult) -> None:
+    """An exit of one tier is not an exit of another."""
+    for key in old.provenance.keys() | new.provenance.keys():
+        one, other = old.provenance.get(key), new.provenance.get(key)
+        if one != other:
+            raise UsageError(
+                f"{old.name}: not comparable: {key} is {one or 'unknown'} before, {other or 'unknown'} after",
+                hint="run both on one host with one accelerator: vpt bench run --accel ...",
+            )
 
 
 def differences(before: Result, after: Result) -> list[str]:

@@ -109,9 +109,10 @@ def _table(scenario: ScenarioResult) -> str:
 def _scenario(scenario: ScenarioResult) -> str:
     plots = "".join(f"<figure><h3>{escape(c.title)}</h3>{svg(c)}</figure>" for c in charts(scenario))
     notes = "".join(f"<li>{escape(n)}</li>" for n in scenario.notes)
+    provenance = _facts(scenario.provenance.items()) if scenario.provenance else ""
     against = f"× is against “{escape(scenario.reference)}”, pair by pair." if scenario.reference else ""
     return (
-        f"<section><h2>{escape(scenario.name)}</h2><p>{escape(scenario.title)}.</p>"
+        f"<section><h2>{escape(scenario.name)}</h2><p>{escape(scenario.title)}.</p>{provenance}"
         f'<div class="plots">{plots}</div>{f"<ul>{notes}</ul>" if notes else ""}{_table(scenario)}'
         "<p><small>Medians; ± is half of what the middle half of the samples covers. "
         f"{against}</small></p></section>"

@@ -106,7 +106,7 @@ class Point(_Record):
 
 class ScenarioResult(_Record):
     """All that one scenario measured. `notes`: what a reader should know; `reference`: the variant others are
-    divided by.
+    divided by; `provenance`: where the numbers come from (tier, source), without which they mean nothing.
     """
 
     name: str
@@ -116,6 +116,7 @@ class ScenarioResult(_Record):
     points: list[Point]
     plots: list[Plot] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    provenance: dict[str, str] = Field(default_factory=dict)
 
     def metric(self, name: str) -> Metric | None:
         """The metric of that name."""

@@ -72,6 +72,7 @@ def _scenario(scenario: Scenario, settings: Settings, steps: _Steps) -> Scenario
         points=points,
         plots=list(scenario.plots),
         notes=list(scenario.notes(settings, points)),
+        provenance=dict(scenario.provenance()),
     )
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from vpt.bench.result import Metric, Plot, Point
 
@@ -23,13 +23,16 @@ class Settings:
     """How thorough to be.
 
     scale: length of one repetition, 1 is the scenario's own. cpus: those it may use. realtime: keep other
-    programs off them while something is timed.
+    programs off them while something is timed. full: all points, where a scenario has a short set by
+    default. accel: what virtual machines run on.
     """
 
     repetitions: int = 7
     scale: float = 1.0
     cpus: tuple[int, ...] = ()
     realtime: bool = False
+    full: bool = False
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,12 @@ class Scenario(ABC):
         """All variants at one point, ready to be run in turn; set up and torn down outside of what is
         timed.
         """
+
+    def provenance(self) -> Mapping[str, str]:
+        """Where its numbers come from, if that may differ from run to run: results of which any of these
+        differs are not compared. Asked for at the end of the run.
+        """
+        return {}
 
     def notes(self, settings: Settings, points: Sequence[Point]) -> Sequence[str]:  # noqa: ARG002 - for those that have any
         """What a reader of the numbers should know. Asked for at the end of the run."""

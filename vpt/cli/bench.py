@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -90,6 +90,14 @@ def _cpus(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option("--quick", is_flag=True, help="Short for --repetitions 3 --scale 0.1.")
 @click.option("--cpus", callback=_cpus, metavar="LIST", help="CPUs to use.  [default: all that it may]")
 @click.option("--realtime", is_flag=True, help="Keep other programs off the CPUs while timing (root).")
+@click.option("--full", is_flag=True, help="All points, where a scenario has a short set by default.")
+@click.option(
+    "--accel",
+    type=click.Choice(["auto", "kvm", "tcg"]),
+    default="auto",
+    show_default=True,
+    help="What VMs run on; auto: KVM if it can run them.",
+)
 @click.option("--output", type=_FILE, metavar="FILE", help="Keep all samples there, for compare and report.")
 @click.option("--report", "page", type=_FILE, metavar="FILE", help="Write the HTML report, too.")
 @json_option
@@ -100,6 +108,8 @@ def run(
     quick: bool,
     cpus: tuple[int, ...],
     realtime: bool,
+    full: bool,
+    accel: Literal["auto", "kvm", "tcg"],
     output: Path | None,
     page: Path | None,
     as_json: bool,
@@ -118,7 +128,7 @@ def run(
     scenarios = [find(name) for name in (all_names() if "all" in names else names)]
     if quick:
         repetitions, scale = 3, 0.1
-    settings = Settings(repetitions, scale, cpus, realtime)
+    settings = Settings(repetitions, scale, cpus, realtime, full, accel)
     result = _run(scenarios, settings)
     if output:
         from vpt.bench.result import save
@@ -166,6 +176,8 @@ def _print_scenario(scenario: ScenarioResult) -> None:
     from vpt.bench.chart import engineering
 
     click.echo(f"{scenario.name}: {scenario.title}")
+    if scenario.provenance:
+        click.echo(", ".join(f"{key} {value}" for key, value in scenario.provenance.items()))
     rows = []
     for point, variant, metric, summary in scenario.rows():
         ratio = scenario.ratio(point, variant, metric.name)
