@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The claims that a run of `exits` is held against: reached, missed, or not to be decided by this run."""
+
+from __future__ import annotations
+
+import pytest
+
+from vpt.bench.result import Point, Sample, Variant
+from vpt.bench.scenario import Settings
+from vpt.bench.scenarios import _rig
+from vpt.bench.scenarios._claims import verdicts
+from vpt.bench.scenarios.exits import SCENARIO
+from vpt.errors import MissingError
+from vpt.qemu import Accel
+
+
+def point(params: dict[str, str | int | float], **policies: dict[str, float]) -> Point:
+    return Point(
+        params=params,
+        variants=[
+            Variant(name=name, samples=[Sample(repetition=0, at=0, values=values)])
+            for name, values in policies.items()
+        ],
+    )
+
+
+def said(points: list[Point], about: str, *, native: bool = True) -> list[str]:
+    return [line for line in verdicts(points, native=native) if about in line]
+
+
+@pytest.mark.parametrize(("exits", "verdict"), [(1.0, "Reached"), (0.97, "Reached"), (0.5, "MISSED")])
+def test_control_must_show_one_exit_per_packet(exits: float, verdict: str) -> None:
+    """Where kicking each packet is not one exit each, the counters are wrong, and so is all the rest."""
+    points = [point({"device": "virtio-net, kicks each", "rate": 1000}, notify={"exits": exits})]
+    assert [line.partition(":")[0] for line in said(points, "kicking every packet")] == [verdict]
+
+
+@pytest.mark.parametrize(("exits", "verdict"), [(0.125, "Reached"), (0.14, "MISSED")])
+def test_a_batch_of_n_is_one_nth(exits: float, verdict: str) -> None:
+    points = [point({"device": "passthrough", "batch": 8}, notify={"exits": exits})]
+    assert said(points, "every 8 packets")[0].startswith(verdict)
+
+
+def test_a_rate_that_is_not_reached_is_shown_as_it_is() -> None:
+    points = [
+        point({"device": "passthrough", "load": "saturation"}, adaptive={"exits": 0.0001, "mpps": 7.25})
+    ]
+    assert said(points, "exits per packet")[0].startswith("Reached")
+    assert said(points, "Mpps") == ["MISSED: passthrough at saturation, adaptive, >= 20 Mpps: 7.2."]
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(0.4, "Reached"), (0.8, "MISSED")])
+def test_adaptive_is_held_against_virtio_net_with_event_index_at_the_same_rate(
+    ours: float, verdict: str
+) -> None:
+    points = [
+        point({"device": "passthrough", "rate": 10000}, adaptive={"exits": ours, "cpu": 40}),
+        point({"device": "virtio-net, event index", "rate": 10000}, notify={"exits": 0.7}),
+        point({"device": "virtio-net, event index", "rate": 1000}, notify={"exits": 0.9}),
+    ]
+    (line,) = said(points, "virtio-net with event index")
+    assert line.startswith(verdict)
+    assert "adaptive takes 40% of a core" in line
+
+
+@pytest.mark.parametrize(("p99", "verdict"), [(90, "Reached"), (200, "MISSED")])
+def test_adaptive_must_not_be_later_than_notify(p99: float, verdict: str) -> None:
+    points = [point({"device": "passthrough", "rate": 1000}, adaptive={"p99": p99}, notify={"p99": 100})]
+    assert said(points, "p99")[0].startswith(verdict)
+
+
+def test_under_tcg_kicks_are_judged_and_exits_are_not() -> None:
+    points = [
+        point({"device": "passthrough", "batch": 1}, notify={"kicks": 1.0, "dispatches": 0.0}),
+        point({"device": "passthrough", "load": "saturation"}, adaptive={"kicks": 0.0, "mpps": 30}),
+    ]
+    lines = verdicts(points, native=False)
+    assert lines[0].startswith("Reached: a kick every 1 packets, 1/1 kicks per packet")
+    assert not any("Mpps" in line for line in lines)
+    assert lines[-1].startswith("Undecided")
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    assert verdicts([], native=True) == []
+
+
+@pytest.mark.parametrize("why", ["no /dev/kvm on this host", "KVM does not run the micro guest: time is up"])
+def test_without_a_kvm_that_runs_the_guest_asking_for_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr(_rig, "choose_accel", lambda: Accel("tcg", why))
+    settings = Settings(accel="kvm", cpus=(0, 1))
+    with (
+        pytest.raises(MissingError, match=why) as caught,
+        SCENARIO.session(SCENARIO.points(settings)[0], settings),
+    ):
+        pass
+    assert caught.value.exit_code == 3
+    assert "--accel tcg" in (caught.value.hint or "")
+
+
+def test_full_adds_rates_and_drops_none() -> None:
+    short, full = (SCENARIO.points(Settings(full=full)) for full in (False, True))
+    assert all(p in full for p in short)
+    assert len(full) > len(short)

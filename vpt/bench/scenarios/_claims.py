@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What this project says of itself, held against a run of the scenario `exits`. Pure.
+
+A claim that a run can't decide is said to be undecided; one that it misses, missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vpt.bench.result import Point
+from vpt.bench.stats import Summary
+
+__all__ = ["verdicts"]
+
+_MOST_EXITS = 0.001
+_LEAST_MPPS = 20.0
+_BATCH_WITHIN = 0.05
+#: Below this, per packet, a difference is a handful of packets in a run.
+_FEW = 0.001
+_RING, _EVENT_INDEX, _KICKS_EACH = "passthrough", "virtio-net, event index", "virtio-net, kicks each"
+
+
+def verdicts(points: Sequence[Point], *, native: bool) -> list[str]:
+    """One sentence for each claim, with the numbers. native: False where exits do not exist (TCG)."""
+    found = _Points(points)
+    counted = "exits" if native else "kicks"
+    lines = [*_control(found, counted), *_batches(found, counted)]
+    if native:
+        lines += [*_saturation(found), *_against_event_index(found), *_latency(found)]
+    else:
+        lines.append("Undecided: exits, rates and latencies of the other claims, which tcg can't measure.")
+    return lines
+
+
+class _Points:
+    """Medians by device, load and policy."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self._points = points
+
+    def get(self, policy: str, metric: str, **params: str | float) -> Summary | None:
+        for point in self._points:
+            if point.params == params:
+                variant = point.variant(policy)
+                return variant.summary(metric) if variant else None
+        return None
+
+    def values(self, device: str, name: str) -> list[float]:
+        """The settings of a parameter that a device was measured at."""
+        return [
+            float(p.params[name])
+            for p in self._points
+            if p.params.get("device") == device and name in p.params
+        ]
+
+
+def _said(reached: bool, claim: str, numbers: str) -> str:
+    return f"{'Reached' if reached else 'MISSED'}: {claim}: {numbers}."
+
+
+def _control(found: _Points, counted: str) -> Iterator[str]:
+    claim = f"kicking every packet, 1.00 {counted} per packet"
+    for load in [{"rate": r} for r in found.values(_KICKS_EACH, "rate")] + [{"load": "saturation"}]:
+        seen = found.get("notify", counted, device=_KICKS_EACH, **load)
+        if seen is not None:
+            ok = abs(seen.median - 1) <= _BATCH_WITHIN
+            yield _said(ok, claim, f"{seen.median:.3f} at {_load(load)}")
+
+
+def _batches(found: _Points, counted: str) -> Iterator[str]:
+    for n in found.values(_RING, "batch"):
+        seen = found.get("notify", counted, device=_RING, batch=n)
+        if seen is not None:
+            off = seen.median * n - 1
+            claim = f"a kick every {n:g} packets, 1/{n:g} {counted} per packet within {_BATCH_WITHIN:.0%}"
+            yield _said(abs(off) <= _BATCH_WITHIN, claim, f"{seen.median:.4f} ({off:+.1%})")
+
+
+def _saturation(found: _Points) -> Iterator[str]:
+    for policy in ("adaptive", "poll"):
+        exits = found.get(policy, "exits", device=_RING, load="saturation")
+        mpps = found.get(policy, "mpps", device=_RING, load="saturation")
+        where = f"passthrough at saturation, {policy}"
+        if exits is not None:
+            yield _said(exits.median <= _MOST_EXITS, f"{where}, <= {_MOST_EXITS} exits per packet",
+                        f"{exits.median:.5f}")  # fmt: skip
+        if mpps is not None:
+            yield _said(mpps.median >= _LEAST_MPPS, f"{where}, >= {_LEAST_MPPS:g} Mpps", f"{mpps.median:.1f}")
+
+
+def _against_event_index(found: _Points) -> Iterator[str]:
+    """A virtio-net that has the event index and nothing else: its host notifies and does not spin."""
+    for rate in found.values(_RING, "rate"):
+        ours = found.get("adaptive", "exits", device=_RING, rate=rate)
+        theirs = found.get("notify", "exits", device=_EVENT_INDEX, rate=rate)
+        if ours is None or theirs is None:
+            continue
+        spun = found.get("adaptive", "exits", device=_EVENT_INDEX, rate=rate)
+        beside = f", {spun.median:.4f} with adaptive" if spun else ""
+        cpu = found.get("adaptive", "cpu", device=_RING, rate=rate)
+        cost = f"; adaptive takes {cpu.median:.0f}% of a core" if cpu else ""
+        yield _said(
+            ours.median <= theirs.median + _FEW or ours.overlaps(theirs),
+            f"at {rate:g} packets/s, adaptive passthrough no more exits than virtio-net with event index",
+            f"{ours.median:.4f} against {theirs.median:.4f}{beside}{cost}",
+        )
+
+
+def _latency(found: _Points) -> Iterator[str]:
+    for rate in found.values(_RING, "rate"):
+        ours = found.get("adaptive", "p99", device=_RING, rate=rate)
+        theirs = found.get("notify", "p99", device=_RING, rate=rate)
+        if ours is not None and theirs is not None:
+            yield _said(
+                ours.median <= theirs.median or ours.overlaps(theirs),
+                f"at {rate:g} round trips/s, adaptive's p99 no worse than notify's",
+                f"{ours.median:.0f} us against {theirs.median:.0f} us",
+            )
+
+
+def _load(load: dict[str, float] | dict[str, str]) -> str:
+    return f"{load['rate']:g} packets/s" if "rate" in load else "saturation"

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""exits: what a packet costs in VM exits, kicks and interrupts, and what saving them costs in CPU and time.
+
+A micro guest sends through the switch to a sink that reads each byte, at a pace or as fast as it goes; then
+it pings a second guest that echoes, one packet at a time, both asleep while they wait. Under each policy the
+same two guests run in turn. KVM counts the exits; its own interrupts are taken off as vpt.exits says. Under
+TCG there are none, and the run only shows that everything works.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import ClassVar
+
+from vpt.bench.micro import Kick, Order, Report, Role, Touch, Wait
+from vpt.bench.result import Metric, Plot, Point
+from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
+from vpt.bench.scenarios._claims import verdicts
+from vpt.bench.scenarios._ports import undisturbed
+from vpt.bench.scenarios._rig import (
+    ATTACHMENTS,
+    POLICIES,
+    Plugged,
+    PolicyName,
+    Rig,
+    accelerator,
+    rig,
+    tier_of,
+)
+from vpt.errors import GuestError
+from vpt.exits import delta, measure
+from vpt.exits.model import Quantity, Tier
+from vpt.exits.session import Session, open_session
+from vpt.qemu import Accel
+
+__all__ = ["BATCHES", "RATES", "SCENARIO"]
+
+#: Packets per second; one at a time, evenly.
+RATES = (1_000, 10_000, 100_000)
+_ALL_RATES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000)
+#: Packets per kick of a guest that does not ask whether one is wanted: the control.
+BATCHES = (1, 8, 32)
+_BURST = 64
+_SECONDS = 0.3
+_PING_SECONDS = 0.2
+_LEAST_PINGS = 20
+_WARM_UP = 5_000
+_PERCENTILES = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99}
+
+
+def _plots(device: str) -> list[Plot]:
+    paced = Plot(
+        title="", x="rate", x_label="packets/s", log_x=True, where={"device": device}, y=[], y_label=""
+    )
+    return [
+        paced.model_copy(update={"title": f"{title}, {device}", "y": [y], "y_label": unit, "log_y": log})
+        for title, y, unit, log in (
+            ("Exits per packet", "exits", "per packet", False),
+            ("Round trip, 99th percentile", "p99", "us", True),
+            ("CPU of the worker", "cpu", "% of a core", False),
+        )
+    ]
+
+
+class _Exits(Scenario):
+    name: ClassVar[str] = "exits"
+    title: ClassVar[str] = "Exits, kicks and interrupts per packet, by device, policy and rate"
+    metrics: ClassVar[Sequence[Metric]] = (
+        Metric(name="exits", unit="per packet", better="lower", kind="count", title="Exits"),
+        Metric(name="dispatches", unit="per packet", better="lower", kind="count", title="Dispatches"),
+        Metric(name="kicks", unit="per packet", better="lower", kind="count", title="Kicks"),
+        Metric(name="interrupts", unit="per packet", better="lower", kind="count", title="Interrupts"),
+        Metric(name="syscalls", unit="per packet", better="lower", kind="count", title="Worker's calls"),
+        Metric(name="mpps", unit="Mpps", better="higher", title="Rate"),
+        Metric(name="cpu", unit="% of a core", better="lower", title="Worker's CPU"),
+        *(Metric(name=name, unit="us", better="lower", title=f"Round trip, {name}") for name in _PERCENTILES),
+    )
+    reference: ClassVar[str | None] = "notify"
+    plots: ClassVar[Sequence[Plot]] = (
+        *(plot for device in ATTACHMENTS for plot in _plots(device)),
+        Plot(
+            title="Packets per second at saturation",
+            x="device",
+            where={"load": "saturation"},
+            y=["mpps"],
+            x_label="device",
+            y_label="Mpps",
+            style="bar",
+        ),
+    )
+
+    def __init__(self) -> None:
+        self._provenance: dict[str, str] = {}
+        self._remarks: dict[str, None] = {}
+
+    def points(self, settings: Settings) -> Sequence[Params]:
+        rates = _ALL_RATES if settings.full else RATES
+        loads: list[Params] = [*({"rate": rate} for rate in rates), {"load": "saturation"}]
+        batches: list[Params] = [{"device": "passthrough", "batch": n} for n in BATCHES]
+        return [*batches, *({"device": device, **load} for device in ATTACHMENTS for load in loads)]
+
+    @contextmanager
+    def session(self, params: Params, settings: Settings) -> Iterator[Mapping[str, Runnable]]:
+        accel = accelerator(settings)
+        policies: tuple[PolicyName, ...] = ("notify",) if "batch" in params else POLICIES
+        with rig(settings, accel) as made:
+            made.null_port()
+            bench = _Bench(made, params, settings)
+            with open_session(f"qmp:{bench.sender.qmp}") as exits:
+                self._note(exits, accel)
+                yield {p: partial(self._run, bench, exits, p) for p in policies}
+
+    def _note(self, exits: Session, accel: Accel) -> None:
+        tier, _ = tier_of(accel)
+        identity = exits.identity
+        self._provenance = {"tier": tier.value, "counted": identity.quantity.value, "source": identity.source}
+        self._remarks[f"Tier {tier.value}: {identity.tier_evidence}. Accelerator: {accel.why}."] = None
+
+    def _run(self, bench: _Bench, exits: Session, policy: PolicyName) -> Measured:
+        values, remarks = bench.run(exits, policy)
+        self._remarks.update(dict.fromkeys(remarks))
+        return Measured(values)
+
+    def provenance(self) -> Mapping[str, str]:
+        return self._provenance
+
+    def notes(self, settings: Settings, points: Sequence[Point]) -> Sequence[str]:  # noqa: ARG002
+        native = self._provenance.get("tier") != Tier.TCG.value
+        return [
+            *verdicts(points, native=native),
+            *self._remarks,
+            f"Guests send one packet at a time when paced, {_BURST} when not; one that kicks each, one.",
+            "Round trips have one packet in flight, so that the time per trip bounds their rate.",
+        ]
+
+
+class _Bench:
+    """One point: two guests of one kind, and an order to carry out under each policy."""
+
+    def __init__(self, made: Rig, params: Params, settings: Settings) -> None:
+        self._rig = made
+        self._attachment = ATTACHMENTS[str(params["device"])]
+        self._rate = float(params["rate"]) if "rate" in params else None
+        self._batch = int(params["batch"]) if "batch" in params else None
+        self._scale, self._realtime = settings.scale, settings.realtime
+        # The echo first: once it echoes it sleeps, and leaves the CPU to the other's boot.
+        self._echo = None if self._rate is None else self._echoing()
+        self.sender = made.guest("sender", self._attachment)
+        # A lap and more of the ring: where KVM shadows page tables, the first touch of each page is an exit.
+        self.sender.guest.run(self._order(role=Role.GEN, packets=_WARM_UP, rate=None))
+
+    def _echoing(self) -> Plugged:
+        """A guest that echoes for as long as the point takes; asleep where it can be.
+
+        What goes to the sink has an address that no port is known for, and must not get here as well.
+        """
+        echo = self._rig.guest("echo", self._attachment)
+        echo.guest.begin(
+            Order(role=Role.ECHO, seconds=3600, burst=1, kick=self._attachment.kick, wait=_waits(echo))
+        )
+        self._rig.set_link(echo.name, False)
+        return echo
+
+    def _order(self, role: Role, packets: int | None, rate: float | None, seconds: float = 10) -> Order:
+        every = self._attachment.kick is Kick.EVERY
+        if self._batch is not None:
+            return Order(
+                role=role,
+                packets=packets,
+                seconds=seconds,
+                burst=self._batch,
+                kick=Kick.EVERY,
+                kick_every=self._batch,
+            )
+        return Order(
+            role=role,
+            packets=packets,
+            seconds=seconds,
+            rate=rate,
+            burst=1 if every or rate else _BURST,
+            kick=self._attachment.kick,
+        )
+
+    def run(self, exits: Session, policy: PolicyName) -> tuple[dict[str, float], Sequence[str]]:
+        """One repetition under a policy: the numbers, and what there is to say about them."""
+        self._rig.set_policy(policy, [p.name for p in (self.sender, self._echo) if p])
+        values, remarks = self._send(exits)
+        if self._echo is not None and self._rate is not None:
+            self._rig.set_link(self._echo.name, True)
+            values |= self._ping(self._echo, self._rate)
+            self._rig.set_link(self._echo.name, False)
+        return values, remarks
+
+    def _send(self, exits: Session) -> tuple[dict[str, float], Sequence[str]]:
+        before, worker = self._rig.port_counters(self.sender.name), self._rig.worker_counters()
+        first = exits.sample()
+        order = self._order(Role.GEN, None, self._rate, _SECONDS * self._scale)
+        report, cpu = self._timed(order, self.sender)
+        last = exits.sample()
+        if not report.packets or report.drained is None:
+            raise GuestError(
+                f"of {report.packets} packets that the guest sent, not all were taken: no measurement",
+                hint="the host may be too busy; give it CPUs of its own: vpt bench run exits --cpus 0,1",
+            )
+        sent = {"packets": report.packets}
+        read = measure(
+            exits.identity,
+            delta(exits.identity, first.model_copy(update={"packets": 0}), last.model_copy(update=sent)),
+        )
+        after = self._rig.port_counters(self.sender.name) - before
+        calls = self._rig.worker_counters() - worker
+        values = {
+            "kicks": report.kicks_per_packet,
+            "interrupts": (after["tx_interrupts"] + after["rx_interrupts"]) / report.packets,
+            "syscalls": calls["syscalls"] / report.packets,
+            "mpps": report.mpps,
+            "cpu": cpu,
+        }
+        if read.per_packet is None:
+            return values, [f"No count of exits in some repetitions: {read.refused or 'irq_exits is n/a'}."]
+        name = "dispatches" if exits.identity.quantity is Quantity.DISPATCHES else "exits"
+        return {name: read.per_packet, **values}, []
+
+    def _timed(self, order: Order, *guests: Plugged) -> tuple[Report, float]:
+        """Have the sender carry out an order; these guests and the worker alone on the CPUs, if asked for.
+
+        Returns what came of it, and the worker's CPU time in percent.
+        """
+        threads = {*self._rig.workers(), *(g.guest.vcpu_tid for g in guests)}
+        with undisturbed(threads, self._realtime):
+            cpu, began = self._rig.worker_ns(), time.monotonic_ns()
+            report = self.sender.guest.run(order)
+            took = time.monotonic_ns() - began
+            return report, (self._rig.worker_ns() - cpu) / took * 100
+
+    def _ping(self, echo: Plugged, rate: float) -> dict[str, float]:
+        seconds = max(_PING_SECONDS * self._scale, _LEAST_PINGS / rate)
+        report, _ = self._timed(
+            Order(
+                role=Role.PING,
+                seconds=seconds,
+                rate=rate,
+                burst=1,
+                window=1,
+                touch=Touch.STAMP,
+                kick=self._attachment.kick,
+                wait=_waits(self.sender),
+                dst=echo.mac,
+            ),
+            self.sender,
+            echo,
+        )
+        if report.latency is None:
+            raise GuestError(
+                f"of {report.packets} pings none came back within {seconds:g} s",
+                hint="the host may be too busy; give it CPUs of its own: vpt bench run exits --cpus 0,1",
+            )
+        return {name: report.latency.percentile(p) / 1000 for name, p in _PERCENTILES.items()}
+
+
+def _waits(guest: Plugged) -> Wait:
+    return Wait.IRQ if guest.found.irq else Wait.POLL
+
+
+SCENARIO = _Exits()
