@@ -16,7 +16,8 @@
 
 Each carries a sentence that says what is wrong and, where a user can do something about it, a hint that says
 what: preferably the next command to type. `code` is stable, for machines; `exit_code` is what the command
-line ends with (0 done, 1 failed, 2 wrong usage, 3 a needed thing is missing on this host).
+line ends with (0 done, 1 failed, 2 wrong usage, 3 a needed thing is missing on this host). A command that
+compares ends with 4 where it found a difference, which is no error.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import os
 from typing import ClassVar
 
 __all__ = [
+    "EXIT_DIFFERENT",
     "EXIT_FAILED",
     "EXIT_MISSING",
     "EXIT_OK",
@@ -48,6 +50,7 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_MISSING = 3
+EXIT_DIFFERENT = 4
 
 
 class VptError(Exception):

@@ -495,6 +495,13 @@ class Daemon:
     async def list_all(self, _request: models.Empty) -> models.EverythingView:
         return models.EverythingView(switches=self._switch_views(), ports=self._views())
 
+    async def config(self, _request: models.Empty) -> models.Configuration:
+        return models.Configuration(
+            switches=[managed.config for managed in self._switches.values()],
+            ports=[managed.config for managed in self._ports.values()],
+            failed={name: managed.error for name, managed in self._ports.items() if managed.error},
+        )
+
     async def stats(self, _request: models.Empty) -> models.StatsView:
         assert self._stats is not None
         snapshot = self._stats.read()

@@ -35,6 +35,7 @@ def method_table(d: Daemon) -> dict[str, Method]:
         Method("port.list", m.NullableName, m.PortList, "All ports, or those of one switch.", d.port_list),
         Method("port.show", m.PortName, m.PortDetail, "One port with transport and counters.", d.port_show),
         Method("list", m.Empty, m.EverythingView, "All switches and all ports.", d.list_all),
+        Method("config", m.Empty, m.Configuration, "What all switches and ports were asked to be.", d.config),
         Method("stats", m.Empty, m.StatsView, "Counters per port and worker, as in the stats file.", d.stats),
     )
     return {row.name: row for row in rows}

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 __all__ = [
     "Acknowledged",
+    "Configuration",
     "Empty",
     "EverythingView",
     "MacList",
@@ -297,6 +298,14 @@ class PortList(_Result):
 class EverythingView(_Result):
     switches: list[SwitchView]
     ports: list[PortView]
+
+
+class Configuration(_Result):
+    """Switches and ports as they were asked for, in the order of their creation."""
+
+    switches: list[SwitchConfig]
+    ports: list[PortConfig]
+    failed: dict[str, str] = Field(description="ports that could not be set up again, and why")
 
 
 class StatsView(_Result):

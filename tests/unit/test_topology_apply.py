@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""vpt apply, diff and export against a running vptd."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.vptd import Vptd, run_vpt, vpt_json
+from vpt.errors import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK, EXIT_USAGE
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "docs/examples").glob("*.yaml"))
+
+TWO = """\
+switches:
+  - name: lab
+ports:
+  - name: vm{n}
+    count: 2
+    switch: lab
+    kind: vhost-user
+"""
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Vptd]:
+    daemon = Vptd()
+    daemon.start()
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
+def lab(daemon: Vptd) -> Iterator[Vptd]:
+    """A vptd with nothing in it, and nothing left in it."""
+    yield daemon
+    file = daemon.folder / "empty.yaml"
+    file.write_text("switches: []\n")
+    assert run_vpt(daemon.paths.runtime, "apply", str(file), "--prune").returncode == EXIT_OK
+    assert daemon.call("list") == {"switches": [], "ports": []}
+
+
+def write(lab: Vptd, text: str) -> str:
+    file = lab.folder / "topology.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def state(lab: Vptd) -> dict[str, Any]:
+    """What is there, in no order: something that was added again is the newest."""
+    found = lab.call("config")
+    return {what: sorted(found[what], key=lambda thing: thing["name"]) for what in ("switches", "ports")}
+
+
+def apply(lab: Vptd, text: str, *options: str, code: int = EXIT_OK) -> str:
+    done = run_vpt(lab.paths.runtime, "apply", write(lab, text), *options)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def diff(lab: Vptd, text: str, *options: str, code: int) -> str:
+    done = run_vpt(lab.paths.runtime, "diff", write(lab, text), *options)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+# ---- the way it should go ----
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_apply(lab: Vptd, path: Path) -> None:
+    text = path.read_text()
+    assert "nothing to do" not in diff(lab, text, code=EXIT_DIFFERENT)
+    assert "done: " in apply(lab, text)
+    assert diff(lab, text, "--prune", code=EXIT_OK) == "nothing to do\n"
+    assert apply(lab, text) == "nothing to do\n"
+    exported = run_vpt(lab.paths.runtime, "export").stdout
+    assert diff(lab, exported, "--prune", code=EXIT_OK) == "nothing to do\n"
+
+
+def test_an_export_builds_the_same_again(lab: Vptd) -> None:
+    apply(lab, EXAMPLES[0].read_text())
+    before = state(lab)
+    for arguments in ((), ("--json",)):
+        exported = run_vpt(lab.paths.runtime, "export", *arguments).stdout
+        apply(lab, "switches: []", "--prune")
+        apply(lab, exported)
+        assert state(lab) == before
+
+
+def test_dry_run_and_diff_change_nothing(lab: Vptd) -> None:
+    before = state(lab)
+    assert "add port vm2: vhost-user on lab" in apply(lab, TWO, "--dry-run")
+    diff(lab, TWO, code=EXIT_DIFFERENT)
+    assert state(lab) == before
+
+
+def test_policy_and_link_change_while_the_port_lives(lab: Vptd) -> None:
+    """Its id says that it is the same port."""
+    apply(lab, TWO)
+    before = lab.call("port.show", name="vm1")
+    apply(lab, TWO + "    link: down\n    policy: {kind: sleep, sleep_us: 70}\n")
+    after = lab.call("port.show", name="vm1")
+    assert (after["id"], after["link"], after["policy"]["sleep_us"]) == (before["id"], "down", 70)
+
+
+def test_a_replacement_is_only_done_when_asked_for(lab: Vptd) -> None:
+    apply(lab, TWO)
+    before = state(lab)
+    more = TWO + "    pairs: 2\n"
+    assert "delete port vm1: pairs 1 -> 2  [needs --replace]" in diff(lab, more, code=EXIT_DIFFERENT)
+    assert "--replace" in apply(lab, more, code=EXIT_FAILED)
+    assert state(lab) == before
+    apply(lab, more, "--replace")
+    assert [port["pairs"] for port in state(lab)["ports"]] == [2, 2]
+
+
+def test_what_the_file_does_not_have_is_said_and_left_alone(lab: Vptd) -> None:
+    apply(lab, TWO)
+    lab.call("port.add", switch="lab", name="mine", kind="null")
+    assert "left alone: mine" in diff(lab, TWO, code=EXIT_OK)
+    assert "delete port mine" in apply(lab, TWO, "--prune")
+
+
+def test_a_file_may_come_by_a_pipe(lab: Vptd) -> None:
+    argv = [sys.executable, "-m", "vpt.cli", "--runtime-dir", str(lab.paths.runtime), "apply", "-"]
+    done = subprocess.run(argv, input=TWO, text=True, capture_output=True, check=True, timeout=60)
+    assert done.stdout.endswith("done: 3 steps\n")
+
+
+def test_json_has_the_steps(lab: Vptd) -> None:
+    file = write(lab, TWO)
+    done = run_vpt(lab.paths.runtime, "diff", file, "--json")
+    assert done.returncode == EXIT_DIFFERENT
+    assert json.loads(done.stdout)["schema"] == "vpt.diff/v1"
+    printed = vpt_json(lab.paths.runtime, "apply", file)
+    assert printed["schema"] == "vpt.apply/v1"
+    assert [step["action"] for step in printed["steps"]] == ["add-switch", "add-port", "add-port"]
+    assert vpt_json(lab.paths.runtime, "export")["schema"] == "vpt.topology/v1"
+
+
+# ---- the way it may go ----
+
+
+def test_a_step_that_fails_undoes_those_before_it(lab: Vptd) -> None:
+    """A switch, a port, a change and a replacement are done when there turns out to be no worker 31."""
+    apply(lab, TWO.replace("vm{n}", "vm{n}\n    socket: /tmp/vpt-test-{n}.sock"))
+    before = state(lab)
+    bad = """\
+switches: [{name: lab}, {name: second}]
+ports:
+  - {name: vm1, switch: lab, kind: vhost-user, pairs: 2}
+  - {name: vm2, switch: lab, kind: vhost-user, link: down, socket: /tmp/vpt-test-2.sock}
+  - {name: early, switch: second, kind: "null"}
+  - {name: late, switch: lab, kind: vhost-user, worker: 31, socket: /tmp/vpt-test-1.sock}
+"""
+    said = apply(lab, bad, "--replace", code=EXIT_FAILED)
+    assert "so all that was changed has been changed back" in said
+    assert state(lab) == before
+
+
+def test_a_first_step_that_fails_changes_nothing(lab: Vptd) -> None:
+    apply(lab, TWO)
+    before = state(lab)
+    said = apply(lab, TWO + "  - {name: p, switch: lab, kind: app, worker: 31}\n", code=EXIT_FAILED)
+    assert "so nothing was changed" in said
+    assert state(lab) == before
+
+
+def test_bad_input_names_the_place_and_changes_nothing(lab: Vptd) -> None:
+    before = state(lab)
+    bad = TWO + "    mac: 01:00:5e:00:00:01\n"
+    said = apply(lab, bad, code=EXIT_USAGE)
+    assert "topology.yaml:8:10: mac: 01:00:5e:00:00:01 is a multicast address" in said
+    done = run_vpt(lab.paths.runtime, "apply", write(lab, bad), "--json")
+    assert json.loads(done.stdout)["code"] == "topology"
+    assert state(lab) == before
+
+
+def test_bad_input_is_refused_without_vptd(tmp_path: Path) -> None:
+    """What can be said about a file does not need a daemon; what it would change does."""
+    file = tmp_path / "t.yaml"
+    file.write_text("switches: [1]\n")
+    assert run_vpt(tmp_path, "diff", str(file)).returncode == EXIT_USAGE
+    file.write_text("switches: []\n")
+    done = run_vpt(tmp_path, "diff", str(file))
+    assert done.returncode == EXIT_FAILED
+    assert "vpt daemon start" in done.stderr
+    assert run_vpt(tmp_path, "diff", str(tmp_path / "absent")).returncode == EXIT_USAGE
+
+
+def test_the_schema_is_printed_without_a_file(tmp_path: Path) -> None:
+    done = run_vpt(tmp_path, "apply", "--schema")
+    assert json.loads(done.stdout)["title"] == "vpt topology"

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""vpt apply, diff, export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vpt.cli._common import connect, emit_json, json_option, paths
+from vpt.errors import EXIT_DIFFERENT, UsageError
+
+if TYPE_CHECKING:
+    from vpt.topology import Actual, Plan
+
+__all__ = ["apply", "diff", "export"]
+
+# A topology is refused beyond 1 MiB; no more of an endless file needs to be read to see that.
+_READ = (1 << 20) + 1
+
+_prune_option = click.option(
+    "--prune", is_flag=True, help="Delete switches and ports that the file does not have."
+)
+_file_argument = click.argument("file", metavar="FILE")
+
+
+def _print_schema(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from vpt.topology import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+    ctx.exit()
+
+
+@click.command()
+@_file_argument
+@click.option("--dry-run", is_flag=True, help="Print the steps, and do none.")
+@_prune_option
+@click.option(
+    "--replace", is_flag=True, help="Delete and add again what can't be changed while packets flow."
+)
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help="Print the JSON Schema of topologies, for editors, and exit.",
+)
+@json_option
+def apply(file: str, dry_run: bool, prune: bool, replace: bool, as_json: bool) -> None:
+    """Make switches and ports as the topology in FILE says.
+
+    What is as it should be is not touched, so the second time there is nothing to do. All or nothing: where a
+    step fails, those before it are undone. FILE - is the standard input.
+
+    Policy and link of a port change while packets flow. Other changes need --replace: the port is deleted
+    and added again, and a guest that is plugged in loses its link. What the file does not have stays, unless
+    there is --prune.
+
+    \b
+    Examples:
+      vpt apply lab.yaml --dry-run
+      vpt apply lab.yaml
+      vpt export | sed s/adaptive/poll/ | vpt apply -
+    """
+    from vpt.topology import perform, require_options
+
+    have, todo = _plan(file, prune=prune)
+    if not dry_run:
+        given = [name for name, chosen in (("replace", replace), ("prune", prune)) if chosen]
+        require_options(todo, given)  # type: ignore[arg-type]
+        perform(todo, have, connect, _progress())
+    if as_json:
+        emit_json("apply", {"dry_run": dry_run, **_plan_data(todo)})
+        return
+    _print_plan(todo, done=not dry_run)
+
+
+@click.command()
+@_file_argument
+@_prune_option
+@json_option
+def diff(file: str, prune: bool, as_json: bool) -> None:
+    """Print what vpt apply FILE would do.
+
+    \b
+    Exit codes: 0 nothing to do, 4 there is something to do; 1, 2 and 3 as for all commands.
+
+    \b
+    Examples:
+      vpt diff lab.yaml
+      vpt diff lab.yaml --prune --json
+    """
+    _, todo = _plan(file, prune=prune)
+    if as_json:
+        emit_json("diff", _plan_data(todo))
+    else:
+        _print_plan(todo)
+    if todo.steps:
+        click.get_current_context().exit(EXIT_DIFFERENT)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, which vpt apply reads as well.")
+def export(as_json: bool) -> None:
+    """Print the switches and ports that there are as a topology.
+
+    \b
+    Examples:
+      vpt export > lab.yaml
+      vpt export --json
+    """
+    from vpt.topology import actual, as_data, as_yaml
+
+    with connect() as vptd:
+        state = actual(vptd)
+    click.echo(json.dumps(as_data(state), indent=2) if as_json else as_yaml(state).rstrip())
+
+
+def _plan(file: str, *, prune: bool) -> tuple[Actual, Plan]:
+    from vpt.topology import actual, load, plan
+
+    wanted = load(_read(file), "standard input" if file == "-" else file, paths().ports)
+    with connect() as vptd:
+        have = actual(vptd)
+    return have, plan(wanted, have, prune=prune)
+
+
+def _read(file: str) -> bytes:
+    try:
+        if file == "-":
+            return sys.stdin.buffer.read(_READ)
+        with open(file, "rb") as opened:
+            return opened.read(_READ)
+    except OSError as error:
+        raise UsageError(
+            f"can't read {file}: {error.strerror}", hint="write what runs into a file: vpt export > FILE"
+        ) from None
+
+
+def _progress() -> Callable[[str], None]:
+    """A line per step on a terminal; silence in a pipe."""
+    if not sys.stderr.isatty():
+        return lambda _: None
+    return lambda text: click.echo(click.style("* ", fg="cyan") + text, err=True)
+
+
+def _plan_data(todo: Plan) -> dict[str, Any]:
+    return {"steps": [asdict(step) for step in todo.steps], "left_alone": list(todo.left_alone)}
+
+
+def _print_plan(todo: Plan, *, done: bool = False) -> None:
+    for step in todo.steps:
+        needs = click.style(f"  [needs --{step.needs}]", fg="yellow") if step.needs and not done else ""
+        click.echo(f"{step}{needs}")
+    count = len(todo.steps)
+    if not count:
+        click.echo("nothing to do")
+    elif done:
+        click.echo(f"done: {count} step{'s' if count > 1 else ''}")
+    if todo.left_alone:
+        click.echo(f"not in the topology and left alone: {', '.join(todo.left_alone)} (--prune deletes them)")

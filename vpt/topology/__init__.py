@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Switches and ports from a file: reading it, planning what has to be done, doing it, and writing one.
+
+wanted = load(text, "lab.yaml", paths.ports)
+have = actual(vptd)
+todo = plan(wanted, have)
+require_options(todo, given=())
+perform(todo, have, connect)
+"""
+
+from vpt.topology._apply import actual, perform, require_options
+from vpt.topology._export import as_data, as_yaml, json_schema
+from vpt.topology._load import SCHEMA, load
+from vpt.topology._plan import Actual, Plan, Step, Wanted, plan
+
+__all__ = [
+    "SCHEMA",
+    "Actual",
+    "Plan",
+    "Step",
+    "Wanted",
+    "actual",
+    "as_data",
+    "as_yaml",
+    "json_schema",
+    "load",
+    "perform",
+    "plan",
+    "require_options",
+]
