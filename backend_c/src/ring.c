@@ -239,7 +239,7 @@ static uint32_t deliver_run(struct vpti_ring_rxq *x, struct vpti_room *room, str
 	uint32_t ticket, i;
 
 	vpti_lock(&q->lock);
-	n = reserve(x, room, pkt, n);
+	n = vpti_leases_full(&q->leases) ? 0 : reserve(x, room, pkt, n);
 	if (!n) {
 		vpti_unlock(&q->lock);
 		return 0;

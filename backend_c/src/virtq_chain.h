@@ -192,6 +192,10 @@ VPTI_INLINE uint32_t vpti_virtq_reserve(struct vpti_virtq_rxq *x, struct vpti_ro
 
 	*why = VPTI_FIT;
 	room->nrun = room->nused = 0;
+	if (vpti_leases_full(&x->q.leases)) {
+		*why = VPTI_FIT_NO_CHAINS;
+		return 0;
+	}
 	if (vpti_unlikely(budget < 0)) {
 		vpti_port_break(x->q.port, VPT_REASON_BAD_INDEX, x->q.index, (uint64_t)~budget);
 		*why = VPTI_FIT_BROKEN;

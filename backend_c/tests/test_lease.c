@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "lease.h"
 #include "test.h"
 #include "util.h"
 #include "virtq.h"
@@ -78,6 +79,24 @@ static void check(struct tally *tally, const uint8_t *frame, uint32_t len)
 		CHECK_EQ(frame[i], byte_of(t, i));
 	tally->next[t.from]++;
 	tally->total++;
+}
+
+/* ---- the table of leases, without threads ---- */
+
+/* However much the others finish meanwhile, nothing is shown that comes after what a worker is still copying. */
+static void stalled_worker_holds_back_what_follows(void)
+{
+	struct vpti_leases leases = {.first = UINT32_MAX - 10, .next = UINT32_MAX - 10};
+	uint32_t published = 0, stalled, end = 1;
+
+	stalled = vpti_lease_take(&leases, end);
+	while (!vpti_leases_full(&leases))
+		CHECK(!vpti_lease_finish(&leases, vpti_lease_take(&leases, ++end), &published));
+	CHECK_EQ(published, 0);
+	CHECK_EQ(end, VPTI_MAX_LEASES);
+	CHECK(vpti_lease_finish(&leases, stalled, &published));
+	CHECK_EQ(published, end);
+	CHECK(!vpti_leases_full(&leases));
 }
 
 /* ---- application ports ---- */
@@ -382,6 +401,7 @@ static void three_workers_into_a_packed_queue(void) { run(3, packed_sink); }
 int main(void)
 {
 	static const struct test_case cases[] = {
+		TEST(stalled_worker_holds_back_what_follows),
 		TEST(two_workers_into_a_ring),
 		TEST(three_workers_into_a_ring),
 		TEST(two_workers_into_a_split_queue),
