@@ -280,6 +280,6 @@ def _hint_of(key: str, item: Any) -> str:
         return f"write: policy: {{kind: {given}}}" if isinstance(given, str) else _SEE
     if item["type"] == "string_type":
         return f'it is {given!r}; quote it: {key}: "{given}"'
-    if item["loc"] and isinstance(given, str | int | float):
+    if item["loc"] and isinstance(given, str | int | float) and str(given) not in item["msg"]:
         return f"it is {given!r}; {_SEE}"
     return _SEE

@@ -63,7 +63,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """steps in order; left_alone: what runs and the file does not have, in no particular order."""
+    """steps in order; left_alone: what runs, is not in the file and is not touched."""
 
     steps: tuple[Step, ...]
     left_alone: tuple[str, ...] = ()
@@ -175,7 +175,8 @@ class _Planner:
             *(_add_port(p) for p in late_ports),
             *self._deletions(set(self._gone) - in_the_way),
         ]
-        return Plan(tuple(steps), tuple(sorted(have - self._wanted.names() - set(self._gone))))
+        alone = have - self._wanted.names() - set(self._gone) - set(self._replaced)
+        return Plan(tuple(steps), tuple(sorted(alone)))
 
     def _needs_replace(self, switch: SwitchConfig) -> Needs | None:
         return "replace" if switch.name in self._replaced_switches else None
