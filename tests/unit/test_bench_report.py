@@ -20,6 +20,9 @@ from vpt.bench.model import PUBLISHED, Kind, Policy, sweep
 from vpt.bench.report import page
 from vpt.bench.result import Metric, Plot, Point, Result, Sample, ScenarioResult, Variant
 
+# A browser does not run under AddressSanitizer, which that step preloads into all that is started.
+pytestmark = pytest.mark.native
+
 _SERIES = {
     "threads": (0x0B, 0x62, 0xA4),
     "the model, with a name of some length": (0xC8, 0x50, 0x0A),
