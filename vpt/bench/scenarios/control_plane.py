@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""control-plane: what an operator waits for.
+
+Commands are whole processes, from start to end, as from a shell. Requests go over one connection to vptd, as
+from a program: no interpreter is started for each. The vptd is a whole one, with its journal, in a thread of
+this process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from operator import methodcaller
+from tempfile import TemporaryDirectory
+from typing import ClassVar
+
+from vpt.bench.result import Metric
+from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
+from vpt.daemon.client import Client
+from vpt.daemon.daemon import Settings as DaemonSettings
+from vpt.daemon.embedded import EmbeddedDaemon
+from vpt.daemon.models import SwitchAdd
+from vpt.daemon.runtime import ENV_RUNTIME_DIR, locate
+from vpt.errors import TimeoutExpired, VptError
+
+__all__ = ["SCENARIO"]
+
+_PORTS = 100
+_COMMAND_S = 30.0
+
+
+class _ControlPlane(Scenario):
+    name: ClassVar[str] = "control-plane"
+    title: ClassVar[str] = "What an operator waits for"
+    metrics: ClassVar[Sequence[Metric]] = (
+        Metric(name="ms", unit="ms", better="lower", title="Time from start to end"),
+    )
+
+    def points(self, settings: Settings) -> Sequence[Params]:  # noqa: ARG002
+        return [{"ports": _PORTS}]
+
+    @contextmanager
+    def session(self, params: Params, settings: Settings) -> Iterator[Mapping[str, Runnable]]:  # noqa: ARG002
+        ports = int(params["ports"])
+        with ExitStack() as stack:
+            paths = locate(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
+            daemon = stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, keeper=False)))
+            for switch in ("s", "other"):
+                daemon.call(methodcaller("switch_add", SwitchAdd(name=switch)))
+            vptd = stack.enter_context(Client(paths.control))
+            _add(vptd, "s", "p", ports)
+            command = partial(_command, os.environ | {ENV_RUNTIME_DIR: str(paths.runtime)})
+            add = ["port", "add", "other", "x", "--kind", "vhost-user"]
+            yield {
+                "vpt --help": partial(command, "--help"),
+                "vpt ls": partial(command, "ls"),
+                "vpt port add": partial(_and_back, partial(command, *add), vptd, "x"),
+                f"{ports} requests to add a port": partial(_add_many, vptd, ports),
+                "requests to add and remove a port": partial(_add_and_remove, vptd),
+            }
+
+    def notes(self, settings: Settings, points: Sequence[object]) -> Sequence[str]:  # noqa: ARG002
+        return [f"Besides those that are added there are {_PORTS} ports, of kind vhost-user."]
+
+
+def _timed(what: Callable[[], object]) -> Measured:
+    began = time.perf_counter()
+    what()
+    return Measured({"ms": 1e3 * (time.perf_counter() - began)})
+
+
+def _command(env: Mapping[str, str], *arguments: str) -> Measured:
+    """The command line, in the interpreter that runs this."""
+    line = [sys.executable, "-m", "vpt.cli", *arguments]
+
+    def run() -> None:
+        try:
+            subprocess.run(line, env=env, check=True, capture_output=True, timeout=_COMMAND_S)
+        except subprocess.TimeoutExpired:
+            raise TimeoutExpired(f"{' '.join(line)} did not end within {_COMMAND_S:g} s") from None
+        except subprocess.CalledProcessError as error:
+            raise VptError(f"{' '.join(line)} failed: {error.stderr.decode(errors='replace')}") from None
+
+    return _timed(run)
+
+
+def _and_back(what: Callable[[], Measured], vptd: Client, port: str) -> Measured:
+    """Time it, and remove the port that it made."""
+    measured = what()
+    vptd.call("port.del", name=port)
+    return measured
+
+
+def _add(vptd: Client, switch: str, prefix: str, ports: int) -> None:
+    for i in range(ports):
+        vptd.call("port.add", switch=switch, name=f"{prefix}{i}", kind="vhost-user")
+
+
+def _add_many(vptd: Client, ports: int) -> Measured:
+    measured = _timed(partial(_add, vptd, "other", "q", ports))
+    for i in range(ports):
+        vptd.call("port.del", name=f"q{i}")
+    return measured
+
+
+def _add_and_remove(vptd: Client) -> Measured:
+    def both() -> None:
+        _add(vptd, "other", "y", 1)
+        vptd.call("port.del", name="y0")
+
+    return _timed(both)
+
+
+SCENARIO = _ControlPlane()
