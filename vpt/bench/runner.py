@@ -92,6 +92,7 @@ def run(scenarios: Sequence[Scenario], settings: Settings, progress: Progress | 
             "repetitions": settings.repetitions,
             "scale": settings.scale,
             "realtime": settings.realtime,
+            "full": settings.full,
             "seconds": steps.seconds,
         },
         scenarios=results,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from vpt.dataplane import (
     App,
@@ -23,7 +24,7 @@ from vpt.dataplane import (
 )
 from vpt.errors import MissingError, TimeoutExpired
 
-__all__ = ["Ends", "app_port", "other_cpus", "tasks", "undisturbed", "worker_cpu"]
+__all__ = ["Ends", "app_port", "mac_of", "other_cpus", "tasks", "thread_name", "undisturbed", "worker_cpu"]
 
 _HANDSHAKE_S = 5.0
 
@@ -104,19 +105,21 @@ def other_cpus(cpus: Sequence[int]) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(threads: Iterable[int], realtime: bool) -> Iterator[None]:
+def undisturbed(threads: Iterable[int], realtime: bool, ahead: Iterable[int] = ()) -> Iterator[None]:
     """Real-time priority for these threads and the caller's, if asked for; for as long as something is timed.
 
-    As long as it took, others get the CPUs after it.
+    The caller and the threads in `ahead`, which sleep most of the time, go before the others: where one of
+    those never leaves its CPU, its commander still has to get there. As long as it took, others get the CPUs
+    after it.
     """
     if not realtime:
         yield
         return
-    everybody = [0, *threads]
+    everybody = dict.fromkeys((0, *ahead), 2) | dict.fromkeys(threads, 1)
     began = time.monotonic()
     try:
-        for tid in everybody:
-            os.sched_setscheduler(tid, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+        for tid, priority in everybody.items():
+            os.sched_setscheduler(tid, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
         yield
     except PermissionError as err:
         raise MissingError(
@@ -124,7 +127,7 @@ def undisturbed(threads: Iterable[int], realtime: bool) -> Iterator[None]:
             hint="run as root or with CAP_SYS_NICE, or without --realtime",
         ) from err
     finally:
-        for tid in everybody:
+        for tid in reversed(everybody):  # the caller last: it has to get to the end of this
             os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
         time.sleep(time.monotonic() - began)
 
@@ -139,3 +142,11 @@ def tasks() -> dict[int, int]:
         except FileNotFoundError:  # it ended meanwhile
             continue
     return times
+
+
+def thread_name(tid: int) -> str:
+    """Of a thread of any process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{tid}/comm").read_text(encoding="ascii").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Scenarios vhost-user and control-plane: testpmd's words, the points, the operations."""
+
+from __future__ import annotations
+
+from vpt.bench.scenario import Measured, Settings
+from vpt.bench.scenarios import control_plane, vhost_user
+from vpt.bench.scenarios._testpmd import Rates, huge_pages_mib, parse_rates, parse_totals
+
+STATISTICS = """show port stats all
+
+  ######################## NIC statistics for port 0  ########################
+  RX-packets: 717393     RX-missed: 0          RX-bytes:  45913152
+  RX-errors: 0
+  RX-nombuf:  0
+  TX-packets: 717393     TX-errors: 0          TX-bytes:  45913152
+
+  Throughput (since last show)
+  Rx-pps:       386681          Rx-bps:    197980928
+  Tx-pps:       389325          Tx-bps:    199334496
+  ############################################################################
+
+  ######################## NIC statistics for port 1  ########################
+  RX-packets: 0          RX-missed: 0          RX-bytes:  0
+  RX-errors: 0
+  RX-nombuf:  0
+  TX-packets: 0          TX-errors: 0          TX-bytes:  0
+
+  Throughput (since last show)
+  Rx-pps:            0          Rx-bps:            0
+  Tx-pps:            7          Tx-bps:         3584
+  ############################################################################
+testpmd> """
+
+STOPPED = """
+  ---------------------- Forward statistics for port 0  ----------------------
+  RX-packets: 12             RX-dropped: 0             RX-total: 12
+  TX-packets: 34             TX-dropped: 5             TX-total: 39
+  ----------------------------------------------------------------------------
+
+  +++++++++++++++ Accumulated forward statistics for all ports+++++++++++++++
+  RX-packets: 1048579        RX-dropped: 0             RX-total: 1048579
+  TX-packets: 56             TX-dropped: 34782429      TX-total: 35831008
+  ++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++
+"""
+
+
+def test_rates_are_told_apart_by_port() -> None:
+    assert parse_rates(STATISTICS) == {0: Rates(386681, 389325), 1: Rates(0, 7)}
+
+
+def test_totals_are_those_of_all_ports() -> None:
+    assert parse_totals(STOPPED) == (1048579, 56)
+    assert parse_totals(STATISTICS) is None
+
+
+def test_huge_pages_are_counted_by_their_size() -> None:
+    assert huge_pages_mib("MemTotal: 1 kB\nHugePages_Total:     3\nHugepagesize:    2048 kB\n") == 6
+    assert huge_pages_mib("MemTotal: 1 kB\n") == 0
+
+
+def test_full_has_every_combination_and_the_short_set_each_ring() -> None:
+    full = vhost_user.SCENARIO.points(Settings(full=True))
+    short = vhost_user.SCENARIO.points(Settings())
+    assert len(full) == 2 * 4 * 2 * 3
+    assert all(point in full for point in short)
+    assert {p["ring"] for p in short} == {p["ring"] for p in full}
+    assert {p["path"] for p in short} == {"guest-host", "guest-guest"}
+
+
+def test_control_plane_times_every_operation() -> None:
+    with control_plane.SCENARIO.session({"ports": 3}, Settings()) as variants:
+        for _ in range(2):
+            measured: list[Measured] = [run() for run in variants.values()]
+            assert all(m.values["ms"] > 0 for m in measured)
+    assert {"vpt --help", "vpt ls", "vpt port add"} <= variants.keys()

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""vhost-user: vptd and dpdk-testpmd (net_vhost) as back-ends of one front-end, testpmd's net_virtio_user.
+
+Two CPUs: the back-end has the last, the front-end and this program the first. All processes of a point are
+there from its beginning; who is not being measured sleeps. The rate is the front-end's own count over
+its own clock, so that both back-ends are held against the same instrument.
+
+guest-host: the front-end transmits as fast as it can, the back-end consumes; vptd's sink reads every byte,
+testpmd copies (rxonly). guest-guest: the front-end has two devices and sends each packet that it receives by
+the other one, so a fixed number of packets goes round both ways, through vptd's switch (MAC learning, one
+copy) or between two ports of testpmd (`io`, or `mac`, which writes addresses, too; two copies).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from operator import methodcaller
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar, Protocol
+
+from vpt.bench.result import Metric, Plot, Point
+from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
+from vpt.bench.scenarios._ports import mac_of, other_cpus, tasks, thread_name, undisturbed, worker_cpu
+from vpt.bench.scenarios._testpmd import Testpmd, memory_is_huge
+from vpt.daemon.daemon import Settings as DaemonSettings
+from vpt.daemon.embedded import EmbeddedDaemon
+from vpt.daemon.models import PortAdd, SwitchAdd
+from vpt.daemon.runtime import locate
+from vpt.errors import TimeoutExpired
+
+__all__ = ["SCENARIO"]
+
+_RINGS = {
+    "split": "in_order=0",
+    "split in order": "in_order=1",
+    "packed": "packed_vq=1,in_order=0",
+    "packed in order": "packed_vq=1,in_order=1",
+}
+_MRG = {"yes": "mrg_rxbuf=1", "no": "mrg_rxbuf=0"}
+_BYTES = (64, 512, 1518)
+_HOST, _GUEST = "guest-host", "guest-guest"
+_RING_SIZE = 256
+_MTU = 1518
+_SECONDS = 0.3
+_SETTLE_S = 0.03
+#: Packets that go round, per direction, in bursts of 32: enough that no side waits, and a ring holds them.
+_BURSTS = 7
+_START_S = 5.0
+#: More than enough for the rest of a ring.
+_DRAIN_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """What distinguishes one point from the others."""
+
+    path: str
+    ring: str
+    mrg: str
+    size: int
+
+    @property
+    def usual(self) -> bool:
+        """One of those that are measured unless all are asked for: each ring, and each length."""
+        return self.mrg == "yes" and (self.size == min(_BYTES) or self.ring == "packed")
+
+    @property
+    def devices(self) -> int:
+        """Virtio devices of the front-end."""
+        return 1 if self.path == _HOST else 2
+
+
+class _BackEnd(Protocol):
+    """sockets: where the front-end connects. moving: threads that move packets. ahead: those that command
+    them.
+    """
+
+    sockets: list[str]
+    moving: set[int]
+    ahead: set[int]
+
+    def start(self) -> None:
+        """Take packets."""
+
+    def stop(self) -> dict[str, float]:
+        """Take no more; what only the back-end can tell."""
+
+    def taken(self) -> int:
+        """Packets consumed between start and stop."""
+
+
+def _workers(threads: Iterable[int]) -> set[int]:
+    """Those that are an engine's. A thread names itself, so one that was just made may have no name yet."""
+    end = time.monotonic() + _START_S
+    while not (found := {tid for tid in threads if thread_name(tid).startswith("vpt-worker")}):
+        if time.monotonic() > end:
+            raise TimeoutExpired(f"vptd's worker did not start within {_START_S:g} s")
+        time.sleep(0.001)
+    return found
+
+
+class _Vptd:
+    """The whole daemon in a thread of its own, ports as it makes them by default."""
+
+    def __init__(self, stack: ExitStack, point: _Point, cpu: int) -> None:
+        paths = locate(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
+        before = tasks().keys()
+        self._daemon = stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, cpus=(cpu,), keeper=False)))
+        self.moving = _workers(tasks().keys() - before)
+        self.ahead: set[int] = set()
+        self._daemon.call(methodcaller("switch_add", SwitchAdd(name="s")))
+        names = [f"p{i}" for i in range(point.devices)]
+        ports = [PortAdd(name=name, switch="s", kind="vhost-user", mtu=_MTU) for name in names]
+        if point.path == _HOST:
+            ports.append(PortAdd(name="sink", switch="s", kind="null", touch=True, mac=mac_of(1)))
+        views = [self._daemon.call(methodcaller("port_add", port)) for port in ports]
+        self.sockets = [view.socket for view in views[: point.devices]]
+
+    def start(self) -> None:
+        self._before = self._daemon.counters("p0")
+
+    def stop(self) -> dict[str, float]:
+        self._after = self._daemon.counters("p0")
+        return {"batch": self.taken() / max(1, self._after["tx_batches"] - self._before["tx_batches"])}
+
+    def taken(self) -> int:
+        return self._after["tx_packets"] - self._before["tx_packets"]
+
+
+class _TestpmdBack:
+    """testpmd with net_vhost, forwarding in one of its modes."""
+
+    def __init__(self, pmd: Testpmd, sockets: list[str], mode: str) -> None:
+        self.sockets = sockets
+        self.moving, self.ahead = pmd.threads()
+        self._pmd, self._mode, self._taken = pmd, mode, 0
+
+    def start(self) -> None:
+        self._pmd.ask(f"set fwd {self._mode}")
+        self._pmd.ask("start")
+
+    def stop(self) -> dict[str, float]:
+        self._taken, _ = self._pmd.stop()
+        return {}
+
+    def taken(self) -> int:
+        return self._taken
+
+
+def _testpmd_backs(stack: ExitStack, point: _Point, cpu: int) -> dict[str, _BackEnd]:
+    """One process, by the modes that are compared."""
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
+    sockets = [str(folder / f"{i}.sock") for i in range(point.devices)]
+    devices = [f"net_vhost{i},iface={path},queues=1" for i, path in enumerate(sockets)]
+    pmd = stack.enter_context(Testpmd("dpdk-testpmd as back-end", cpu, devices))
+    modes = {"testpmd": "rxonly"} if point.path == _HOST else {"testpmd": "io", "testpmd mac": "mac"}
+    return {name: _TestpmdBack(pmd, sockets, mode) for name, mode in modes.items()}
+
+
+class _FrontEnd:
+    """The generator, on the sockets of one back-end."""
+
+    def __init__(self, stack: ExitStack, point: _Point, cpu: int, sockets: Sequence[str]) -> None:
+        self._sends_only = point.path == _HOST
+        self._start = "start" if point.path == _HOST else f"start tx_first {_BURSTS}"
+        common = f"queue_size={_RING_SIZE},{_RINGS[point.ring]},{_MRG[point.mrg]}"
+        devices = [
+            f"net_virtio_user{i},path={path},mac={mac_of(2 + i)},{common}" for i, path in enumerate(sockets)
+        ]
+        peers = [mac_of(1)] if point.path == _HOST else [mac_of(3), mac_of(2)]
+        options = [f"--eth-peer={i},{mac}" for i, mac in enumerate(peers)]
+        options += [f"--txpkts={point.size}", f"--forward-mode={'txonly' if point.path == _HOST else 'io'}"]
+        self._pmd = stack.enter_context(Testpmd("dpdk-testpmd as front-end", cpu, devices, options))
+        self.moving, self.ahead = self._pmd.threads()
+
+    def start(self) -> None:
+        """Send. Packets that go round are put in once: they stay in the rings from one start to the next."""
+        self._pmd.ask(self._start)
+        self._start = "start"
+
+    def stop(self) -> int:
+        """Send no more; how many there were."""
+        return self._pmd.stop()[1]
+
+    def rate(self) -> float:
+        """Packets per second since this was asked for last: those sent, or those that came back."""
+        return sum(each.tx if self._sends_only else each.rx for each in self._pmd.rates().values())
+
+
+def _measure(front: _FrontEnd, back: _BackEnd, point: _Point, settings: Settings) -> Measured:
+    """Let packets flow, and read the front-end's clock and counts at both ends of a while."""
+    back.start()
+    front.start()
+    with undisturbed(front.moving | back.moving, settings.realtime, front.ahead | back.ahead):
+        time.sleep(_SETTLE_S)
+        front.rate()
+        time.sleep(_SECONDS * settings.scale)
+        pps = front.rate()
+    sent = front.stop()
+    time.sleep(_DRAIN_S)
+    values = back.stop()
+    if not pps:
+        raise TimeoutExpired(f"no packet came through {_SECONDS * settings.scale:g} s long at {point}")
+    if point.path == _HOST:
+        values["missing"] = float(sent - back.taken())
+    return Measured({"rate": pps / 1e6, "ns": 1e9 / pps, "gbit": 8 * point.size * pps / 1e9, **values})
+
+
+class _VhostUser(Scenario):
+    name: ClassVar[str] = "vhost-user"
+    title: ClassVar[str] = "vhost-user back-ends under the same front-end, DPDK's"
+    metrics: ClassVar[Sequence[Metric]] = (
+        Metric(name="rate", unit="Mpps", better="higher", title="Rate"),
+        Metric(name="ns", unit="ns/packet", better="lower", title="Time"),
+        Metric(name="gbit", unit="Gbit/s", better="higher", title="Throughput"),
+        Metric(name="missing", unit="packets", better="lower", kind="count", title="Sent but not consumed"),
+        Metric(name="batch", unit="packets", better="neither", title="Taken at a time"),
+    )
+    reference: ClassVar[str | None] = "testpmd"
+    plots: ClassVar[Sequence[Plot]] = tuple(
+        Plot(
+            title=f"{path}, 64 bytes",
+            x="ring",
+            y=["rate"],
+            x_label="ring, mergeable buffers",
+            y_label="Mpps",
+            style="bar",
+            where={"path": path, "bytes": 64, "mrg": "yes"},
+        )
+        for path in (_HOST, _GUEST)
+    )
+
+    def points(self, settings: Settings) -> Sequence[Params]:
+        every = (_Point(*p) for p in product((_HOST, _GUEST), _RINGS, _MRG, _BYTES))
+        return [
+            {"path": p.path, "ring": p.ring, "mrg": p.mrg, "bytes": p.size}
+            for p in every
+            if settings.full or p.usual
+        ]
+
+    @contextmanager
+    def session(self, params: Params, settings: Settings) -> Iterator[Mapping[str, Runnable]]:
+        point = _Point(str(params["path"]), str(params["ring"]), str(params["mrg"]), int(params["bytes"]))
+        cpu = worker_cpu(settings.cpus)
+        with other_cpus(settings.cpus), ExitStack() as stack:
+            here = min(os.sched_getaffinity(0))
+            vptd: dict[str, _BackEnd] = {"vpt": _Vptd(stack, point, cpu)}
+            backs = vptd | _testpmd_backs(stack, point, cpu)
+            sockets = {tuple(back.sockets) for back in backs.values()}
+            fronts = {paths: _FrontEnd(stack, point, here, paths) for paths in sockets}
+            yield {
+                name: partial(_measure, fronts[tuple(back.sockets)], back, point, settings)
+                for name, back in backs.items()
+            }
+
+    def notes(self, settings: Settings, points: Sequence[Point]) -> Sequence[str]:  # noqa: ARG002
+        pages = "huge pages" if memory_is_huge() else "pages of 4 KiB (no huge pages are free)"
+        return [
+            f"Rates are the front-end's. Its memory, which both back-ends map, is of {pages}.",
+            "vpt takes up to 64 packets at a time: where it took fewer, it had emptied the ring, and the"
+            " front-end was the slower side.",
+        ]
+
+
+SCENARIO = _VhostUser()
