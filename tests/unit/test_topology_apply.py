@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from support.vptd import Vptd, run_vpt, vpt_json
-from vpt.errors import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from vpt.errors import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, DaemonError
+from vpt.topology import Actual, load, perform, plan
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "docs/examples").glob("*.yaml"))
 
@@ -163,6 +164,34 @@ ports:
     said = apply(lab, bad, "--replace", code=EXIT_FAILED)
     assert "so all that was changed has been changed back" in said
     assert state(lab) == before
+
+
+def test_two_failures_leave_no_doubt(lab: Vptd) -> None:
+    """vptd dies in the middle: what was acknowledged is in its journal, and diff says what is still to do."""
+    have = Actual()
+    todo = plan(load(TWO.encode(), "t", lab.paths.ports), have)
+
+    def die_at_the_second_port(text: str) -> None:
+        if "vm2" in text:
+            lab.kill()
+
+    with pytest.raises(DaemonError, match="what was done could not be undone"):
+        perform(todo, have, lab.client, die_at_the_second_port)
+    lab.start()
+    assert diff(lab, TWO, code=EXIT_DIFFERENT) == "add port vm2: vhost-user on lab\n"
+
+
+def test_an_interrupt_undoes_as_well(lab: Vptd) -> None:
+    have = Actual()
+    todo = plan(load(TWO.encode(), "t", lab.paths.ports), have)
+
+    def interrupt_at_the_second_port(text: str) -> None:
+        if text.startswith("add port vm2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        perform(todo, have, lab.client, interrupt_at_the_second_port)
+    assert state(lab) == {"switches": [], "ports": []}
 
 
 def test_a_first_step_that_fails_changes_nothing(lab: Vptd) -> None:

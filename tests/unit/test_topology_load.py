@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vpt.daemon.models import PolicyConfig, PortConfig
 from vpt.errors import EXIT_USAGE, TopologyError
@@ -24,6 +27,10 @@ def read(text: str, ports_dir: Path = PORTS_DIR) -> Wanted:
 def with_port(*lines: str) -> str:
     """A file whose line 4 is the first of `lines`."""
     return "\n".join(["switches:", "  - name: lab", "ports:", *lines, ""])
+
+
+def _lines(lines: list[str]) -> bytes:
+    return "\n".join(lines).encode()
 
 
 # ---- good files ----
@@ -223,6 +230,23 @@ def test_a_default_socket_can_be_too_long_as_well() -> None:
 def test_files_that_are_no_text_or_too_long_are_refused(text: bytes) -> None:
     with pytest.raises(TopologyError, match=r"lab.yaml:1:1: "):
         load(text, "lab.yaml", PORTS_DIR)
+
+
+LINES = st.sampled_from(
+    [
+        "switches:", "ports:", "  - name: lab", "  - name: 'vm{n}'", "    switch: lab", "    kind: app",
+        "    count: 3", "    policy: {kind: poll}", "    mac: 52:54:00:00:00:01", "    first: -1", "  - ",
+        "- {", "}", "    pairs: 1e9",
+    ]
+)  # fmt: skip
+
+
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode), st.lists(LINES).map(_lines)))
+@settings(max_examples=500, deadline=None)
+def test_anything_is_read_or_refused(text: bytes) -> None:
+    """And never an exception of another kind, whose message nobody could use."""
+    with contextlib.suppress(TopologyError):
+        assert isinstance(load(text, "lab.yaml", PORTS_DIR), Wanted)
 
 
 # ---- schema ----

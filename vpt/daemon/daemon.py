@@ -338,6 +338,12 @@ class Daemon:
 
     async def _bring_up(self, config: PortConfig, *, restoring: bool) -> None:
         switch = self._switch(config.switch)
+        if config.worker is not None and config.worker >= self.settings.workers:
+            raise ConflictError(
+                f"port {config.name!r} asks for worker {config.worker}, and this vptd has"
+                f" {self.settings.workers}, counted from 0",
+                hint="leave worker out, or start vptd with more: vpt daemon start --workers NUMBER",
+            )
         if config.kind in models.RING_KINDS:
             await self._need_keeper()
         context = Context(self.paths, self._holder(), self.settings.group, restoring)
@@ -496,11 +502,13 @@ class Daemon:
         return models.EverythingView(switches=self._switch_views(), ports=self._views())
 
     async def config(self, _request: models.Empty) -> models.Configuration:
-        return models.Configuration(
-            switches=[managed.config for managed in self._switches.values()],
-            ports=[managed.config for managed in self._ports.values()],
-            failed={name: managed.error for name, managed in self._ports.items() if managed.error},
-        )
+        # Not in the middle of a change: whoever gave up waiting for one wants to know what became of it.
+        async with self._change:
+            return models.Configuration(
+                switches=[managed.config for managed in self._switches.values()],
+                ports=[managed.config for managed in self._ports.values()],
+                failed={name: managed.error for name, managed in self._ports.items() if managed.error},
+            )
 
     async def stats(self, _request: models.Empty) -> models.StatsView:
         assert self._stats is not None

@@ -124,8 +124,7 @@ def parse(text: bytes, source: str) -> Document:
     except yaml.reader.ReaderError as error:
         place = _place_of_offset(decoded, error.position)
         problems.add(place, f"no valid YAML: {error.reason}", "remove that character")
-    problems.check()
-    if builder.document.data is None:
+    if not problems and builder.document.data is None:
         problems.add(Place(1, 1), "the file is empty", "an empty topology is: switches: []")
     problems.check()
     return builder.document
