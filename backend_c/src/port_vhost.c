@@ -79,22 +79,27 @@ static bool any_running(const vpt_port *p)
 	return false;
 }
 
+/* Features and what follows from them; the layout of the rings, above all. No ring runs. */
+static void take_features(struct vpt_port *p, uint64_t features)
+{
+	uint32_t i;
+
+	p->features = p->accepts = p->sends = features;
+	for (i = 0; i < p->opts.pairs; i++) {
+		p->txq[i]->ops = layout_of(p)->tx;
+		p->rxq[i]->ops = layout_of(p)->rx;
+	}
+}
+
 int vpt_vhost_set_features(vpt_port *p, uint64_t features)
 {
 	uint64_t f = features & ~F_PROTOCOL_FEATURES;
-	uint32_t i;
 
 	if (check(p, 0) || f & ~FEATURES || vpti_features_check(f))
 		return -EINVAL;
 	if (any_running(p))
 		return -EBUSY;
-	p->features = f;
-	p->accepts = f;
-	p->sends = f;
-	for (i = 0; i < p->opts.pairs; i++) {
-		p->txq[i]->ops = layout_of(p)->tx;
-		p->rxq[i]->ops = layout_of(p)->rx;
-	}
+	take_features(p, f);
 	return 0;
 }
 
@@ -367,7 +372,7 @@ int vpt_vhost_reset(vpt_port *p)
 	}
 	vpti_mem_free(vh->mem);
 	vh->mem = NULL;
-	p->features = p->accepts = p->sends = 0;
+	take_features(p, 0);
 	vpti_port_revive(p);
 	return 0;
 }
@@ -386,11 +391,10 @@ static int vhost_init(struct vpt_port *p)
 		rc = vpti_queue_new(p, i, sizeof(struct vpti_virtq_txq), sizeof(struct vpti_virtq_rxq));
 		if (rc)
 			return rc;
-		p->txq[i]->ops = layout_of(p)->tx;
-		p->rxq[i]->ops = layout_of(p)->rx;
 		virtq_of(p, 2 * i)->call_fd = -1;
 		virtq_of(p, 2 * i + 1)->call_fd = -1;
 	}
+	take_features(p, 0);
 	return 0;
 }
 
