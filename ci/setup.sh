@@ -53,11 +53,13 @@ find_python() {
 
 # setup_venv: .venv with all that pyproject.toml asks for, and vpt itself, editable. Again only if an input changed.
 setup_venv() {
-	local python stamp tools
+	local python stamp tools extras=test,dev
 	python=$(find_python) || exit
+	# libvirt's binding has to be built: where its headers are missing, vpt does without, and says so when asked.
+	! pkg-config --exists libvirt 2>/dev/null || extras+=,libvirt
 	stamp=$(
 		{
-			echo "$top $python"
+			echo "$top $python $extras"
 			"$python" -VV
 			sed '/^\[tool\.pytest/,$d' "$top/pyproject.toml" # what follows configures tools, and installs nothing
 			cat "$top/ci/setup.sh"
@@ -75,7 +77,7 @@ with open(sys.argv[1], "rb") as f:
     print(*tomllib.load(f)["build-system"]["requires"], sep="\n")' "$top/pyproject.toml")
 		"$venv/bin/pip" install -q --disable-pip-version-check "${tools[@]}" >&2
 		"$venv/bin/pip" install -q --disable-pip-version-check --no-build-isolation \
-			--config-settings=build-dir=build/venv --config-settings=setup-args=-Dwerror=true -e "$top[test,dev]" >&2
+			--config-settings=build-dir=build/venv --config-settings=setup-args=-Dwerror=true -e "$top[$extras]" >&2
 		echo "$stamp" >"$venv/.stamp"
 	fi
 	# Python would do it when it first imports the package; here an error can be read.

@@ -7,8 +7,10 @@ import gc
 import importlib.util
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,9 @@ _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", 
 
 def _is_there(thing: str) -> bool:
     if thing.startswith("py:"):
-        return importlib.util.find_spec(thing.removeprefix("py:")) is not None
+        spec = importlib.util.find_spec(thing.removeprefix("py:"))
+        # A folder of tests may have a module's name, and is none.
+        return spec is not None and spec.origin is not None
     if "*" in thing:
         return any(Path("/").glob(thing.lstrip("/")))
     if "/" in thing:
@@ -79,3 +83,22 @@ def no_leaks() -> Iterator[None]:
     leaked = {fd: what for fd, what in open_fds().items() if fds.get(fd) != what}
     assert not leaked, f"file descriptors left open: {leaked}"
     assert shared_mappings() == maps, "shared mappings left behind"
+
+
+@pytest.fixture(scope="session")
+def embedded_libvirt() -> Iterator[tuple[Path, Any]]:
+    """libvirt's embedded driver: its root folder, a connection. A process can never have another one."""
+    _need("py:libvirt", "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so")
+    from support import libvirt as libvirt_support
+    from vpt.libvirt_plugin._connection import open_libvirt
+
+    if os.geteuid() != 0:
+        pytest.skip("needs root: the embedded driver's QEMU must open our files")
+    libvirt_support.need_user()
+    # Not below pytest's own folder: sockets in it must fit an address.
+    root = Path(tempfile.mkdtemp(prefix="vpt-lv-"))
+    (root / "etc").mkdir()
+    (root / "etc" / "qemu.conf").write_text(libvirt_support.QEMU_CONF.format(root=root))
+    with open_libvirt(f"qemu:///embed?root={root}") as connection:
+        yield root, connection
+    shutil.rmtree(root, ignore_errors=True)

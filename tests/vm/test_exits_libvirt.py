@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-import pwd
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,52 +44,15 @@ XML = """
 
 
 @pytest.fixture(scope="module")
-def libvirt() -> Iterator[Any]:
-    module = pytest.importorskip("libvirt", reason="needs libvirt's binding: pip install libvirt-python")
-    module.virEventRegisterDefaultImpl()
-    stop = threading.Event()
-
-    def loop() -> None:
-        while not stop.is_set():
-            module.virEventRunDefaultImpl()
-
-    # A timer, so that the loop comes round to see that it should stop.
-    module.virEventAddTimeout(100, lambda *_: None, None)
-    thread = threading.Thread(target=loop)
-    thread.start()
-    yield module
-    stop.set()
-    thread.join()
-
-
-@pytest.fixture(scope="module")
 def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_payload(tmp_path_factory.mktemp("exits"))
 
 
-@pytest.fixture(scope="module")
-def root(libvirt: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An embedded driver, of which a process can have one."""
-    root = tmp_path_factory.mktemp("libvirt")
-    (root / "etc").mkdir()
-    (root / "etc" / "qemu.conf").write_text(
-        'user = "root"\ngroup = "root"\nremember_owner = 0\nsecurity_driver = "none"\n'
-        f'cgroup_controllers = []\nmemory_backing_dir = "{root}/ram"\nstdio_handler = "file"\n'
-    )
-    try:
-        pwd.getpwnam("libvirt-qemu")  # which libvirt looks up even where it is told to use another
-    except KeyError:
-        pytest.skip("no user libvirt-qemu: useradd --system libvirt-qemu")
-    connection = libvirt.open(f"qemu:///embed?root={root}")
-    yield root
-    connection.close()
-
-
 @pytest.fixture
-def start(libvirt: Any, root: Path, payload: Path) -> Iterator[Callable[[str], tuple[str, Path]]]:
+def start(embedded_libvirt: tuple[Path, Any], payload: Path) -> Iterator[Callable[[str], tuple[str, Path]]]:
     """start("kvm"): libvirt's URI and the guest's memory file. The VM is called "exits"."""
+    root, connection = embedded_libvirt
     uri = f"qemu:///embed?root={root}"
-    connection = libvirt.open(uri)
     domains: list[Any] = []
 
     def begin(kind: str) -> tuple[str, Path]:
@@ -107,7 +68,6 @@ def start(libvirt: Any, root: Path, payload: Path) -> Iterator[Callable[[str], t
     yield begin
     for domain in domains:
         domain.destroy()
-    connection.close()
 
 
 def test_domstats_count_the_guests_port_writes(start: Callable[[str], tuple[str, Path]]) -> None:

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""vpt ports for the domains of libvirt, and for a QEMU without libvirt.
+
+xml      pure functions on a domain's XML
+rules    what must hold and libvirt does not check
+attach   a port and its device, made together or not at all
+qmp      the same on a plain QEMU
+hook     ports that come up before a domain starts
+"""

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What must hold for a vpt port to work in a domain, and what libvirt does not check by itself.
+
+Seen on libvirt 9.0: it starts a vhost-user interface on memory that nobody else can map, takes two interfaces
+with one MAC address or one socket, and its schema lets an interface without model and an ivshmem-doorbell
+without server through.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from vpt.errors import ConflictError, MissingError, UsageError
+from vpt.libvirt_plugin._document import Element
+from vpt.libvirt_plugin.xml import Plug, alias_of, domain_element, is_spent
+
+__all__ = ["LIVE_WINDOW", "check_domain", "check_live", "check_spent", "live_slots", "validate", "warnings"]
+
+LIVE_WINDOW = 2 << 20
+"""Bytes of prefetchable memory that firmware keeps free behind each hotplug port of a PCI Express machine."""
+
+_SCHEMAS = ("/usr/share/libvirt/schemas/domain.rng", "/usr/local/share/libvirt/schemas/domain.rng")
+_BUF_SIZE = 2112
+# As libvirt counts versions. An earlier QEMU crashes under TCG when a guest's driver sets up MSI-X on a
+# vhost-user device.
+_TCG_MSIX_WORKS = 10_000_000
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+_NO_VECTORS = "virtio-net-pci.vectors=0"
+
+
+def check_domain(xml: str) -> None:
+    """The domain as it would be, with its vpt ports. ConflictError: the first rule that is broken."""
+    _, domain = domain_element(xml)
+    devices = domain.find("devices")
+    children = [] if devices is None else devices.children
+    interfaces = [child for child in children if child.name == "interface"]
+    vhost_user = [child for child in interfaces if child.attrs.get("type") == "vhostuser"]
+    if vhost_user and not has_shared_memory(domain):
+        raise ConflictError(
+            "the domain's memory is not shared, and a vhost-user port must map it",
+            hint="in the domain: <memoryBacking><source type='memfd'/><access mode='shared'/>"
+            "</memoryBacking>, in effect from its next start; or --kind passthrough, which does without",
+        )
+    macs = [(child.attr("mac", "address") or "").lower() for child in interfaces]
+    _unique(macs, "MAC address", "choose another: --mac")
+    sockets = [child.attr("source", "path") or "" for child in vhost_user]
+    sockets += [child.attr("server", "path") or "" for child in children if child.name == "shmem"]
+    _unique(sockets, "socket", "a socket serves one device: vpt ls; vpt show PORT")
+    for child in vhost_user:
+        if child.attr("model", "type") is None:
+            raise ConflictError(
+                "a vhostuser interface of the domain has no model", hint="<model type='virtio'/>"
+            )
+    for child in children:
+        doorbell = child.name == "shmem" and child.attr("model", "type") == "ivshmem-doorbell"
+        if doorbell and child.find("server") is None:
+            raise ConflictError(
+                "an ivshmem-doorbell of the domain has no server", hint="<server path='...'/>"
+            )
+
+
+def _unique(values: list[str], what: str, hint: str) -> None:
+    for value, count in Counter(values).items():
+        if value and count > 1:
+            raise ConflictError(f"the domain would have two devices with the {what} {value}", hint=hint)
+
+
+def has_shared_memory(domain: Element) -> bool:
+    """Can another process map the guest's memory: as a whole, or every NUMA cell of it?"""
+    if domain.attr("memoryBacking/access", "mode") == "shared":
+        backed = domain.attr("memoryBacking/source", "type") in ("memfd", "file")
+        return backed or domain.find("memoryBacking/hugepages") is not None
+    cells = list(domain.all("cpu/numa/cell"))
+    return bool(cells) and all(cell.attrs.get("memAccess") == "shared" for cell in cells)
+
+
+def check_live(xml: str, plug: Plug, qemu_version: int) -> None:
+    """A running domain, before the port is plugged into it. qemu_version: 7002022 for 7.2.22."""
+    _, domain = domain_element(xml)
+    if plug.kind == "vhost-user":
+        if not has_shared_memory(domain):
+            raise ConflictError(
+                "the running domain's memory is not shared, and a vhost-user port must map it",
+                hint="attach with --config and restart the domain, or now with --kind passthrough",
+            )
+        check_tcg_msix(domain, qemu_version)
+        check_spent(is_spent(xml))
+    if not _is_express(domain):
+        return
+    if not free_root_ports(xml):
+        raise ConflictError(
+            "the running domain has no spare pcie-root-port to plug a device into",
+            hint="attach with --config and restart it, with another <controller type='pci'"
+            " model='pcie-root-port'/>",
+        )
+    slots = int(plug.settings.get("slots", 1024))
+    need = 2 * plug.pairs * slots * int(plug.settings.get("buf_size", _BUF_SIZE))
+    if plug.kind == "passthrough" and need >= LIVE_WINDOW:
+        raise ConflictError(
+            f"{plug.pairs} x {slots} slots do not fit the {LIVE_WINDOW >> 20} MiB that a running q35 guest"
+            " has left for a device",
+            hint=f"--slots {live_slots(plug.pairs)}, or attach with --config and restart the domain",
+        )
+
+
+def live_slots(pairs: int) -> int:
+    """Slots of a ring so that the region fits LIVE_WINDOW."""
+    slots = 256
+    while slots > 64 and 2 * pairs * slots * _BUF_SIZE >= LIVE_WINDOW:
+        slots //= 2
+    return slots
+
+
+def is_express(xml: str) -> bool:
+    """Is it a PCI Express machine, where only a root port of its own takes a device while the guest runs?"""
+    return _is_express(domain_element(xml)[1])
+
+
+def check_tcg_msix(domain: Element, qemu_version: int) -> None:
+    """Refuse what would crash the VM as soon as the guest's driver starts."""
+    if domain.attrs.get("type") != "qemu" or qemu_version >= _TCG_MSIX_WORKS:
+        return
+    args = [arg.attrs.get("value") for arg in domain.all((f"{_QEMU} commandline", f"{_QEMU} arg"))]
+    if _NO_VECTORS not in args:
+        raise ConflictError(
+            "this QEMU crashes under TCG when a guest uses virtio-net with MSI-X on vhost-user",
+            hint=f"add <qemu:commandline> with the args -global {_NO_VECTORS} and restart the domain; or use"
+            " KVM, QEMU 10 or later, or --kind passthrough",
+        )
+
+
+def check_spent(spent: bool) -> None:
+    """Refuse a vhost-user device in a QEMU that has let go of an ivshmem-doorbell without KVM.
+
+    QEMU then has closed the device's eventfds and still polls their numbers. Should one of them become the
+    kick of a virtqueue, the first kick calls into freed memory. With KVM, eventfds go to the kernel instead.
+    """
+    if spent:
+        raise ConflictError(
+            "a passthrough port was taken out of this VM, and without KVM, QEMU would crash with a vhost-user"
+            " device after that",
+            hint="plug in a passthrough port, or restart the VM",
+        )
+
+
+def warnings(xml: str) -> list[str]:
+    """What works and will be regretted."""
+    _, domain = domain_element(xml)
+    vcpu = domain.find("vcpu")
+    found = []
+    if domain.attrs.get("type") == "qemu" and vcpu is not None and vcpu.text.strip() == "1":
+        found.append(
+            "with one possible CPU, QEMU drops the guest's memory barriers under TCG and wake-ups get lost: "
+            "<vcpu current='1'>2</vcpu>"
+        )
+    return found
+
+
+def _is_express(domain: Element) -> bool:
+    return "q35" in (domain.attr("os/type", "machine") or "")
+
+
+def free_root_ports(xml: str) -> list[int]:
+    """Bus numbers behind root ports without device."""
+    _, domain = domain_element(xml)
+    devices = domain.find("devices")
+    children = [] if devices is None else devices.children
+    used = {
+        int(address.attrs.get("bus", "0"), 0)
+        for device in children
+        if (address := device.find("address")) is not None and address.attrs.get("type") == "pci"
+    }
+    ports = [child for child in children if child.attrs.get("model") == "pcie-root-port"]
+    return [bus for port in ports if (bus := int(port.attrs.get("index", "0"), 0)) not in used]
+
+
+def validate(xml: str) -> None:
+    """Against libvirt's own schema. UsageError: it does not conform. MissingError: no schema, or no lxml."""
+    try:
+        from lxml import etree
+    except ImportError:
+        raise MissingError("lxml is not installed", hint="pip install 'vpt[libvirt]'") from None
+    path = next((path for path in _SCHEMAS if os.access(path, os.R_OK)), None)
+    if path is None:
+        raise MissingError(
+            "libvirt's schemas are not installed", hint="apt-get install libvirt0 libvirt-daemon"
+        )
+    schema = etree.RelaxNG(etree.parse(Path(path)))
+    tree = etree.fromstring(xml.encode(), etree.XMLParser(resolve_entities=False))
+    if not schema.validate(tree):
+        first = schema.error_log[0]
+        raise UsageError(
+            f"libvirt's schema does not take the domain, line {first.line}: {first.message}",
+            hint="virt-xml-validate FILE domain",
+        )
+
+
+def alias_in(xml: str, name: str) -> bool:
+    """Does the domain have the port's device?"""
+    _, domain = domain_element(xml)
+    devices = domain.find("devices")
+    children = [] if devices is None else devices.children
+    return any(child.attr("alias", "name") == alias_of(name) for child in children)
