@@ -41,6 +41,18 @@ COMMANDS = (
         "vpt.cli.topology:export",
         "Print the switches and ports that there are as a topology.",
     ),
+    Row(
+        "Set up",
+        "attach",
+        "vpt.cli.attach:attach",
+        "Plug VM into a switch: make a port, and the device for it.",
+    ),
+    Row(
+        "Set up",
+        "detach",
+        "vpt.cli.attach:detach",
+        "Unplug VM: take out the device of PORT, wait until the guest has let go of it, and delete the port.",
+    ),
     Row("Look", "ls", "vpt.cli.look:ls", "List all switches and ports."),
     Row("Look", "show", "vpt.cli.look:show", "Show all there is to know about a switch or a port."),
     Row("Look", "top", "vpt.cli.top:top", "Show packet rates and notifications per packet, live."),

@@ -10,6 +10,8 @@ import re
 import socket
 import stat
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ class QmpSession:
         self.path = path
         _require_socket(path)
         self._runner = asyncio.Runner()
-        self._client = QMPClient("vpt exits")
+        self._client = QMPClient("vpt")
         try:
             self._runner.run(asyncio.wait_for(self._client.connect(str(path)), _STEP_S))
         except TimeoutError:
@@ -81,13 +83,26 @@ class QmpSession:
             ) from None
         except (ExecInterruptedError, QMPError, OSError) as exc:
             raise GuestError(
-                "the VM went away while it was measured: its QMP connection closed",
-                hint="start the VM again, and keep it running for as long as the measurement",
+                "the VM went away: its QMP connection closed",
+                hint="start the VM again, and keep it running meanwhile",
             ) from exc
 
     def hmp(self, line: str) -> str:
         """Run one line of the human monitor, for what QMP itself has no command."""
         return str(self.execute("human-monitor-command", **{"command-line": line}))
+
+    @contextmanager
+    def listening(self, *names: str) -> Iterator[Callable[[float], dict[str, Any] | None]]:
+        """take(seconds): the next event of these names since now; None if there is none within that time."""
+        with self._client.listener(names) as listener:
+
+            def take(timeout_s: float) -> dict[str, Any] | None:
+                try:
+                    return dict(self._runner.run(asyncio.wait_for(listener.get(), timeout_s)))
+                except TimeoutError:
+                    return None
+
+            yield take
 
     def close(self) -> None:
         """Disconnect. Never raises: what is left of the connection is of no use to anybody."""

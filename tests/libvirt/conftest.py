@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A libvirt of the tests' own (its embedded driver: no daemon), and a vptd."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.libvirt import Libvirt, Vpt
+from vpt.cli import main
+from vpt.daemon.client import Client
+from vpt.daemon.daemon import Settings
+from vpt.daemon.embedded import EmbeddedDaemon
+from vpt.daemon.runtime import locate
+from vpt.guest import Image, build_image
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    return build_image()
+
+
+@pytest.fixture(scope="session")
+def libvirt(image: Image, embedded_libvirt: tuple[Path, Any]) -> Iterator[Libvirt]:
+    """The embedded driver with our domains."""
+    root, connection = embedded_libvirt
+    yield Libvirt(root, connection, image)
+    for domain in connection.listAllDomains():
+        if domain.isActive():
+            domain.destroy()
+        domain.undefine()
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Path]:
+    """A vptd with the switch sw0; the folder of its socket."""
+    folder = Path(tempfile.mkdtemp(prefix="vpt-"))
+    paths = locate(folder)
+    with EmbeddedDaemon(Settings(paths, keeper=False)):
+        with Client(paths.control) as vptd:
+            vptd.call("switch.add", name="sw0")
+        yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def vptd(runtime: Path) -> Iterator[Client]:
+    with Client(locate(runtime).control) as client:
+        yield client
+
+
+class _Kept:
+    """The connection that all tests share. A process can open the embedded driver a few times only."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def close(self) -> None:
+        """It stays open for the next command."""
+
+
+@pytest.fixture
+def vpt(
+    request: pytest.FixtureRequest,
+    runtime: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Vpt:
+    """The command line. It means our libvirt and our vptd, unless told otherwise."""
+
+    def run(
+        command: str, vm: str, *args: str, uri: str | None = None, runtime_dir: Path = runtime
+    ) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            if "/" not in vm and uri is None:
+                libvirt: Libvirt = request.getfixturevalue("libvirt")
+                patch.setattr("libvirt.open", lambda _uri: _Kept(libvirt.connection))
+                uri = libvirt.uri
+            capfd.readouterr()
+            where = ["--connect", uri] if uri else []
+            code = main(["--runtime-dir", str(runtime_dir), command, *where, vm, *args])
+            out, err = capfd.readouterr()
+        return code, out, err
+
+    return run

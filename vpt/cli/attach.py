@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""vpt attach, vpt detach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vpt.cli._common import connect, emit_json, json_option
+
+__all__ = ["attach", "detach"]
+
+_CONNECT = click.option("--connect", "uri", metavar="URI", help="Which libvirt.  [default: libvirt's own]")
+
+
+def _is_qmp(vm: str) -> bool:
+    return "/" in vm or Path(vm).is_socket()
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--switch", required=True, help="Switch to plug it into.")
+@click.option(
+    "--kind",
+    type=click.Choice(["vhost-user", "passthrough"]),
+    default="vhost-user",
+    show_default=True,
+    help="The guest's driver: its own virtio-net, or vpt_net.",
+)
+@click.option("--port", metavar="NAME", help="Name of the port.  [default: the VM's, with a number if taken]")
+@click.option("--live", is_flag=True, help="Plug it into the running VM.  [default: if it runs]")
+@click.option(
+    "--config", is_flag=True, help="Plug it in from the next start on.  [default: if it does not run]"
+)
+@click.option("--print-diff", is_flag=True, help="Show the change to the domain's XML, and do nothing.")
+@click.option("--mac", help="Address of the guest.  [default: a random one]")
+@click.option("--pairs", type=int, help="Queue pairs.  [default: 1]")
+@click.option("--mtu", type=int, help="Largest IP packet.  [default: 1500]")
+@click.option(
+    "--policy",
+    type=click.Choice(["poll", "sleep", "notify", "adaptive"]),
+    help="When the host's side spins, sleeps or notifies.  [default: adaptive]",
+)
+@click.option(
+    "--slots", type=int, help="passthrough: slots of each ring.  [default: 1024; on a running q35, 256]"
+)
+@click.option("--socket-mode", metavar="OCTAL", help="Permissions of the port's socket.  [default: 0600]")
+@_CONNECT
+@json_option
+def attach(
+    vm: str,
+    switch: str,
+    kind: Any,
+    port: str | None,
+    live: bool,
+    config: bool,
+    print_diff: bool,
+    uri: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Plug VM into a switch: make a port, and the device for it.
+
+    VM is the name of a libvirt domain, or the path of a QMP socket for a QEMU without libvirt. If anything
+    fails, VM and switch are as before.
+
+    \b
+    Examples:
+      vpt attach web1 --switch sw0
+      vpt attach web1 --switch sw0 --kind passthrough --live --config
+      vpt attach web1 --switch sw0 --config --print-diff
+      vpt attach /run/vm7.qmp --switch sw0
+    """
+    from vpt.libvirt_plugin import attach as plugin
+    from vpt.libvirt_plugin._connection import open_libvirt
+
+    settings = {key: value for key, value in options.items() if value is not None}
+    request = plugin.Request(vm, switch, kind, port, settings, live, config)
+    if _is_qmp(vm):
+        if config or print_diff:
+            raise click.UsageError(
+                "--config and --print-diff are for libvirt: a QEMU by itself has no configuration"
+            )
+        from vpt.libvirt_plugin import qmp
+
+        with connect() as vptd:
+            done = qmp.attach(Path(vm), vptd, request)
+    else:
+        with connect() as vptd, open_libvirt(uri) as libvirt:
+            if print_diff:
+                click.echo(plugin.print_diff(libvirt, vptd, request), nl=False)
+                return
+            done = plugin.attach(libvirt, vptd, request)
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    plug = done.plug
+    if as_json:
+        emit_json(
+            "attached",
+            {"vm": done.vm, "port": plug.name, "switch": plug.switch, "kind": plug.kind, "mac": plug.mac}
+            | {"where": list(done.where)},
+        )
+        return
+    click.echo(f"{plug.name} ({plug.kind}, {plug.mac}) plugs {vm} into {switch}: {' and '.join(done.where)}")
+
+
+@click.command()
+@click.argument("vm")
+@click.argument("port", required=False)
+@click.option("--live", is_flag=True, help="Only from the running VM.")
+@click.option("--config", is_flag=True, help="Only from what it starts with next time.")
+@_CONNECT
+@json_option
+def detach(vm: str, port: str | None, live: bool, config: bool, uri: str | None, as_json: bool) -> None:
+    """Unplug VM: take out the device of PORT, wait until the guest has let go of it, and delete the port.
+
+    PORT may be left out if the VM has one only. With --live or --config alone, the port itself stays for as
+    long as the other one has it.
+
+    \b
+    Examples:
+      vpt detach web1
+      vpt detach web1 web1-2
+      vpt detach /run/vm7.qmp
+    """
+    from vpt.daemon.client import Client
+    from vpt.daemon.runtime import locate
+    from vpt.libvirt_plugin import attach as plugin
+    from vpt.libvirt_plugin._connection import open_libvirt
+
+    if _is_qmp(vm):
+        if config:
+            raise click.UsageError("--config is for libvirt: a QEMU by itself has no configuration")
+        from vpt.libvirt_plugin import qmp
+
+        with connect() as vptd:
+            done = qmp.detach(Path(vm), vptd, port)
+    else:
+        with open_libvirt(uri) as libvirt:
+            done = plugin.detach(
+                libvirt, lambda runtime: Client(locate(runtime).control), vm, port, live=live, config=config
+            )
+    if as_json:
+        emit_json(
+            "detached", {"vm": vm, "port": done.port, "where": list(done.where), "deleted": done.deleted}
+        )
+        return
+    what = "deleted" if done.deleted else "still there, for the rest of the VM has it"
+    click.echo(f"{done.port} is unplugged from {vm}: {' and '.join(done.where)}; the port is {what}")

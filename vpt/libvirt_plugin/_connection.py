@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""libvirt's binding as vpt uses it: opened with an event loop, its errors as vpt's."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, VptError
+
+__all__ = ["binding", "events", "find_domain", "open_libvirt", "translate"]
+
+_WAKE_MS = 100
+
+
+def binding() -> ModuleType:
+    """The module `libvirt`, told not to print what it raises."""
+    try:
+        libvirt = importlib.import_module("libvirt")
+    except ImportError:
+        raise MissingError(
+            "libvirt's Python binding is not installed",
+            hint="apt-get install libvirt-dev pkg-config gcc && pip install 'vpt[libvirt]'; "
+            "or name the VM by its QMP socket",
+        ) from None
+    libvirt.registerErrorHandler(lambda _ctx, _err: None, None)
+    return libvirt
+
+
+class _EventLoop:
+    """libvirt's own event loop in a thread, for as long as somebody wants it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Must be entered before a connection is opened: it looks for the loop then, and only then."""
+        libvirt = binding()
+        with self._lock:
+            self._users += 1
+            if self._thread is None:
+                libvirt.virEventRegisterDefaultImpl()
+                # Without a timer the loop would sleep on when nobody wants it any more.
+                timer = libvirt.virEventAddTimeout(_WAKE_MS, lambda *_: None, None)
+                self._thread = threading.Thread(
+                    target=self._run, args=(libvirt, timer), name="libvirt events"
+                )
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0 and self._thread is not None:
+                    self._thread.join()
+                    self._thread = None
+
+    def _run(self, libvirt: ModuleType, timer: int) -> None:
+        while self._users:
+            libvirt.virEventRunDefaultImpl()
+        libvirt.virEventRemoveTimeout(timer)
+
+
+events = _EventLoop()
+
+
+@contextmanager
+def open_libvirt(uri: str | None) -> Iterator[Any]:
+    """A connection with events. MissingError: nobody there, or no permission."""
+    libvirt = binding()
+    with events():
+        try:
+            connection = libvirt.open(uri)
+        except libvirt.libvirtError as error:
+            where = uri or "its default URI"
+            if "ermission denied" in str(error) or error.get_error_code() == libvirt.VIR_ERR_AUTH_FAILED:
+                raise MissingError(
+                    f"no permission to use libvirt at {where}",
+                    hint="run as root, or join the group libvirt; a user's own: --connect qemu:///session",
+                ) from error
+            raise MissingError(
+                f"no libvirt at {where}: {error}",
+                hint="systemctl start libvirtd; or name another: --connect URI, or a VM's QMP socket",
+            ) from error
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+def find_domain(connection: Any, name: str) -> Any:
+    """By name. NotFoundError: there is none."""
+    libvirt = binding()
+    try:
+        return connection.lookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            raise NotFoundError(
+                f"libvirt has no domain {name!r}",
+                hint=f"virsh -c {connection.getURI()} list --all; a QMP socket is named with its folder",
+            ) from None
+        raise translate(error, name, "look it up") from error
+
+
+def translate(error: Exception, name: str, what: str) -> VptError:
+    """The exception for what libvirt refused. `what` is in words what was tried."""
+    libvirt = binding()
+    code = error.get_error_code() if isinstance(error, libvirt.libvirtError) else None
+    text = str(error)
+    if code == libvirt.VIR_ERR_NO_DOMAIN:
+        return ConflictError(f"{name} went away before vpt could {what}", hint="virsh list --all")
+    if code in (libvirt.VIR_ERR_OPERATION_DENIED, libvirt.VIR_ERR_ACCESS_DENIED):
+        return MissingError(f"libvirt does not let you {what}: {text}", hint="run as root")
+    if "Permission denied" in text:
+        return MissingError(
+            f"QEMU has no permission to use the port's socket: {text}",
+            hint="give its group access: vpt daemon start --group GROUP, then attach with --socket-mode 0660",
+        )
+    if "No more available PCI slots" in text:
+        return ConflictError(
+            f"{name} has no PCI slot left", hint="attach with --config, and restart the domain"
+        )
+    return GuestError(f"libvirt could not {what} ({name}): {text}", hint=f"virsh domstate --reason {name}")

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A port and its device in a QEMU that nobody manages, over its QMP socket: together or not at all.
+
+What belongs to the port NAME has the ids vpt-NAME (device), vpt-NAME-net and vpt-NAME-chr, so QEMU itself
+remembers which ports it has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vpt.daemon.client import Client
+from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
+from vpt.exits.qmp import QmpCommandError, QmpSession
+from vpt.libvirt_plugin import rules
+from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, free_name, random_mac
+from vpt.libvirt_plugin.xml import Plug
+
+__all__ = ["attach", "detach"]
+
+_DEVICE_S = 15.0
+_TCG_MSIX_WORKS = (10, 0, 0)
+# A chardev without use, by which QEMU remembers that rules.check_spent() applies to it.
+_SPENT = "vpt-spent"
+_GONE = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
+
+
+def attach(path: Path, vptd: Client, request: Request) -> Attached:
+    """Make the port and plug it into the running VM. On any failure all is as before."""
+    with QmpSession(path) as qemu, ExitStack() as undo:
+        _require_running(qemu, path)
+        express = "q35" in str(qemu.execute("qom-get", path="/machine", property="type"))
+        plug = _make_plug(path, vptd, request, express)
+        tcg = not qemu.execute("query-kvm")["enabled"]
+        if plug.kind == "vhost-user":
+            _require_shared_memory(qemu)
+            rules.check_spent(_SPENT in _chardevs(qemu))
+        bus = _free_root_port(qemu) if express else None
+        if plug.name in _names(qemu):
+            raise ConflictError(f"{path} has a port {plug.name!r} already", hint="give another name: --port")
+        add_to_vptd(vptd, plug)
+        undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
+        for add, remove in _steps(plug, bus, no_vectors=tcg and qemu.version < _TCG_MSIX_WORKS):
+            _execute(qemu, *add)
+            undo.callback(_quietly, partial(_undo, qemu, *remove))
+        if plug.name not in _names(qemu):
+            raise GuestError(f"QEMU says that {plug.name} is plugged in, and does not have it")
+        warnings = _warnings(qemu, tcg=tcg)
+        undo.pop_all()
+    return Attached(str(path), plug, ("live",), warnings)
+
+
+def _make_plug(path: Path, vptd: Client, request: Request, express: bool) -> Plug:
+    taken = {port["name"] for port in vptd.call("port.list")["ports"]}
+    runtime = vptd.call("daemon.status")["runtime_dir"]
+    name = request.port or free_name(path.stem, taken)
+    settings = {"mac": random_mac(), **request.settings}
+    if express and request.kind == "passthrough":
+        settings.setdefault("slots", rules.live_slots(int(settings.get("pairs", 1))))
+    return Plug(name, request.switch, request.kind, f"{runtime}/ports/{name}.sock", runtime, settings)
+
+
+def _steps(
+    plug: Plug, bus: str | None, *, no_vectors: bool
+) -> Iterator[tuple[tuple[str, dict[str, Any]], ...]]:
+    """(command, arguments) that adds, and the one that takes it back; in the order of adding."""
+    device, net, chardev = f"vpt-{plug.name}", f"vpt-{plug.name}-net", f"vpt-{plug.name}-chr"
+    address = {"type": "unix", "data": {"path": plug.socket}}
+    backend: dict[str, Any] = {"addr": address, "server": False}
+    if plug.kind == "vhost-user":
+        backend["reconnect"] = 1
+    yield (
+        ("chardev-add", {"id": chardev, "backend": {"type": "socket", "data": backend}}),
+        ("chardev-remove", {"id": chardev}),
+    )
+    place: dict[str, Any] = {"id": device} | ({"bus": bus} if bus else {})
+    if plug.kind == "passthrough":
+        what = {"driver": "ivshmem-doorbell", "chardev": chardev, "vectors": 2 * plug.pairs + 1}
+        yield ("device_add", place | what), ("device_del", {"id": device})
+        return
+    yield (
+        ("netdev_add", {"type": "vhost-user", "id": net, "chardev": chardev, "queues": plug.pairs}),
+        ("netdev_del", {"id": net}),
+    )
+    what = {"driver": "virtio-net-pci", "netdev": net, "mac": plug.mac, "romfile": ""}
+    if plug.pairs > 1:
+        what |= {"mq": True, "vectors": 2 * plug.pairs + 2}
+    if no_vectors:
+        # Or the VM would end when the guest's driver starts.
+        what["vectors"] = 0
+    yield ("device_add", place | what), ("device_del", {"id": device})
+
+
+def _execute(qemu: QmpSession, command: str, arguments: dict[str, Any]) -> None:
+    try:
+        qemu.execute(command, **arguments)
+    except QmpCommandError as error:
+        if "Permission denied" in str(error):
+            raise MissingError(
+                f"QEMU has no permission to use the port's socket: {error}",
+                hint="give its group access: vpt daemon start --group GROUP, and here --socket-mode 0660",
+            ) from error
+        raise GuestError(str(error), hint="the VM and the switch are as before") from error
+
+
+def _undo(qemu: QmpSession, command: str, arguments: dict[str, Any]) -> None:
+    if command == "device_del":
+        _delete_device(qemu, arguments["id"])
+    else:
+        qemu.execute(command, **arguments)
+
+
+def _quietly(action: Callable[[], object]) -> None:
+    with suppress(VptError):
+        action()
+
+
+# ---- what must hold ----
+
+
+def _require_running(qemu: QmpSession, path: Path) -> None:
+    status = qemu.execute("query-status")["status"]
+    if status != "running":
+        raise ConflictError(
+            f"{path}: the VM is {status}, and only a running guest takes or lets go of a device",
+            hint='continue it: {"execute": "cont"}',
+        )
+
+
+def _require_shared_memory(qemu: QmpSession) -> None:
+    if not any(backend.get("share") for backend in qemu.execute("query-memdev")):
+        raise ConflictError(
+            "the VM's memory is not shared, and a vhost-user port must map it",
+            hint="start QEMU with -object memory-backend-memfd,id=mem,size=SIZE,share=on"
+            " -machine memory-backend=mem; or use --kind passthrough",
+        )
+
+
+def _free_root_port(qemu: QmpSession) -> str:
+    """A root port without device: nothing else of q35 takes one while the VM runs."""
+    for bus in qemu.execute("query-pci"):
+        for device in bus["devices"]:
+            bridge = device.get("pci_bridge")
+            if bridge is not None and device["qdev_id"] and not bridge.get("devices"):
+                return str(device["qdev_id"])
+    raise ConflictError(
+        "the VM has no spare pcie-root-port to plug a device into",
+        hint="start QEMU with -device pcie-root-port,id=rp0,chassis=1,slot=1",
+    )
+
+
+def _warnings(qemu: QmpSession, *, tcg: bool) -> tuple[str, ...]:
+    if not tcg or len(qemu.execute("query-hotpluggable-cpus")) > 1:
+        return ()
+    return (
+        "with one possible CPU, QEMU drops the guest's memory barriers under TCG and wake-ups get lost:"
+        " -smp 1,maxcpus=2",
+    )
+
+
+# ---- detach ----
+
+
+def detach(path: Path, vptd: Client, port: str | None = None) -> Detached:
+    """Take a port out of the VM, wait until the guest has let go of it, and delete the port."""
+    with QmpSession(path) as qemu:
+        name = _choose(path, port, _names(qemu))
+        _require_running(qemu, path)
+        passthrough = "ivshmem" in qemu.execute(
+            "qom-get", path=f"/machine/peripheral/vpt-{name}", property="type"
+        )
+        _delete_device(qemu, f"vpt-{name}")
+        # Which of these there are depends on the kind; and a vhost-user netdev takes its chardev along.
+        for command, ident in (("netdev_del", f"vpt-{name}-net"), ("chardev-remove", f"vpt-{name}-chr")):
+            with suppress(QmpCommandError):
+                qemu.execute(command, id=ident)
+        if f"vpt-{name}-chr" in _chardevs(qemu):
+            raise GuestError(f"QEMU did not let go of the chardev vpt-{name}-chr, so the port stays")
+        if passthrough and not qemu.execute("query-kvm")["enabled"] and _SPENT not in _chardevs(qemu):
+            qemu.execute("chardev-add", id=_SPENT, backend={"type": "null", "data": {}})
+    vptd.call("port.del", name=name, if_exists=True)
+    return Detached(str(path), name, ("live",), deleted=True)
+
+
+def _names(qemu: QmpSession) -> list[str]:
+    """Ports whose devices the VM has."""
+    found = (item["name"] for item in qemu.execute("qom-list", path="/machine/peripheral"))
+    return [name.removeprefix("vpt-") for name in found if name.startswith("vpt-")]
+
+
+def _chardevs(qemu: QmpSession) -> list[str]:
+    return [item["label"] for item in qemu.execute("query-chardev")]
+
+
+def _choose(path: Path, port: str | None, names: list[str]) -> str:
+    if port is not None:
+        if port not in names:
+            raise NotFoundError(
+                f"{path} has no port {port!r}", hint=f"its vpt ports: {', '.join(names) or 'none'}"
+            )
+        return port
+    if not names:
+        raise NotFoundError(f"{path} has no vpt port", hint=f"plug one in: vpt attach {path} --switch SWITCH")
+    if len(names) > 1:
+        raise UsageError(f"{path} has several vpt ports: say which", hint=f"vpt detach {path} {names[0]}")
+    return names[0]
+
+
+def _delete_device(qemu: QmpSession, device: str) -> None:
+    """Ask the guest to let go, and wait for QEMU to say that it has."""
+    end = time.monotonic() + _DEVICE_S
+    with qemu.listening(*_GONE) as take:
+        qemu.execute("device_del", id=device)
+        while (left := end - time.monotonic()) > 0:
+            event = take(left)
+            if event is None or event["data"].get("device") != device:
+                continue
+            if event["event"] == "DEVICE_DELETED":
+                return
+            break
+    raise GuestError(
+        f"the guest did not let go of {device}, so the port stays",
+        hint="a guest must be up, with PCI hotplug, to eject a device: try again later",
+    )
