@@ -53,6 +53,12 @@ COMMANDS = (
         "vpt.cli.attach:detach",
         "Unplug VM: take out the device of PORT, wait until the guest has let go of it, and delete the port.",
     ),
+    Row(
+        "Set up",
+        "libvirt",
+        "vpt.cli.libvirt:libvirt",
+        "Change a domain's XML by hand, and let libvirt bring ports up by itself.",
+    ),
     Row("Look", "ls", "vpt.cli.look:ls", "List all switches and ports."),
     Row("Look", "show", "vpt.cli.look:show", "Show all there is to know about a switch or a port."),
     Row("Look", "top", "vpt.cli.top:top", "Show packet rates and notifications per packet, live."),

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The hook: run as libvirt runs it, and in a real libvirtd that starts a domain with two ports."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.libvirt import NEEDS, QEMU_CONF, Libvirt, need_user
+from vpt.cli import main
+from vpt.daemon.client import Client
+from vpt.guest import Image
+from vpt.libvirt_plugin import hook
+from vpt.libvirt_plugin.xml import Plug, add_port
+
+DOMAIN = (
+    "<domain><name>d1</name><memory>1</memory><os><type machine='pc'>hvm</type></os>"
+    "<devices></devices></domain>"
+)
+
+
+def plugged(xml: str, runtime: Path) -> str:
+    for name, kind in (("h1", "vhost-user"), ("h2", "passthrough")):
+        settings = {"mac": f"52:54:00:00:01:0{name[1]}", "pairs": 1}
+        socket = f"{runtime}/ports/{name}.sock"
+        xml = add_port(xml, Plug(name, "sw0", kind, socket, str(runtime), settings))  # type: ignore[arg-type]
+    return xml
+
+
+@pytest.fixture
+def hooks(tmp_path: Path) -> Path:
+    assert main(["libvirt", "hook", "install", "--hooks-dir", str(tmp_path)]) == 0
+    return tmp_path
+
+
+def run(hooks: Path, operation: str, xml: str) -> subprocess.CompletedProcess[str]:
+    """As libvirt runs it: another Python than ours, which has no vpt."""
+    argv = [sys.executable, "-I", "-S", str(hooks / "qemu.d" / "vpt"), "d1", operation, "begin", "-"]
+    return subprocess.run(argv, input=xml, capture_output=True, text=True, timeout=30, check=False)
+
+
+def names(vptd: Client) -> list[str]:
+    return [port["name"] for port in vptd.call("port.list")["ports"]]
+
+
+def test_ports_come_up_before_the_start_and_go_after_the_stop(
+    hooks: Path, runtime: Path, vptd: Client
+) -> None:
+    xml = plugged(DOMAIN, runtime)
+    for _ in range(2):  # a start that failed elsewhere is tried again
+        done = run(hooks, "prepare", xml)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert names(vptd) == ["h1", "h2"]
+    assert vptd.call("port.show", name="h1")["mac"] == "52:54:00:00:01:01"
+    assert run(hooks, "start", xml).returncode == 0
+    assert run(hooks, "release", xml).returncode == 0
+    assert names(vptd) == []
+
+
+def test_without_vptd_the_start_fails_and_says_what_to_do(hooks: Path, tmp_path: Path) -> None:
+    xml = plugged(DOMAIN, tmp_path / "nowhere")
+    done = run(hooks, "prepare", xml)
+    assert done.returncode == 1
+    assert f"vpt --runtime-dir {tmp_path}/nowhere daemon start" in done.stderr
+    assert "vpt detach d1 h1 --config" in done.stderr
+    # A running domain is killed where the hook fails here.
+    for operation in ("reconnect", "release", "stopped", "restore", "migrate", "started", "attach"):
+        assert run(hooks, operation, xml).returncode == 0
+    assert run(hooks, "reconnect", "no XML at all").returncode == 0
+
+
+def test_a_domain_without_our_ports_is_none_of_our_business(hooks: Path) -> None:
+    assert run(hooks, "prepare", DOMAIN).returncode == 0
+
+
+def test_what_vptd_refuses_is_passed_on(hooks: Path, runtime: Path) -> None:
+    done = run(hooks, "prepare", plugged(DOMAIN, runtime).replace("sw0", "sw9"))
+    assert (done.returncode, "no switch 'sw9'" in done.stderr) == (1, True)
+
+
+def test_install_and_remove_touch_only_what_is_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def vpt(*args: str) -> tuple[int, str]:
+        code = main(["libvirt", "hook", *args, "--hooks-dir", str(tmp_path)])
+        out, err = capsys.readouterr()
+        return code, out + err
+
+    path = tmp_path / "qemu.d" / "vpt"
+    assert vpt("status") == (0, f"absent: {path}\n")
+    assert "restart libvirtd" in vpt("install")[1]
+    assert vpt("status") == (0, f"installed: {path}\n")
+    assert os.access(path, os.X_OK)
+    path.write_bytes(path.read_bytes() + b"# older\n")
+    assert vpt("status")[1].startswith("outdated")
+    assert vpt("install") == (0, f"installed {path}\n")
+    assert vpt("remove") == (0, f"removed {path}\n")
+    path.write_text("#!/bin/sh\n")
+    for command in ("install", "remove"):
+        code, said = vpt(command)
+        assert (code, "is not vpt's" in said) == (1, True)
+    assert path.read_text() == "#!/bin/sh\n"
+    assert hook.default_dir().name == "hooks"
+
+
+# ---- a real libvirtd ----
+
+_LIBVIRTD = """
+unix_sock_dir = "{root}/sock"
+auth_unix_rw = "none"
+log_outputs = "3:file:{root}/libvirtd.log"
+"""
+
+# It keeps its state in the places that it was built with: they are ours in its own view of the file system.
+_START = """
+set -e
+for dir in /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /run/libvirt; do
+    mkdir -p $dir "$1$dir"
+    mount --bind "$1$dir" $dir
+done
+exec libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
+"""
+
+
+@pytest.fixture
+def libvirtd(image: Image) -> Iterator[Libvirt]:
+    """A system libvirtd with folders of its own and our hook."""
+    if os.geteuid() or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("needs root and mount namespaces: the system's libvirtd has fixed folders")
+    import libvirt
+
+    need_user()
+    root = Path(tempfile.mkdtemp(prefix="vpt-ld-"))
+    (root / "sock").mkdir()
+    (root / "etc/libvirt").mkdir(parents=True)
+    (root / "etc/libvirt/qemu.conf").write_text(QEMU_CONF.format(root=root))
+    (root / "libvirtd.conf").write_text(_LIBVIRTD.format(root=root))
+    assert main(["libvirt", "hook", "install", "--hooks-dir", str(root / "etc/libvirt/hooks")]) == 0
+    argv = ["unshare", "-m", "sh", "-c", _START, "sh", str(root)]
+    daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+    uri = f"qemu+unix:///system?socket={root}/sock/libvirt-sock"
+    try:
+        yield Libvirt(root, connect(libvirt, uri, daemon), image)
+    finally:
+        daemon.terminate()
+        daemon.wait(20)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def connect(libvirt: Any, uri: str, daemon: subprocess.Popen[bytes]) -> Any:
+    end = time.monotonic() + 40
+    while True:
+        try:
+            return libvirt.open(uri)
+        except libvirt.libvirtError:
+            assert daemon.poll() is None, "libvirtd ended"
+            assert time.monotonic() < end, "libvirtd does not answer"
+            time.sleep(0.1)
+
+
+@pytest.mark.vm
+@pytest.mark.needs(*NEEDS, "libvirtd", "unshare")
+def test_a_libvirtd_starts_a_domain_with_two_ports(
+    libvirtd: Libvirt, runtime: Path, vptd: Client, tmp_path: Path
+) -> None:
+    import libvirt
+
+    guest = libvirtd.define("cold", machine="q35")
+    bare = guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    try:
+        # No vptd there: the start fails, and the user reads why.
+        libvirtd.connection.defineXML(plugged(bare, tmp_path))
+        with pytest.raises(libvirt.libvirtError, match=re.escape(f"--runtime-dir {tmp_path} daemon start")):
+            guest.domain.create()
+        libvirtd.connection.defineXML(bare)
+        libvirtd.connection.defineXML(plugged(bare, runtime))
+        assert names(vptd) == []
+        guest.start()
+        assert names(vptd) == ["h1", "h2"]
+        guest.wait_ready()
+        guest.run("ip link set eth0 up; ip link set eth1 up")
+        guest.wait_until(
+            "! grep -q 0 /sys/class/net/eth0/carrier /sys/class/net/eth1/carrier", 10, "carriers"
+        )
+        guest.stop()
+        assert names(vptd) == []
+    finally:
+        with suppress(libvirt.libvirtError):
+            libvirtd.remove(guest)
+        libvirtd.connection.close()

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""vpt libvirt: render, hook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from vpt.cli._common import emit_json, json_option, paths
+
+__all__ = ["libvirt"]
+
+
+@click.group()
+def libvirt() -> None:
+    """Change a domain's XML by hand, and let libvirt bring ports up by itself.
+
+    `vpt attach` does all of it for a domain that libvirt has already.
+    """
+
+
+@libvirt.command()
+@click.argument("file", type=click.File(encoding="utf-8"))
+@click.option("--switch", required=True, help="Switch to plug it into.")
+@click.option(
+    "--kind", type=click.Choice(["vhost-user", "passthrough"]), default="vhost-user", show_default=True
+)
+@click.option("--port", metavar="NAME", help="Name of the port.  [default: the domain's]")
+@click.option("--mac", help="Address of the guest.  [default: a random one]")
+@click.option("--pairs", type=int, help="Queue pairs.  [default: 1]")
+@click.option("--slots", type=int, help="passthrough: slots of each ring.  [default: 1024]")
+@click.option("--remove", is_flag=True, help="Take the port NAME out instead.")
+def render(file: TextIO, switch: str, kind: Any, port: str | None, remove: bool, **options: Any) -> None:
+    """Print the domain in FILE with a vpt port. Nothing is done: no port is made, libvirt is not asked.
+
+    With the hook installed, the port comes up when the domain starts. All else in FILE stays as it is, byte
+    for byte, and --remove gives back what there was.
+
+    \b
+    Examples:
+      vpt libvirt render web1.xml --switch sw0 > web1-vpt.xml
+      virsh dumpxml --inactive web1 | vpt libvirt render - --switch sw0 --kind passthrough
+    """
+    from vpt.libvirt_plugin import rules, xml
+    from vpt.libvirt_plugin.attach import free_name, random_mac
+
+    before = file.read()
+    _, domain = xml.domain_element(before)
+    name_element = domain.find("name")
+    name = port or free_name(name_element.text if name_element else "", set())
+    if remove:
+        click.echo(xml.remove_port(before, name), nl=False)
+        return
+    settings = {"mac": random_mac()} | {key: value for key, value in options.items() if value is not None}
+    where = paths()
+    plug = xml.Plug(name, switch, kind, str(where.port_socket(name)), str(where.runtime), settings)
+    after = xml.add_port(before, plug)
+    rules.check_domain(after)
+    for warning in rules.warnings(after):
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(after, nl=False)
+
+
+@libvirt.group()
+def hook() -> None:
+    """Let libvirt bring a domain's ports up before it starts, and take them down after it has stopped."""
+
+
+_DIR = click.option(
+    "--hooks-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="libvirt's folder of hooks.  [default: /etc/libvirt/hooks, or the user's for users]",
+)
+
+
+@hook.command()
+@_DIR
+def install(hooks_dir: Path | None) -> None:
+    """Put the hook where libvirt looks for it.
+
+    A domain whose vptd is not there then does not start, and the error says what to do.
+
+    \b
+    Example:
+      vpt libvirt hook install
+    """
+    from vpt.libvirt_plugin import hook as plugin
+
+    where = hooks_dir or plugin.default_dir()
+    restart = plugin.install(where)
+    click.echo(f"installed {plugin.status(where).path}")
+    if restart:
+        click.echo("libvirtd looks for hooks when it starts: systemctl restart libvirtd (domains go on)")
+
+
+@hook.command()
+@_DIR
+def remove(hooks_dir: Path | None) -> None:
+    """Take the hook away.
+
+    \b
+    Example:
+      vpt libvirt hook remove
+    """
+    from vpt.libvirt_plugin import hook as plugin
+
+    where = hooks_dir or plugin.default_dir()
+    removed = plugin.remove(where)
+    click.echo(f"removed {plugin.status(where).path}" if removed else f"there was no hook in {where}")
+
+
+@hook.command()
+@_DIR
+@json_option
+def status(hooks_dir: Path | None, as_json: bool) -> None:
+    """Say whether the hook is there: installed, outdated, foreign or absent.
+
+    \b
+    Example:
+      vpt libvirt hook status --json
+    """
+    from vpt.libvirt_plugin import hook as plugin
+
+    found = plugin.status(hooks_dir or plugin.default_dir())
+    if as_json:
+        emit_json("libvirt-hook", {"path": str(found.path), "state": found.state})
+    else:
+        click.echo(f"{found.state}: {found.path}")

@@ -1,0 +1,106 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-2-Clause
+# vpt's hook for libvirt's QEMU driver. Written by: vpt libvirt hook install
+"""Bring a domain's vpt ports up before it starts, and take them down after it has stopped.
+
+libvirt runs a copy of this file, as root or as the user whose session it is, with the domain's XML on
+standard input: standard library only. It never calls libvirt, which waits for it. What it writes to standard
+error is in the error that the user sees when the domain does not start.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from typing import Any
+from xml.etree import ElementTree
+
+Ports = list[tuple[str, dict[str, Any]]]
+
+NAMESPACE = "{urn:vpt:domain:1}"
+NUMBERS = ("pairs", "mtu", "slots", "buf_size")
+ANSWER_S = 10.0
+
+
+class HookError(Exception):
+    """What the user is to be told: what is wrong, and what helps."""
+
+
+def ports_of(text: bytes) -> Ports:
+    """Parameters of port.add, and the runtime dir of the vptd, for each port that the metadata names."""
+    found: Ports = []
+    for element in ElementTree.fromstring(text).iterfind(f"metadata/{NAMESPACE}ports/{NAMESPACE}port"):
+        params: dict[str, Any] = {key.replace("-", "_"): value for key, value in element.attrib.items()}
+        runtime_dir = params.pop("runtime_dir")
+        # Where the socket is follows from the runtime dir and the name.
+        params.pop("socket", None)
+        params.update({key: int(params[key]) for key in NUMBERS if key in params})
+        if "policy" in params:
+            params["policy"] = {"kind": params["policy"]}
+        found.append((runtime_dir, params))
+    return found
+
+
+def call(runtime_dir: str, method: str, params: dict[str, Any]) -> None:
+    """One request to a vptd. HookError: it is not there, or refuses."""
+    path = f"{runtime_dir}/vptd.sock"
+    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(ANSWER_S)
+            connection.connect(path)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                answer = json.loads(answers.readline())
+    except (OSError, ValueError) as error:
+        raise HookError(
+            f"vptd does not answer at {path} ({error});"
+            f" start it: vpt --runtime-dir {runtime_dir} daemon start"
+        ) from error
+    if "error" in answer:
+        hint = (answer["error"].get("data") or {}).get("hint")
+        raise HookError(answer["error"]["message"] + (f"; {hint}" if hint else ""))
+
+
+def bring_up(name: str, ports: Ports) -> None:
+    """All ports, or an error that says how to start the domain all the same."""
+    for runtime_dir, params in ports:
+        try:
+            call(runtime_dir, "port.add", {**params, "may_exist": True})
+        except HookError as error:
+            port = params.get("name", "?")
+            raise HookError(
+                f"vpt port {port} of {name}: {error}; to start without it: vpt detach {name} {port} --config"
+            ) from error
+
+
+def take_down(name: str, ports: Ports) -> None:
+    """What can be taken down. The domain has ended, whatever goes wrong here."""
+    for runtime_dir, params in ports:
+        try:
+            call(runtime_dir, "port.del", {"name": params["name"], "if_exists": True})
+        except (HookError, KeyError) as error:
+            print(f"vpt: {name}: {error}", file=sys.stderr)
+
+
+def main(argv: list[str]) -> int:
+    """Exit status. Anything but 0 counts when a domain is about to start, and only then."""
+    name, operation = [*argv[1:3], "", ""][:2]
+    # Not "reconnect", above all: libvirt kills a running domain whose hook fails there.
+    if operation not in ("prepare", "release"):
+        return 0
+    try:
+        ports = ports_of(sys.stdin.buffer.read())
+        if operation == "release":
+            take_down(name, ports)
+        else:
+            bring_up(name, ports)
+    except (HookError, KeyError, ValueError, ElementTree.ParseError) as error:
+        print(f"vpt: {error}", file=sys.stderr)
+        return 1 if operation == "prepare" else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

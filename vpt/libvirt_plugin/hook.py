@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Putting the hook where libvirt looks for it, and taking it away. `_hook` is the hook itself."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vpt.errors import ExistsError, MissingError
+
+__all__ = ["HookStatus", "default_dir", "install", "remove", "status"]
+
+_SOURCE = Path(__file__).with_name("_hook.py")
+_MARK = b"vpt's hook for libvirt"
+
+
+@dataclass(frozen=True, slots=True)
+class HookStatus:
+    """outdated: ours, of another version of vpt. foreign: a file of that name that is not ours."""
+
+    path: Path
+    state: Literal["installed", "outdated", "foreign", "absent"]
+
+
+def default_dir() -> Path:
+    """Of the system's libvirt for root, else of the user's session."""
+    if os.geteuid() == 0:
+        return Path("/etc/libvirt/hooks")
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "libvirt/hooks"
+
+
+def status(hooks: Path) -> HookStatus:
+    """What is there."""
+    path = hooks / "qemu.d" / "vpt"
+    try:
+        found = path.read_bytes()
+    except FileNotFoundError:
+        return HookStatus(path, "absent")
+    except PermissionError:
+        raise MissingError(f"no permission to read {path}", hint="run as root") from None
+    if found == _SOURCE.read_bytes():
+        return HookStatus(path, "installed")
+    return HookStatus(path, "outdated" if _MARK in found else "foreign")
+
+
+def install(hooks: Path) -> bool:
+    """Put the hook there, in the place of an older one. True if libvirtd must be restarted to see it."""
+    before = status(hooks)
+    _require_ours(before)
+    # libvirt looks for hooks when it starts; a new file beside others it finds by itself.
+    restart = not before.path.parent.exists()
+    beside = before.path.with_name(".vpt.new")
+    try:
+        before.path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(_SOURCE.read_bytes())
+        beside.chmod(0o755)
+        beside.replace(before.path)
+    except PermissionError:
+        raise MissingError(
+            f"no permission to write to {before.path.parent}", hint="run as root, or give --hooks-dir"
+        ) from None
+    return restart
+
+
+def remove(hooks: Path) -> bool:
+    """Take it away. False if there was none."""
+    before = status(hooks)
+    if before.state == "absent":
+        return False
+    _require_ours(before)
+    try:
+        before.path.unlink()
+    except PermissionError:
+        raise MissingError(f"no permission to remove {before.path}", hint="run as root") from None
+    return True
+
+
+def _require_ours(found: HookStatus) -> None:
+    if found.state == "foreign":
+        raise ExistsError(f"{found.path} is not vpt's", hint=f"see what it does: less {found.path}")
