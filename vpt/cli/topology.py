@@ -144,6 +144,10 @@ def _read(file: str) -> bytes:
         ) from None
 
 
+def _is_terminal() -> bool:
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
 def _progress() -> Callable[[str], None]:
     """A line per step on a terminal; silence in a pipe."""
     if not sys.stderr.isatty():
@@ -156,7 +160,8 @@ def _plan_data(todo: Plan) -> dict[str, Any]:
 
 
 def _print_plan(todo: Plan, *, done: bool = False) -> None:
-    for step in todo.steps:
+    # On a terminal the progress has shown them.
+    for step in () if done and _is_terminal() else todo.steps:
         needs = click.style(f"  [needs --{step.needs}]", fg="yellow") if step.needs and not done else ""
         click.echo(f"{step}{needs}")
     count = len(todo.steps)

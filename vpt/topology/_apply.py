@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Protocol
 
 from vpt.daemon.client import Client
@@ -94,7 +95,7 @@ def _back(
         with connect() as vptd:
             back = plan(_only(before, touched), _only(actual(vptd), touched), prune=True)
             for step in back.steps:
-                progress(f"back: {step}")
+                progress(f"back: {replace(step, why='')}")
                 _do(step, vptd)
     except VptError as second:
         outcome = f"and what was done could not be undone ({second.message})"

@@ -70,4 +70,4 @@ def _list_of(model: type[BaseModel], definitions: dict[str, Any]) -> dict[str, A
         if key in schema["properties"]:
             # A name before expansion. The names themselves are checked when the file is read.
             schema["properties"][key].pop("pattern")
-    return {"anyOf": [{"type": "array", "items": schema}, {"type": "null"}]}
+    return {"type": ["array", "null"], "items": schema}
