@@ -167,10 +167,7 @@ class _Planner:
             *(Step("del-port", p.name, {}, *self._replaced[p.name]) for p in replaced),
             *self._deletions(in_the_way),
             *(Step("del-switch", n, {}, why, "replace") for n, why in self._replaced_switches.items()),
-            *(
-                _add_switch(s, "replace" if s.name in self._replaced_switches else None)
-                for s in late_switches
-            ),
+            *(_add_switch(s, self._needs_replace(s)) for s in late_switches),
             *(_add_port(p, self._replaced[p.name][1]) for p in replaced),
             *(_add_port(p) for p in late_ports),
             *self._deletions(set(self._gone) - in_the_way),
