@@ -59,9 +59,9 @@ class Vptd:
 
     def start(self, *options: str) -> None:
         self.process = self.spawn(*options)
-        wait_for(self._answers, "vptd to answer")
+        wait_for(self.answers, "vptd to answer")
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, f"vptd ended: {self.said()}"
         try:
@@ -110,7 +110,7 @@ class Vptd:
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            if self._answers():
+            if self.answers():
                 self.call("daemon.stop", keep=False)
             try:
                 self.process.wait(PATIENCE_S)

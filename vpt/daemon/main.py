@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from vpt import __version__
+from vpt.daemon.manager import notify
 from vpt.daemon.runtime import ENV_RUNTIME_DIR, ENV_STATE_DIR, locate
 from vpt.errors import EXIT_FAILED, EXIT_OK, UsageError, VptError
 
@@ -148,9 +149,11 @@ async def _run(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stopping.set)
     await daemon.start()
+    notify("READY=1")
     try:
         await daemon.stopping.wait()
     finally:
+        notify("STOPPING=1")
         await daemon.stop()
 
 
