@@ -218,6 +218,15 @@ def test_a_template_is_blamed_once() -> None:
     assert len(caught.value.message.splitlines()) == 1
 
 
+def test_templates_do_not_make_millions() -> None:
+    """Each is below the limit; the file is refused when there are too many, not when memory is."""
+    text = with_port(
+        *(f"  - {{name: 'p{i}-{{n}}', count: 1024, switch: lab, kind: app}}" for i in range(5000))
+    )
+    with pytest.raises(TopologyError, match=r"^lab.yaml:8:5: more than 4096 ports$"):
+        read(text)
+
+
 def test_a_default_socket_can_be_too_long_as_well() -> None:
     """Which only the folder of this vptd decides."""
     text = with_port(PORT + "}")

@@ -27,7 +27,8 @@ __all__ = ["MAX_COUNT", "SCHEMA", "TEMPLATE_KEYS", "load"]
 SCHEMA = "vpt.topology/v1"
 MAX_COUNT = 1024
 TEMPLATE_KEYS = ("count", "first")
-_MAX_PORTS = 4096
+# Of switches, and of ports: a short file can ask for millions.
+_MAX_ENTRIES = 4096
 _MAX_FIRST = 1_000_000
 _TOP_KEYS = ("schema", "switches", "ports")
 _PLACEHOLDER = re.compile(r"\{n(?::(0[1-9])?([dx]))?\}", re.ASCII)
@@ -85,8 +86,6 @@ class _Loader:
         self._check_top(data)
         switches = list(self._models("switches", SwitchConfig))
         ports = list(self._models("ports", PortConfig))
-        if len(ports) > _MAX_PORTS:
-            self._add(("ports",), f"{len(ports)} ports, the most is {_MAX_PORTS}", "split the file")
         # What follows would blame good entries for the bad ones that are missing.
         self._problems.check()
         self._check_names(switches, ports)
@@ -173,7 +172,10 @@ class _Loader:
     # ---- entries ----
 
     def _models(self, section: str, model: type[_Model]) -> Iterator[tuple[_Entry, _Model]]:
-        for entry in self._entries(section):
+        for made, entry in enumerate(self._entries(section)):
+            if made == _MAX_ENTRIES:
+                self._add(entry.path, f"more than {_MAX_ENTRIES} {section}", "give it a smaller count")
+                return
             try:
                 yield entry, model.model_validate(entry.data)
             except ValidationError as error:
