@@ -53,19 +53,29 @@ def _eventfds(stack: ExitStack, count: int) -> list[int]:
 
 @contextmanager
 def app_port(
-    engine: Engine, switch: Switch, index: int, policy: Policy, num_slots: int = 0
+    engine: Engine,
+    switch: Switch,
+    index: int,
+    policy: Policy,
+    num_slots: int = 0,
+    *,
+    features: int = 0,
+    lossless: bool = False,
 ) -> Iterator[Ends]:
-    """A port with an application on it that has finished its handshake. No offloads: frames are plain."""
+    """A port with an application on it that has finished its handshake. No offloads: frames are plain.
+
+    features: those that the application accepts.
+    """
     name, mac = f"p{index}", mac_of(index)
     opts = RegionOptions(name=name, num_slots=num_slots, mac=mac)
     with ExitStack() as stack:
         region = region_create(opts)
         stack.callback(os.close, region)
         kicks, intrs = _eventfds(stack, vec_count(1)), _eventfds(stack, vec_count(1))
-        port = switch.add_port(name, Kind.APP, policy=policy, mac=mac)
+        port = switch.add_port(name, Kind.APP, policy=policy, mac=mac, lossless=lossless)
         stack.callback(port.delete)
         port.ring_attach(region, opts, kicks, intrs)
-        app = stack.enter_context(App(region, kicks, intrs))
+        app = stack.enter_context(App(region, kicks, intrs, features))
         _handshake(engine, port, app)
         yield Ends(port, app, mac)
 
