@@ -61,6 +61,12 @@ COMMANDS = (
     ),
     Row("Look", "ls", "vpt.cli.look:ls", "List all switches and ports."),
     Row("Look", "show", "vpt.cli.look:show", "Show all there is to know about a switch or a port."),
+    Row(
+        "Look",
+        "stats",
+        "vpt.cli.stats:stats",
+        "Print all counters of ports and workers, or serve them to Prometheus.",
+    ),
     Row("Look", "top", "vpt.cli.top:top", "Show packet rates and notifications per packet, live."),
     Row("Measure", "gen", "vpt.cli.gen:gen", "Generate and receive packets on a switch."),
     Row("Measure", "exits", "vpt.cli.exits:exits", "Count VM exits: per second, and per packet."),
