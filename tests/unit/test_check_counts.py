@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""ci/check-counts: a count that got worse fails, one that was not taken fails; times do not matter."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vpt.bench.registry import find
+from vpt.bench.scenario import Settings
+
+CI = Path(__file__).parents[2] / "ci"
+BASELINES = sorted((CI / "baselines").glob("*.json"))
+
+
+def bounds(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text())["bounds"]
+    return found
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda p: p.stem)
+def test_each_bound_is_about_a_count_that_the_scenario_takes(path: Path) -> None:
+    """A bound about a point that no run has would fail every run, and one about a time some of them."""
+    base = json.loads(path.read_text())
+    scenario = find(base["scenario"])
+    points = scenario.points(Settings())
+    counts = {m.name for m in scenario.metrics if m.kind == "count"}
+    for bound in base["bounds"]:
+        assert bound["at"] in points
+        assert bound["metric"] in counts
+        assert bound.get("at_least", 0) <= bound["at_most"]
+
+
+def run(tmp_path: Path, *, copies: float | None) -> subprocess.CompletedProcess[str]:
+    values = {"bad": 0.0} if copies is None else {"bad": 0.0, "copies": copies}
+    variants = [{"name": "switch", "samples": [{"values": values}]}]
+    points = [{"params": {"bytes": n}, "variants": variants} for n in (64, 1500)]
+    result = {"scenarios": [{"name": "switch-copy", "provenance": {}, "points": points}]}
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(result))
+    command = [sys.executable, str(CI / "check-counts"), str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_counts_as_they_should_be_pass(tmp_path: Path) -> None:
+    done = run(tmp_path, copies=1.0)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_second_copy_fails(tmp_path: Path) -> None:
+    done = run(tmp_path, copies=2.0)
+    assert done.returncode == 1
+    assert "FAIL switch-copy: bytes 64: switch: copies: 2, allowed 1..1" in done.stdout
+
+
+def test_a_count_that_was_not_taken_fails(tmp_path: Path) -> None:
+    done = run(tmp_path, copies=None)
+    assert done.returncode == 1
+    assert "not measured" in done.stdout
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    command = [sys.executable, str(CI / "check-counts"), str(tmp_path / "x.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "not a result" in done.stderr
