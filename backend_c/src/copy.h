@@ -7,6 +7,8 @@
 
 #include "port.h"
 
+#define VPTI_HDR_COMMON offsetof(struct vpt_vnet_hdr, num_buffers) /* a legacy header ends there */
+
 struct vpti_cursor {
 	const struct vpti_run *run;
 	const struct vpti_run *end;
@@ -64,7 +66,13 @@ static inline void vpti_copy(const struct vpti_run *run, uint32_t nrun, const st
 		return;
 	}
 	if (hdr_len) {
-		memcpy(d, hdr, hdr_len);
+		/*
+		 * In the pieces in which it was just written. A load that spans two stores has to wait until they, and all
+		 * stores before them, are in the cache: one miss on the receiver's memory after the other.
+		 */
+		memcpy(d, hdr, VPTI_HDR_COMMON);
+		if (vpti_likely(hdr_len == sizeof(*hdr)))
+			memcpy(d + VPTI_HDR_COMMON, &hdr->num_buffers, sizeof(hdr->num_buffers));
 		d += hdr_len;
 	}
 	/* The whole frame in one aligned go, then the checked header over it: cheaper than starting at an odd offset of 14. */

@@ -197,7 +197,7 @@ static void packed_quiet(struct vpti_virtq *v)
 static void packed_take(struct vpti_txq *q, struct vpti_burst *b)
 {
 	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
-	uint32_t at = v->next_avail, i;
+	uint32_t at = v->next_avail, ahead = VPTI_MIN(VPTI_AHEAD, v->num), i;
 	int rc = 1;
 
 	while (b->n < VPTI_BURST) {
@@ -207,6 +207,7 @@ static void packed_take(struct vpti_txq *q, struct vpti_burst *b)
 
 		if (!is_available(v, at, flags))
 			break;
+		vpti_look_ahead(v, VPTI_READ(v->packed[index_of(v, advance(v, at, ahead))].addr));
 		vpti_gather_begin(&g, v, b);
 		rc = walk(v, at, flags, 0, vpti_gather_piece, &g, &id, &count, &steps);
 		if (vpti_likely(rc >= 0))

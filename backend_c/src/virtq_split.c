@@ -161,6 +161,8 @@ static void split_take(struct vpti_txq *q, struct vpti_burst *b)
 		__builtin_prefetch(&v->desc[head[i]]);
 	}
 	for (i = 0; i < n; i++) {
+		if (vpti_likely(i + (int)VPTI_AHEAD < n))
+			vpti_look_ahead(v, VPTI_READ(v->desc[head[i + (int)VPTI_AHEAD]].addr));
 		rc = gather(t, b, head[i]);
 		if (vpti_unlikely(rc <= 0))
 			break;
