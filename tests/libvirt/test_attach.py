@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +15,11 @@ import pytest
 
 from support.libvirt import NEEDS, DomainGuest, Libvirt, Vpt
 from vpt.daemon.client import Client
+from vpt.daemon.daemon import Settings
+from vpt.daemon.embedded import EmbeddedDaemon
+from vpt.daemon.runtime import locate
 from vpt.guest import Guest, ping
-from vpt.libvirt_plugin import attach
+from vpt.libvirt_plugin import attach, rules
 from vpt.libvirt_plugin.xml import NAMESPACE, alias_of, plugs_in
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs(*NEEDS)]
@@ -209,6 +214,52 @@ def monitor(libvirt: Libvirt, name: str, line: str) -> None:
 
     domain = libvirt.connection.lookupByName(name)
     assert not libvirt_qemu.qemuMonitorCommand(domain, line, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_file_at_the_sockets_path_stays(vpt: Vpt, runtime: Path) -> None:
+    taken = runtime / "ports" / "left.sock"
+    taken.write_text("not ours")
+    code, _, err = vpt("attach", "left", "--switch", "sw0")
+    assert (code, "exists and is not a socket" in err) == (1, True)
+    assert taken.read_text() == "not ours"
+    taken.unlink()
+
+
+def test_without_its_vptd_a_port_stays_plugged_in(guests: SimpleNamespace, vpt: Vpt) -> None:
+    left, folder = guests.left, Path(tempfile.mkdtemp(prefix="vpt-"))
+    settings = Settings(locate(folder), keeper=False)
+    with EmbeddedDaemon(settings), Client(settings.paths.control) as vptd:
+        vptd.call("switch.add", name="sw0")
+        assert vpt("attach", "left", "--switch", "sw0", runtime_dir=folder)[::2] == (0, "")
+        network(left, 1)
+    before = left.domain.XMLDesc()
+    code, _, err = vpt("detach", "left")
+    assert (code, "vpt daemon start" in err) == (1, True)
+    assert left.domain.XMLDesc() == before
+    with EmbeddedDaemon(settings), Client(settings.paths.control) as vptd:
+        # Which vptd has the port, the domain knows.
+        assert vpt("detach", "left")[::2] == (0, "")
+        assert vptd.call("port.list")["ports"] == []
+    left.wait_until("[ ! -e /sys/class/net/eth0 ]", 10, "the interface to go")
+    shutil.rmtree(folder)
+
+
+def test_a_domain_undefined_meanwhile_does_not_come_back(
+    libvirt: Libvirt, vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody is faster, between our look and our change."""
+    guest = libvirt.define("brief")
+
+    def undefine(_xml: str) -> None:
+        if "brief" in [domain.name() for domain in libvirt.connection.listAllDomains()]:
+            guest.domain.undefine()
+
+    monkeypatch.setattr(rules, "validate", undefine)
+    code, _, err = vpt("attach", "brief", "--switch", "sw0")
+    assert (code, "brief went away" in err) == (1, True), err
+    assert "brief" not in [domain.name() for domain in libvirt.connection.listAllDomains()]
+    assert vptd.call("port.list")["ports"] == []
 
 
 def test_without_shared_memory_only_passthrough_goes_live(libvirt: Libvirt, vpt: Vpt, vptd: Client) -> None:

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vpt.cli import main
 from vpt.errors import ConflictError, ExistsError, NotFoundError, UsageError
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin.xml import Plug, add_port, device_xml, diff, plugs_in, remove_port
@@ -220,3 +223,19 @@ def test_names_are_quoted() -> None:
     odd = Plug("a", "sw", "passthrough", '/tmp/it\'s <a> & "b".sock', "/r&r")
     assert plugs_in(add_port(PC, odd)) == [odd]
     assert "&lt;a&gt; &amp;" in device_xml(odd)
+
+
+def test_render_prints_the_domain_and_takes_the_port_out_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "web1.xml"
+    file.write_text(Q35, encoding="utf-8")
+    assert main(["--runtime-dir", "/run/x", "libvirt", "render", str(file), "--switch", "sw0"]) == 0
+    rendered = capsys.readouterr().out
+    (plug,) = plugs_in(rendered)
+    assert (plug.name, plug.socket, plug.runtime_dir) == ("web1", "/run/x/ports/web1.sock", "/run/x")
+    file.write_text(rendered, encoding="utf-8")
+    assert main(["libvirt", "render", str(file), "--remove"]) == 0
+    assert capsys.readouterr().out == Q35
+    assert main(["libvirt", "render", str(file)]) == 2
+    assert "--switch" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pytest
 
+from vpt.errors import VptError
 from vpt.guest import Guest, Image
 from vpt.qemu import find_qemu
 
@@ -98,6 +99,13 @@ class DomainGuest(Guest):
         channel.setblocking(False)
         self._channel, self._received = channel, b""
         return self
+
+    def wait_ready(self, timeout_s: float = 60.0) -> Self:
+        """As of any guest; what its console says is in the test's report."""
+        try:
+            return super().wait_ready(timeout_s)
+        except VptError as error:
+            pytest.fail(f"{error}\n{error.hint}", pytrace=False)
 
     def stop(self) -> None:
         """Pull the plug. The domain stays defined."""

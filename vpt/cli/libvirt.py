@@ -23,7 +23,7 @@ def libvirt() -> None:
 
 @libvirt.command()
 @click.argument("file", type=click.File(encoding="utf-8"))
-@click.option("--switch", required=True, help="Switch to plug it into.")
+@click.option("--switch", help="Switch to plug it into.")
 @click.option(
     "--kind", type=click.Choice(["vhost-user", "passthrough"]), default="vhost-user", show_default=True
 )
@@ -32,7 +32,9 @@ def libvirt() -> None:
 @click.option("--pairs", type=int, help="Queue pairs.  [default: 1]")
 @click.option("--slots", type=int, help="passthrough: slots of each ring.  [default: 1024]")
 @click.option("--remove", is_flag=True, help="Take the port NAME out instead.")
-def render(file: TextIO, switch: str, kind: Any, port: str | None, remove: bool, **options: Any) -> None:
+def render(
+    file: TextIO, switch: str | None, kind: Any, port: str | None, remove: bool, **options: Any
+) -> None:
     """Print the domain in FILE with a vpt port. Nothing is done: no port is made, libvirt is not asked.
 
     With the hook installed, the port comes up when the domain starts. All else in FILE stays as it is, byte
@@ -53,6 +55,8 @@ def render(file: TextIO, switch: str, kind: Any, port: str | None, remove: bool,
     if remove:
         click.echo(xml.remove_port(before, name), nl=False)
         return
+    if switch is None:
+        raise click.UsageError("Missing option '--switch'.")
     settings = {"mac": random_mac()} | {key: value for key, value in options.items() if value is not None}
     where = paths()
     plug = xml.Plug(name, switch, kind, str(where.port_socket(name)), str(where.runtime), settings)

@@ -111,6 +111,9 @@ class _Target:
 
     def define(self, xml: str) -> None:
         with self.asking("change its configuration"):
+            # One that somebody has undefined meanwhile must not come back.
+            if not self.domain.isPersistent():
+                raise ConflictError(f"{self.name} has been undefined meanwhile", hint="virsh list --all")
             self.connection.defineXML(xml)
 
     def require_live(self) -> None:
@@ -267,7 +270,7 @@ def attach(connection: Any, vptd: Client, request: Request) -> Attached:
             if _is_valid(plan.before):
                 rules.validate(plan.after)
             target.define(plan.after)
-            undo.callback(_quietly, lambda: _define_again(target, plan.before))
+            undo.callback(_quietly, lambda: target.define(plan.before))
             if plug not in plugs_in(target.config_xml()):
                 raise GuestError(
                     f"libvirt did not keep {plug.name} in {target.name}", hint=f"virsh dumpxml {target.name}"
@@ -301,12 +304,6 @@ def _quietly(action: Callable[[], object]) -> None:
     """For undoing: what made us undo is what the user must hear of."""
     with suppress(Exception):
         action()
-
-
-def _define_again(target: _Target, before: str) -> None:
-    # A domain that somebody has undefined meanwhile must not come back.
-    if target.domain.isPersistent():
-        target.define(before)
 
 
 def _unplug_again(target: _Target, name: str) -> None:
@@ -378,7 +375,7 @@ def _take_out(target: _Target, plug: Plug, *, live: bool, config: bool) -> None:
         if config:
             before = target.config_xml()
             target.define(remove_port(before, plug.name))
-            undo.callback(_quietly, lambda: _define_again(target, before))
+            undo.callback(_quietly, lambda: target.define(before))
         if live:
             target.unplug_live(plug.name)
             tcg = domain_element(target.live_xml())[1].attrs.get("type") == "qemu"
