@@ -25,7 +25,11 @@ def libvirt() -> None:
 @click.argument("file", type=click.File(encoding="utf-8"))
 @click.option("--switch", help="Switch to plug it into.")
 @click.option(
-    "--kind", type=click.Choice(["vhost-user", "passthrough"]), default="vhost-user", show_default=True
+    "--kind",
+    type=click.Choice(["vhost-user", "passthrough"]),
+    default="vhost-user",
+    show_default=True,
+    help="What the guest has: virtio-net, or vpt_net.",
 )
 @click.option("--port", metavar="NAME", help="Name of the port.  [default: the domain's]")
 @click.option("--mac", help="Address of the guest.  [default: a random one]")

@@ -17,7 +17,7 @@ from vpt.daemon.manager import notify
 from vpt.daemon.runtime import ENV_RUNTIME_DIR, ENV_STATE_DIR, locate
 from vpt.errors import EXIT_FAILED, EXIT_OK, UsageError, VptError
 
-__all__ = ["main"]
+__all__ = ["argument_parser", "main"]
 
 _EPILOG = f"""
 vptd stays in the foreground and logs to standard error; `vpt daemon start` puts it in the background.
@@ -35,7 +35,7 @@ environment: {ENV_RUNTIME_DIR}, {ENV_STATE_DIR}
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vptd",
         description="The daemon of vpt: owns the rings and the switch that virtual machines use.",
@@ -75,7 +75,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how long an unused keeper stays (default 60)",
     )
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument(
+        "--log-level",
+        default="info",
+        choices=["debug", "info", "warning", "error"],
+        help="what goes to the log (default info)",
+    )
     return parser
 
 
@@ -104,7 +109,7 @@ def _group(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vptd`. Returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = argument_parser().parse_args(argv)
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
