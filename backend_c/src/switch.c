@@ -92,9 +92,25 @@ static bool learn(struct vpt_switch *sw, struct vpti_txq *q, const struct vpti_p
 	return true;
 }
 
-/* First walk: learn, look up, group. */
-static void classify(struct vpti_pass *pass, struct vpt_switch *sw, struct vpti_txq *q, struct vpti_burst *b,
-		     uint32_t tick)
+/* Is this packet, to the port in that slot or to everybody (VPTI_MAC_NONE), for others than the pass so far? */
+static bool destination_changes(const struct vpti_pass *pass, uint16_t slot)
+{
+	if (slot == VPTI_MAC_NONE)
+		return pass->ntouched > 0;
+	return pass->flood.first != NONE || (pass->ntouched && pass->touched[0] != slot);
+}
+
+/**
+ * classify() - First walk: learn, look up, group
+ *
+ * What a lossless sender's packets find no room for stays in its ring, and all behind it, so that order is kept. Had some of
+ * those been delivered elsewhere, they would be so again in the next pass; had they gone along with a packet to everybody,
+ * which waits for nobody, they would be lost. So its pass ends where the destination changes.
+ *
+ * Return: number of packets that the pass is about
+ */
+static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct vpti_txq *q, struct vpti_burst *b,
+			 uint32_t tick)
 {
 	uint64_t last_dst = 0; /* a run to one destination is looked up once */
 	uint16_t last_slot = VPTI_MAC_NONE;
@@ -112,16 +128,21 @@ static void classify(struct vpti_pass *pass, struct vpt_switch *sw, struct vpti_
 			last_dst = dst;
 			last_slot = p->eth[0] & 1 ? VPTI_MAC_NONE : vpti_mac_lookup(&sw->macs, dst, tick);
 		}
+		if (vpti_unlikely(last_slot == q->port->slot)) {
+			vpti_count(q->c, VPT_C_TX_DROP_NO_DEST, 1);
+			continue;
+		}
+		if (vpti_unlikely(q->port->lossless) && destination_changes(pass, last_slot))
+			break;
 		if (last_slot == VPTI_MAC_NONE) {
 			chain_add(pass, &pass->flood, (uint8_t)i);
-		} else if (vpti_unlikely(last_slot == q->port->slot)) {
-			vpti_count(q->c, VPT_C_TX_DROP_NO_DEST, 1);
 		} else {
 			if (pass->to[last_slot].first == NONE)
 				pass->touched[pass->ntouched++] = last_slot;
 			chain_add(pass, &pass->to[last_slot], (uint8_t)i);
 		}
 	}
+	return i;
 }
 
 /* The packets for one destination, in the order sent: those for it alone and those for everybody. Numbers go to *which. */
@@ -259,37 +280,13 @@ static void flood(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *
 	}
 }
 
-/**
- * unicast() - Each destination what is for it alone
- *
- * A lossless sender's packets without room stay in its ring, and all behind them, so that order is kept. Packets behind
- * the first that waits, to other destinations, are not delivered in this round either: they would be twice in the next.
- *
- * Return: number of packets of the burst that are done
- */
-static uint32_t unicast(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *b)
+/* Each destination what is for it alone. Of the first n packets of the burst, how many are done. */
+static uint32_t unicast(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *b, uint32_t n)
 {
 	struct vpti_pass *pass = w->pass;
 	uint8_t which[VPTI_BURST];
-	uint32_t done = b->n;
-	uint32_t i, n, k;
+	uint32_t i, k, done = n;
 
-	/* With several destinations a lossless burst ends where the first of them changes: one wait, nothing twice. */
-	if (q->port->lossless && pass->ntouched > 1) {
-		uint16_t slot = pass->touched[0];
-
-		for (i = 1; i < pass->ntouched; i++)
-			done = VPTI_MIN(done, pass->to[pass->touched[i]].first);
-		for (i = 1; i < pass->ntouched; i++)
-			pass->to[pass->touched[i]] = (struct chain){ NONE, NONE };
-		n = merge(pass, b, slot, which);
-		for (k = 0; k < n && which[k] < done; k++)
-			;
-		n = k;
-		pass->to[slot] = (struct chain){ NONE, NONE };
-		k = deliver_to(w, q, slot, n, true);
-		return k < n ? which[k] : done;
-	}
 	for (i = 0; i < pass->ntouched; i++) {
 		uint16_t slot = pass->touched[i];
 
@@ -306,7 +303,7 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 {
 	struct vpti_burst *b = &w->burst;
 	struct vpti_pass *pass = w->pass;
-	uint32_t done, i;
+	uint32_t n, done, i;
 
 	b->n = 0;
 	b->nfrag = 0;
@@ -324,17 +321,17 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 		q->dirty = true;
 		return b->n;
 	}
-	classify(pass, q->port->sw, q, b, w->tick);
-	done = b->n;
+	n = classify(pass, q->port->sw, q, b, w->tick);
+	done = n;
 	if (vpti_unlikely(pass->flood.first != NONE)) {
 		flood(w, q, b);
 		pass->flood = (struct chain){ NONE, NONE };
 		for (i = 0; i < pass->ntouched; i++) /* a destination that left the list meanwhile */
 			pass->to[pass->touched[i]] = (struct chain){ NONE, NONE };
 	} else {
-		done = unicast(w, q, b);
+		done = unicast(w, q, b, n);
 	}
-	if (vpti_unlikely(done < b->n))
+	if (vpti_unlikely(done < n))
 		vpti_count(q->c, VPT_C_TX_BLOCKED, 1);
 	if (done) {
 		uint64_t bytes = 0;

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 
@@ -201,3 +202,32 @@ def test_stats_file_names_ports_and_workers(net: Net) -> None:
     }
     assert len(snapshot.workers) == 1
     assert snapshot.workers[0].counters["loops"] > 0
+
+
+def test_lossless_sender_waits_also_for_what_follows_a_broadcast(no_leaks: None) -> None:
+    """A broadcast waits for nobody; packets around it in the same burst, to one port, must all the same."""
+    with Engine() as engine, StatsReader(engine.stats_fd) as stats, contextlib.ExitStack() as undo:
+        switch = engine.add_switch("sw0")
+        a, b = AppPeer(switch, "a", lossless=True), AppPeer(switch, "b")
+        for peer in (a, b):
+            undo.callback(peer.close)
+            peer.connect()
+        b.app.send(0, ether(BROADCAST, B))
+        a.recv()
+        total, sent, got = 4 * b.opts.num_slots, 0, []
+
+        def send_what_fits() -> None:
+            nonlocal sent
+            while sent < total:
+                dst = BROADCAST if sent % 5 == 0 else B
+                if not a.app.send(0, ether(dst, A, sent.to_bytes(4, "big")), more=sent % 16 != 15):
+                    return
+                sent += 1
+
+        send_what_fits()
+        until(lambda: stats.read().port(a.port.id)["tx_blocked"] > 0, "the sender to be blocked")
+        while not got or got[-1] < total - 1:
+            send_what_fits()
+            got.append(int.from_bytes(b.recv()[14:18], "big"))
+        assert got == sorted(set(got))
+        assert [n for n in got if n % 5] == [n for n in range(total) if n % 5]
