@@ -22,8 +22,8 @@ _HEAD = f"""\
 
 vptd listens on the unix socket `vptd.sock` in its runtime dir (mode 0660). Root, the user that vptd runs as
 and members of the socket's group may use it. It speaks JSON-RPC 2.0, one object per line in UTF-8, of at most
-{MAX_REQUEST >> 10} KiB; parameters have names. Batches are refused. Requests of one connection are answered in
-order.
+{MAX_REQUEST >> 10} KiB; parameters have names. Batches are refused. Requests of one connection are
+answered in order.
 
 ```
 {{"jsonrpc": "2.0", "id": 1, "method": "switch.add", "params": {{"name": "sw0"}}}}
