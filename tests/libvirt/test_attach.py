@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +13,6 @@ import pytest
 
 from support.libvirt import NEEDS, DomainGuest, Libvirt, Vpt
 from vpt.daemon.client import Client
-from vpt.daemon.daemon import Settings
-from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.runtime import locate
 from vpt.guest import Guest, ping
 from vpt.libvirt_plugin import attach, rules
@@ -196,6 +192,32 @@ def test_no_vptd_no_libvirt(vpt: Vpt, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("untouched")
+def test_a_file_at_the_sockets_path_stays(vpt: Vpt, runtime: Path) -> None:
+    taken = runtime / "ports" / "left.sock"
+    taken.write_text("not ours")
+    code, _, err = vpt("attach", "left", "--switch", "sw0")
+    assert (code, "exists and is not a socket" in err) == (1, True)
+    assert taken.read_text() == "not ours"
+    taken.unlink()
+
+
+@pytest.mark.usefixtures("untouched")
+def test_detach_without_vptd_changes_nothing(
+    guests: SimpleNamespace, vpt: Vpt, vptd: Client, runtime: Path
+) -> None:
+    assert vpt("attach", "left", "--switch", "sw0")[::2] == (0, "")
+    before = guests.left.domain.XMLDesc()
+    control = locate(runtime).control
+    control.rename(control.with_suffix(".away"))
+    code, _, err = vpt("detach", "left")
+    control.with_suffix(".away").rename(control)
+    assert (code, "vpt daemon start" in err) == (1, True)
+    assert guests.left.domain.XMLDesc() == before
+    assert [port["name"] for port in vptd.call("port.list")["ports"]] == ["left"]
+    assert vpt("detach", "left")[::2] == (0, "")
+
+
+@pytest.mark.usefixtures("untouched")
 def test_what_fails_in_qemu_is_rolled_back(guests: SimpleNamespace, vpt: Vpt, libvirt: Libvirt) -> None:
     """The device's id is taken in QEMU by something that libvirt does not know of: QEMU refuses it."""
     before = guests.left.domain.XMLDesc()
@@ -214,35 +236,6 @@ def monitor(libvirt: Libvirt, name: str, line: str) -> None:
 
     domain = libvirt.connection.lookupByName(name)
     assert not libvirt_qemu.qemuMonitorCommand(domain, line, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-
-
-@pytest.mark.usefixtures("untouched")
-def test_a_file_at_the_sockets_path_stays(vpt: Vpt, runtime: Path) -> None:
-    taken = runtime / "ports" / "left.sock"
-    taken.write_text("not ours")
-    code, _, err = vpt("attach", "left", "--switch", "sw0")
-    assert (code, "exists and is not a socket" in err) == (1, True)
-    assert taken.read_text() == "not ours"
-    taken.unlink()
-
-
-def test_without_its_vptd_a_port_stays_plugged_in(guests: SimpleNamespace, vpt: Vpt) -> None:
-    left, folder = guests.left, Path(tempfile.mkdtemp(prefix="vpt-"))
-    settings = Settings(locate(folder), keeper=False)
-    with EmbeddedDaemon(settings), Client(settings.paths.control) as vptd:
-        vptd.call("switch.add", name="sw0")
-        assert vpt("attach", "left", "--switch", "sw0", runtime_dir=folder)[::2] == (0, "")
-        network(left, 1)
-    before = left.domain.XMLDesc()
-    code, _, err = vpt("detach", "left")
-    assert (code, "vpt daemon start" in err) == (1, True)
-    assert left.domain.XMLDesc() == before
-    with EmbeddedDaemon(settings), Client(settings.paths.control) as vptd:
-        # Which vptd has the port, the domain knows.
-        assert vpt("detach", "left")[::2] == (0, "")
-        assert vptd.call("port.list")["ports"] == []
-    left.wait_until("[ ! -e /sys/class/net/eth0 ]", 10, "the interface to go")
-    shutil.rmtree(folder)
 
 
 def test_a_domain_undefined_meanwhile_does_not_come_back(
