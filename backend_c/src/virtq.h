@@ -76,7 +76,8 @@ struct vpti_packed_event {
  * @next_avail:	where to look for the next chain (tx: to take; rx: to reserve)
  * @next_used:	where the next chain is marked used
  * @published:	next_used as the driver sees it
- * @told:	published when the driver's wish was looked at last
+ * @told:	split: published when the driver's wish was looked at last; packed: counted in untold up to here
+ * @untold:	packed: descriptors published since the driver's wish was looked at last
  *
  * Positions. Split: free-running, 16 bits count. Packed: in [0, 2 * num); below num the wrap counter is 1, so a position is
  * an index and a wrap counter in one number (see vpti_packed_*()).
@@ -102,6 +103,7 @@ struct vpti_virtq {
 	uint32_t next_used;
 	uint32_t published;
 	uint32_t told;
+	uint32_t untold;
 	uint8_t hdr_len;           /* 12, or 10 for a legacy driver without mergeable buffers */
 	bool event_idx;
 	bool indirect;

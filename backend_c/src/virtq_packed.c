@@ -148,35 +148,43 @@ VPTI_INLINE int walk(struct vpti_virtq *v, uint32_t position, uint16_t first, ui
 	}
 }
 
-static inline void mark_used(struct vpti_virtq *v, uint32_t position, uint16_t id, uint32_t len)
+/* write: VPTI_DESC_WRITE if the length means something, which it does for buffers that the device writes (2.8.6) */
+static inline void mark_used(struct vpti_virtq *v, uint32_t position, uint16_t id, uint32_t len, uint16_t write)
 {
 	struct vpti_packed_desc *d = &v->packed[index_of(v, position)];
 	uint16_t flags = wrap_of(v, position) ? VPTI_PACKED_AVAIL | VPTI_PACKED_USED : 0;
 
 	VPTI_WRITE(d->id, id);
 	VPTI_WRITE(d->len, len);
-	VPTI_STORE_RELEASE(d->flags, flags); /* pairs with the driver's barrier after it reads the flags */
+	VPTI_STORE_RELEASE(d->flags, flags | write); /* pairs with the driver's barrier after it reads the flags */
 }
 
 /* ---- notifications ---- */
 
+/* Publishing goes on from `told`: a small ring may go round more than once between two looks at the driver's wish. */
+static inline void count_untold(struct vpti_virtq *v)
+{
+	v->untold += advance(v, v->published, 2u * v->num - v->told);
+	v->told = v->published;
+}
+
 /* P3 of notify.h; the fence is the caller's. */
 static bool call_driver(struct vpti_virtq *v)
 {
-	uint32_t old = v->told, now = v->published;
-	uint16_t flags, off_wrap, at;
+	uint32_t lap = 2u * v->num, untold = v->untold, old, at;
+	uint16_t flags;
 
-	v->told = now;
-	if (old == now)
+	v->untold = 0;
+	if (!untold)
 		return false;
-	flags = VPTI_READ(v->driver_event->flags) & 3;
+	flags = VPTI_LOAD_ACQUIRE(v->driver_event->flags) & 3; /* pairs with the driver's barrier: off_wrap is as new */
 	if (flags == VPTI_PACKED_EVENT_DISABLE)
 		return false;
-	if (flags == VPTI_PACKED_EVENT_DESC && v->event_idx) {
-		off_wrap = VPTI_READ(v->driver_event->off_wrap);
-		at = (uint16_t)from_wire(v, off_wrap);
-		/* Both in positions, so one cyclic range of 2 * num decides whether `at` has been passed. */
-		if (!vpt_event_passed(at, old, now, 2u * v->num))
+	if (flags == VPTI_PACKED_EVENT_DESC && v->event_idx && untold < lap) {
+		at = from_wire(v, VPTI_READ(v->driver_event->off_wrap));
+		old = advance(v, v->told, lap - untold);
+		/* All in positions, so one cyclic range of 2 * num decides whether `at` has been passed. */
+		if (!vpt_event_passed(at, old, v->told, lap))
 			return false;
 	}
 	return vpti_virtq_call(v);
@@ -231,12 +239,13 @@ static void packed_release(struct vpti_txq *q, const struct vpti_burst *b, uint3
 
 	for (i = 0; i < n; i++) {
 		if (!v->in_order)
-			mark_used(v, at, COOKIE_ID(b->cookie[i]), 0);
+			mark_used(v, at, COOKIE_ID(b->cookie[i]), 0, 0);
 		at = advance(v, at, COOKIE_COUNT(b->cookie[i]));
 	}
 	if (v->in_order)
-		mark_used(v, v->next_used, COOKIE_ID(b->cookie[n - 1]), 0);
+		mark_used(v, v->next_used, COOKIE_ID(b->cookie[n - 1]), 0, 0);
 	v->next_used = v->next_avail = v->published = at;
+	count_untold(v);
 }
 
 static void packed_arm(struct vpti_txq *q)
@@ -330,20 +339,21 @@ static enum vpti_fit packed_fit(struct vpti_virtq_rxq *x, struct vpti_room *room
 
 /*
  * vpti_virtq_rx.finish: the driver goes through the ring in order, so a chain marked used before its predecessor stays unseen
- * until that is marked, too, by the worker that fills it.
+ * until that is marked, too, by the worker that fills it. Hence the first comes last: a driver that sees the first
+ * buffer of a packet takes the others for granted (5.1.6.4).
  */
 static void packed_finish(struct vpti_virtq *v, const struct vpti_room *room)
 {
-	uint32_t i;
+	uint32_t i = room->nused;
 
-	for (i = 0; i < room->nused; i++)
-		mark_used(v, room->used[i].position, room->used[i].id, room->used[i].len);
+	while (i--)
+		mark_used(v, room->used[i].position, room->used[i].id, room->used[i].len, VPTI_DESC_WRITE);
 }
 
-/* vpti_virtq_rx.publish */
+/* vpti_virtq_rx.publish: the marks are what the driver sees */
 static void packed_publish(struct vpti_virtq *v)
 {
-	(void)v; /* the marks are what is published */
+	count_untold(v);
 }
 
 static uint32_t packed_deliver(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
@@ -377,6 +387,8 @@ static int packed_bind(struct vpti_virtq *v, const struct vpti_mem *mem, const s
 
 	if (!desc || !driver || !device)
 		return -EFAULT;
+	if ((ring->base & 0x7fff) >= ring->num)
+		return -EINVAL;
 	if ((uintptr_t)desc % 16 || (uintptr_t)driver % 4 || (uintptr_t)device % 4)
 		return -EINVAL;
 	v->packed = desc;
@@ -392,6 +404,7 @@ static int packed_bind(struct vpti_virtq *v, const struct vpti_mem *mem, const s
 static void packed_set_base(struct vpti_virtq *v, uint32_t base)
 {
 	v->next_avail = v->next_used = v->published = v->told = from_wire(v, base & 0xffff);
+	v->untold = 0;
 }
 
 static uint32_t packed_base(const struct vpti_virtq *v)

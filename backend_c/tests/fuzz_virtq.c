@@ -140,8 +140,8 @@ static void start_ring(struct guest *g, uint32_t ring, uint16_t base)
 
 	g->avail[ring] = base;
 	if (packed(g)) {
-		cfg.base |= 0x8000; /* wrap counter of the first lap */
-		g->avail[ring] = cfg.base & 0x7fff;
+		g->avail[ring] = base % g->num[ring];
+		cfg.base = g->avail[ring] | 0x8000; /* wrap counter of the first lap */
 	}
 	vpt_vhost_vring_start(g->port, ring, &cfg);
 	vpt_vhost_vring_enable(g->port, ring, 1);

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Packets through split rings: every feature that shapes them, and what happens to rings while they run."""
+"""Packets through rings of every layout: every feature that shapes them, and what happens to rings while they run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,37 @@ from support.frames import BROADCAST, MAC_A, MAC_B, frame, number
 from support.front_end import ALL_PROTOCOL, PLAIN, USUAL, VNET_HDR, FrontEnd, eventually
 from support.guest_memory import GPA_BASE, MIB, PAGE, GuestMemory, Span
 from support.host import Host, VhostPort
+from support.packed_queue import USED, WRAP, PackedQueue
 from support.split_queue import MAX_INDIRECT, Buffer
 from vpt.dataplane import Policy
-from vpt.vhost_user import Request, VirtioFeature
+from vpt.vhost_user import Request, VirtioFeature, VringState
 
 F = VirtioFeature
 Connect = Callable[..., FrontEnd]
+
+
+LAYOUTS = [
+    pytest.param(0, id="split"),
+    pytest.param(int(F.RING_PACKED), id="packed"),
+    pytest.param(int(F.RING_PACKED | F.IN_ORDER), id="packed in order"),
+]
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> int:
+    """Features of a ring layout."""
+    bits: int = request.param
+    return bits
+
+
+@pytest.fixture
+def connect(connect: Connect, layout: int) -> Connect:
+    """Front-ends with rings of that layout."""
+
+    def make(port: VhostPort, *, features: int = int(USUAL), **options: Any) -> FrontEnd:
+        return connect(port, features=features | layout, **options)
+
+    return make
 
 
 @pytest.fixture
@@ -50,41 +76,120 @@ def test_frames_arrive_whole_and_in_order(
     assert a.counters["tx_packets"] == b.counters["rx_packets"] == b.counters["copies"] == at
 
 
-def test_every_ring_size(host: Host, connect: Connect) -> None:
+def test_every_ring_size(host: Host, connect: Connect, layout: int) -> None:
+    """Split: the powers of two. Packed: any number."""
     a = host.vhost("a")
     two = connect(host.vhost("b"), num=64).start()
-    for shift in range(16):
-        with FrontEnd(
-            a.path, num=1 << shift, buffer_size=64, memory=GuestMemory([Span(GPA_BASE, 32 * MIB)])
-        ) as one:
+    sizes = [1 << shift for shift in range(16)]
+    if layout:
+        sizes += [3, 5, 6, 7, 9, 33, 255, 257, 1000, 32767]
+    for num in sizes:
+        memory = GuestMemory([Span(GPA_BASE, 32 * MIB)])
+        with FrontEnd(a.path, num=num, buffer_size=64, memory=memory, features=USUAL | layout) as one:
             one.start(fill=0)
-            for n in range(3):
+            for n in range(3 if num > 9 else 3 * num):  # the small ones go round several times
                 one.transmit(frame(MAC_B, MAC_A, n, 40))
-            assert [number(r.frame) for r in two.receive(3)] == [0, 1, 2]
+                assert number(two.receive()[0].frame) == n
         eventually(lambda: not a.describe["connected"])
 
 
+def start_at(fe: FrontEnd, base: int) -> FrontEnd:
+    """Rings that begin in the middle."""
+    fe.negotiate()
+    fe.share_memory()
+    fe.make_queues()
+    for index, queue in enumerate(fe.queues()):
+        queue.restart(base)
+        fe.start_ring(index)
+        fe.enable_ring(index)
+    fe.fill()
+    return fe
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:1], indirect=True)
 @pytest.mark.parametrize("base", [1, 255, 65530, 65535])
 def test_a_ring_starts_anywhere_and_its_index_wraps(
     ports: tuple[VhostPort, VhostPort], connect: Connect, base: int
 ) -> None:
-    fes = []
-    for port in ports:
-        fe = connect(port, num=8)
-        fe.negotiate()
-        fe.share_memory()
-        fe.make_queues()
-        for index, queue in enumerate(fe.queues()):
-            queue.restart(base)
-            fe.start_ring(index)
-            fe.enable_ring(index)
-        fe.fill()
-        fes.append(fe)
-    one, two = fes
+    one, two = (start_at(connect(port, num=8), base) for port in ports)
     for n in range(20):
         one.transmit(frame(MAC_B, MAC_A, n))
         assert number(two.receive()[0].frame) == n
     assert one.stop_ring(1) == (base + 20) & 0xFFFF
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:], indirect=True)
+@pytest.mark.parametrize("num", [1, 2, 7, 8])
+@pytest.mark.parametrize("wrap", [0, WRAP], ids=["second lap", "first lap"])
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_a_packed_ring_starts_anywhere_in_either_lap(
+    ports: tuple[VhostPort, VhostPort], connect: Connect, num: int, wrap: int, where: str
+) -> None:
+    """A base has the index and the wrap counter, and the same again for the used side (vhost-user, SET_VRING_BASE)."""
+    base = ((num - 1 if where == "end" else 0) | wrap) * 0x1_0001
+    one, two = (start_at(connect(port, num=num), base) for port in ports)
+    queues = one.queues()
+    for n in range(5 * num):
+        one.transmit(frame(MAC_B, MAC_A, n))
+        assert number(two.receive()[0].frame) == n
+        assert one.stop_ring(1) == queues[1].base
+        one.start_ring(1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:], indirect=True)
+def test_the_lower_half_of_a_packed_base_is_what_counts(
+    ports: tuple[VhostPort, VhostPort], connect: Connect
+) -> None:
+    """DPDK's virtio-user leaves the upper one zero; a net device has no difference between the two."""
+    a, b = ports
+    one, two = connect(a, num=5).start(), connect(b).start()
+    for n in range(7):
+        one.transmit(frame(MAC_B, MAC_A, n))
+    two.receive(7)
+    base = one.stop_ring(1)
+    assert base == 2 * 0x1_0001  # index 2 of the second lap
+    one.start_ring(1, base=base & 0xFFFF)
+    one.transmit(frame(MAC_B, MAC_A, 7))
+    assert number(two.receive()[0].frame) == 7
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:], indirect=True)
+def test_a_packed_ring_whose_base_was_never_set_begins_with_its_first_lap(
+    ports: tuple[VhostPort, VhostPort], connect: Connect
+) -> None:
+    one, two = connect(ports[0]), connect(ports[1]).start()
+    one.negotiate()
+    one.share_memory()
+    one.make_queues()
+    tx = one.queues()[1]
+    assert one.stop_ring(1) == 0x8000_8000
+    one.do(Request.SET_VRING_NUM, VringState(1, tx.num))
+    one.do(Request.SET_VRING_ADDR, tx.addresses(1))
+    one.set_call(1, tx.call_fd)
+    one.set_kick(1, tx.kick_fd)
+    one.enable_ring(1)
+    one.transmit(frame(MAC_B, MAC_A, 1))
+    assert number(two.receive()[0].frame) == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[2:], indirect=True)
+def test_in_order_one_used_descriptor_stands_for_a_batch(
+    ports: tuple[VhostPort, VhostPort], connect: Connect
+) -> None:
+    """Transmitted in one burst, given back by one write (virtio 1.2, 2.8.9)."""
+    one = connect(ports[0]).start()
+    connect(ports[1]).start()
+    tx = one.pairs[0].tx
+    assert isinstance(tx, PackedQueue)
+    for n in range(32):
+        one.queue_frame(frame(MAC_B, MAC_A, n), sizes=[12] if n % 2 else [])
+    tx.kick(force=True)
+    eventually(lambda: tx.used_idx == 32)
+    marked = [tx.flags_at(position) & USED for position in range(48)]
+    assert marked[0]
+    assert sum(map(bool, marked)) < 32
+    assert len(list(tx.take_used())) == 32
+    one.transmit(frame(MAC_B, MAC_A, 32))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A vhost-user net front-end: handshake, guest memory, split rings, frames; raw messages to misbehave with.
+"""A vhost-user net front-end: handshake, guest memory, split and packed rings, frames; raw messages to misbehave with.
 
 Blocking, with time-outs; the back-end runs in another thread or process.
 """
@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from support.guest_memory import GuestMemory, GuestRegion
+from support.packed_queue import PackedQueue
 from support.split_queue import Buffer, SplitQueue, pieces
 from vpt.vhost_user import (
     U64,
@@ -35,6 +36,7 @@ from vpt.vhost_user import (
 
 T = TypeVar("T")
 F = VirtioFeature
+Queue = SplitQueue | PackedQueue
 TIMEOUT_S = 10.0
 VNET_HDR = 12
 ALL_PROTOCOL = (
@@ -75,8 +77,8 @@ class Received:
 class _Pair:
     """Receive and transmit queue of a pair, and a buffer for each of their descriptors."""
 
-    rx: SplitQueue
-    tx: SplitQueue
+    rx: Queue
+    tx: Queue
     rx_buffers: int
     tx_buffers: int
     rx_pending: list[bytes] = field(default_factory=list)
@@ -140,7 +142,7 @@ class FrontEnd:
         self.pairs.clear()
         self.memory.close()
 
-    def queues(self) -> list[SplitQueue]:
+    def queues(self) -> list[Queue]:
         """All queues by ring index."""
         return [queue for pair in self.pairs for queue in (pair.rx, pair.tx)]
 
@@ -232,12 +234,17 @@ class FrontEnd:
 
     def make_queues(self) -> None:
         """Lay out rings and buffers in guest memory."""
-        event_idx = bool(self.features & F.EVENT_IDX)
         for _ in range(self.pairs_wanted):
-            rx = SplitQueue(self.memory, self.num, event_idx=event_idx)
-            tx = SplitQueue(self.memory, self.num, event_idx=event_idx)
+            rx, tx = self._make_queue(), self._make_queue()
             size = self.num * self.buffer_size
             self.pairs.append(_Pair(rx, tx, self.memory.alloc(size, 64), self.memory.alloc(size, 64)))
+
+    def _make_queue(self) -> Queue:
+        event_idx = bool(self.features & F.EVENT_IDX)
+        if self.features & F.RING_PACKED:
+            in_order = bool(self.features & F.IN_ORDER)
+            return PackedQueue(self.memory, self.num, event_idx=event_idx, in_order=in_order)
+        return SplitQueue(self.memory, self.num, event_idx=event_idx)
 
     def start_ring(
         self, index: int, *, base: int | None = None, kick: bool = True, call: bool = True
@@ -245,7 +252,7 @@ class FrontEnd:
         """Describe a ring and start it. kick, call: with descriptors, or NOFD."""
         queue = self.queues()[index]
         self.do(Request.SET_VRING_NUM, VringState(index, queue.num))
-        self.do(Request.SET_VRING_BASE, VringState(index, queue.avail_idx if base is None else base))
+        self.do(Request.SET_VRING_BASE, VringState(index, queue.base if base is None else base))
         self.do(Request.SET_VRING_ADDR, queue.addresses(index))
         self.set_call(index, queue.call_fd if call else None)
         self.set_kick(index, queue.kick_fd if kick else None)

@@ -76,6 +76,11 @@ class SplitQueue:
         return VringAddr(index, 0, uva(self.desc), uva(self.used), uva(self.avail), 0)
 
     @property
+    def base(self) -> int:
+        """For SET_VRING_BASE: go on after what has been made available."""
+        return self.avail_idx
+
+    @property
     def free(self) -> int:
         """Descriptors not in flight."""
         return len(self._free)

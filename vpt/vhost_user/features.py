@@ -34,13 +34,16 @@ class VirtioFeature(IntFlag):
     STATUS = 1 << 16
     CTRL_VQ = 1 << 17
     CTRL_RX = 1 << 18
+    CTRL_VLAN = 1 << 19
     GUEST_ANNOUNCE = 1 << 21
     MQ = 1 << 22
+    CTRL_MAC_ADDR = 1 << 23
     INDIRECT_DESC = 1 << 28
     EVENT_IDX = 1 << 29
     PROTOCOL_FEATURES = 1 << 30
     VERSION_1 = 1 << 32
     RING_PACKED = 1 << 34
+    IN_ORDER = 1 << 35
     GUEST_USO4 = 1 << 54
     GUEST_USO6 = 1 << 55
     HOST_USO = 1 << 56

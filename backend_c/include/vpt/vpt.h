@@ -288,8 +288,8 @@ int vpt_vhost_mem_del(vpt_port *p, const struct vpt_mem_region *region);
 uint32_t vpt_vhost_max_mem_regions(void);                                  /* any thread */
 
 struct vpt_vring {
-	uint32_t num;              /* entries: power of two, 1..32768 */
-	uint32_t base;             /* next available index, 0..65535 */
+	uint32_t num;              /* entries, 1..32768; split: a power of two */
+	uint32_t base;             /* split: next available index; packed: as SET_VRING_BASE carries it, lower half */
 	uint64_t desc_uva;
 	uint64_t avail_uva;
 	uint64_t used_uva;

@@ -66,6 +66,7 @@ OFFERED_PROTOCOL = (
 
 MIN_MTU = 68  # RFC 791
 MAX_RING = 32768
+_FIRST_LAP = 0x8000_8000  # base of a packed ring: index 0 and wrap counter 1, for available and for used
 _NACK = U64(1)
 _ACK = U64(0)
 
@@ -76,7 +77,7 @@ class Ring:
 
     index: int
     num: int = 0
-    base: int = 0
+    base: int | None = None  # where a ring begins that has not been told otherwise depends on its layout
     addr: VringAddr | None = None
     enabled: bool = False
     running: bool = False
@@ -84,7 +85,8 @@ class Ring:
 
     def reset(self) -> None:
         """As it was before the first message, but for the call descriptor."""
-        self.num = self.base = 0
+        self.num = 0
+        self.base = None
         self.addr = None
         self.enabled = self.running = False
 
@@ -296,7 +298,7 @@ class Session:
 
     def _set_vring_num(self, message: Message) -> None:
         state = _state(message)
-        if not 1 <= state.num <= MAX_RING or state.num & (state.num - 1):
+        if not 1 <= state.num <= MAX_RING or (state.num & (state.num - 1) and not self._packed()):
             raise RuleError(Rule.BAD_VALUE, f"ring of {state.num}")
         self.rings[state.index].num = state.num
 
@@ -312,7 +314,7 @@ class Session:
 
     def _set_vring_base(self, message: Message) -> None:
         state = _state(message)
-        if state.num > 0xFFFF:
+        if state.num > 0xFFFF and not self._packed():
             raise RuleError(Rule.BAD_VALUE, f"base {state.num:#x}")
         self.rings[state.index].base = state.num
 
@@ -322,7 +324,7 @@ class Session:
         if base is not None:
             ring.base = base
         ring.running = False
-        return VringState(ring.index, ring.base)
+        return VringState(ring.index, self._base(ring))
 
     def _set_vring_kick(self, message: Message) -> None:
         ring, fd = self._ring_and_eventfd(message)
@@ -357,6 +359,14 @@ class Session:
         if ring.running:
             self._port.vring_enable(ring.index, ring.enabled)
 
+    def _packed(self) -> bool:
+        return bool((self._features or 0) & VirtioFeature.RING_PACKED)
+
+    def _base(self, ring: Ring) -> int:
+        if ring.base is not None:
+            return ring.base
+        return _FIRST_LAP if self._packed() else 0
+
     def _always_enabled(self) -> bool:
         """Without VHOST_USER_F_PROTOCOL_FEATURES rings are enabled from the start."""
         return self._features is not None and not self._features & VirtioFeature.PROTOCOL_FEATURES
@@ -376,7 +386,7 @@ class Session:
             raise RuleError(Rule.BAD_RING, f"ring {ring.index} has no {'size' if ring.addr else 'addresses'}")
         vring = Vring(
             num=ring.num,
-            base=ring.base,
+            base=self._base(ring),
             desc_uva=ring.addr.desc,
             avail_uva=ring.addr.avail,
             used_uva=ring.addr.used,
