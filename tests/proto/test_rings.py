@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Packets through rings of every layout: every feature that shapes them, and what happens to rings while they run."""
+"""Packets through rings of every layout: all that shapes them, and what happens to rings while they run."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_ring_starts_anywhere_and_its_index_wraps(
 def test_a_packed_ring_starts_anywhere_in_either_lap(
     ports: tuple[VhostPort, VhostPort], connect: Connect, num: int, wrap: int, where: str
 ) -> None:
-    """A base has the index and the wrap counter, and the same again for the used side (vhost-user, SET_VRING_BASE)."""
+    """A base has index and wrap counter, and the same again for the used side."""
     base = ((num - 1 if where == "end" else 0) | wrap) * 0x1_0001
     one, two = (start_at(connect(port, num=num), base) for port in ports)
     queues = one.queues()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A vhost-user net front-end: handshake, guest memory, split and packed rings, frames; raw messages to misbehave with.
+"""A vhost-user net front-end: handshake, guest memory, rings, frames; raw messages to misbehave with.
 
 Blocking, with time-outs; the back-end runs in another thread or process.
 """

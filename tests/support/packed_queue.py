@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Driver side of a packed virtqueue (virtio 1.2, 2.8) in guest memory, of any size; same interface as the split one.
+"""Driver side of a packed virtqueue (virtio 1.2, 2.8) of any size; same interface as the split one.
 
 Places in the ring are *positions*, in [0, 2 * num): index and wrap counter in one number; below num the wrap
 counter is 1. A test that misbehaves uses the parts (``put``, ``flags_for``) and leaves the bookkeeping out.
@@ -25,7 +25,7 @@ DESC = Struct("<QIHH")
 
 
 class PackedQueue:
-    """One queue: memory, descriptors, and the two eventfds. avail, used: the driver's and the device's event area."""
+    """One queue: memory, descriptors, eventfds. avail, used: the driver's and the device's event area."""
 
     def __init__(
         self, memory: GuestMemory, num: int, *, event_idx: bool = False, in_order: bool = False
@@ -53,7 +53,7 @@ class PackedQueue:
         self._chains: dict[int, tuple[list[int], int]] = {}  # by id: ids that it holds, descriptors
         self._order: deque[int] = deque()  # ids in flight, oldest first
         self._heads: list[tuple[int, int]] = []  # unpublished: position, flags
-        # What a device that had come so far would have left: used in this lap below, in the one before from here on.
+        # What a device that had come so far would have left: used in this lap below, in the one before beyond.
         at, wrap = self.position % self.num, self.position < self.num
         below, beyond = (AVAIL | USED, 0) if wrap else (0, AVAIL | USED)
         self.memory.write(
@@ -183,14 +183,14 @@ class PackedQueue:
         return bool(flags & AVAIL) == bool(flags & USED) == wrap
 
     def _visible(self) -> Iterator[tuple[int, int, int]]:
-        """What the device has given back by now: id, bytes written, descriptors to go on by. Takes nothing."""
+        """What the device has given back by now: id, bytes written, descriptors. Takes nothing."""
         position, order = self.used_position, deque(self._order)
         while order and self._is_used(position):
             at = self.desc + 16 * (position % self.num)
             last, size = self.memory.load16(at + 12), self.memory.load32(at + 8)
             size = size if self.flags_at(position) & WRITE else 0  # else it means nothing (2.8.6)
             batch = [order.popleft()] if self.in_order else [last]
-            while batch[-1] != last:  # in order, one stands for all up to itself (2.8.9); IndexError: it stands for none
+            while batch[-1] != last:  # in order, one stands for all up to itself (2.8.9)
                 batch.append(order.popleft())
             for buffer_id in batch:
                 count = self._chains[buffer_id][1]

@@ -12,11 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.frames import MAC_A, MAC_B, frame, number
-from support.front_end import FrontEnd, eventually
+from support.frames import BROADCAST, MAC_A, MAC_B, frame, number
+from support.front_end import USUAL, VNET_HDR, FrontEnd, eventually
 from support.host import Host, VhostPort, open_things
 
 MAX_LOG_LINES = 12
+MAC_X = b"\x52\x54\0\0\0\x99"  # the villain's
+
+
+def good(fe: FrontEnd) -> int:
+    """Address of a header and a frame that would be forwarded: 112 bytes."""
+    at = fe.memory.alloc(2048, 64)
+    fe.memory.write(at, bytes(VNET_HDR) + frame(BROADCAST, MAC_X, 0, 100))
+    return at
 
 
 class _Lines(logging.Handler):
@@ -39,6 +47,7 @@ class Scene:
     one: FrontEnd
     two: FrontEnd
     lines: list[str]
+    layout: int = 0  # features of the ring layout that the villain uses
     _sent: int = 0
     _open: tuple[int, int] = (0, 0)
     _guests: list[FrontEnd] = field(default_factory=list)
@@ -69,6 +78,7 @@ class Scene:
 
     def enter(self, **options: Any) -> FrontEnd:
         """A connection to the villain's port."""
+        options["features"] = int(options.get("features", USUAL)) | self.layout
         self._guests.append(FrontEnd(self.villain.path, **options))
         return self._guests[-1]
 
@@ -102,7 +112,7 @@ class Scene:
         with FrontEnd(self.villain.path) as fe:
             fe.start()
             assert self.villain.state().up
-            fe.transmit(frame(MAC_B, b"\x52\x54\0\0\0\x99", 4711))
+            fe.transmit(frame(MAC_B, MAC_X, 4711))
             eventually(
                 lambda: any(number(r.frame) == 4711 for r in self.two.poll()), "the revived port's packet"
             )
