@@ -53,7 +53,7 @@ class PackedQueue:
         self._chains: dict[int, tuple[list[int], int]] = {}  # by id: ids that it holds, descriptors
         self._order: deque[int] = deque()  # ids in flight, oldest first
         self._heads: list[tuple[int, int]] = []  # unpublished: position, flags
-        # What a device that had come so far would have left: used in this lap below, in the one before beyond.
+        # What a device that had come so far would have left: used in this lap below, before that beyond.
         at, wrap = self.position % self.num, self.position < self.num
         below, beyond = (AVAIL | USED, 0) if wrap else (0, AVAIL | USED)
         self.memory.write(
