@@ -75,6 +75,7 @@ setup_venv() {
 import sys, tomllib
 with open(sys.argv[1], "rb") as f:
     print(*tomllib.load(f)["build-system"]["requires"], sep="\n")' "$top/pyproject.toml")
+		tools+=("setuptools>=70.1") # libvirt-python is source only, and is built in here too
 		"$venv/bin/pip" install -q --disable-pip-version-check "${tools[@]}" >&2
 		"$venv/bin/pip" install -q --disable-pip-version-check --no-build-isolation \
 			--config-settings=build-dir=build/venv --config-settings=setup-args=-Dwerror=true -e "$top[$extras]" >&2
