@@ -25,7 +25,7 @@ def two_cpus() -> None:
 def test_both_back_ends_take_packets_and_leave_no_process(path: str, two_cpus: None) -> None:
     """Twice each: what goes round must still be there after a stop."""
     params: Mapping[str, str | int] = {"path": path, "ring": "packed", "mrg": "yes", "bytes": 64}
-    with vhost_user.SCENARIO.session(params, Settings(scale=0.1)) as variants:
+    with vhost_user.SCENARIO.session(params, Settings(scale=1.0)) as variants:
         for _ in range(2):
             values = {name: measure().values for name, measure in variants.items()}
             assert {"vpt", "testpmd"} <= values.keys()

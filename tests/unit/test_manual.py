@@ -12,6 +12,8 @@ import pytest
 
 from vpt.cli._table import COMMANDS
 
+pytestmark = pytest.mark.native  # groff, systemd and shells are not built with sanitizers
+
 GENERATE = Path(__file__).parents[2] / "packaging/generate.py"
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from support.vptd import Vptd, wait_for
 
+pytestmark = pytest.mark.native  # groff, systemd and shells are not built with sanitizers
+
 PACKAGING = Path(__file__).parents[2] / "packaging"
 UNITS = ("systemd/vptd.service", "systemd/user/vptd.service")
 

@@ -412,7 +412,7 @@ struct vpt_bench_pc_side {
 	uint64_t start_ns;         /* from the end of those notifications until it worked again, sum */
 	uint64_t sleeps;           /* policy sleep: times it slept sleep_ns */
 	uint64_t idle_ns;          /* blocked or sleeping */
-	uint64_t late;             /* blocks that ended by the time limit of 1 s: a lost wake-up */
+	uint64_t late;             /* blocks that ended by the time limit of 1 s with work there: a lost wake-up */
 	uint64_t cpu_ns;
 	uint64_t preempted;        /* involuntary context switches: somebody else wanted the CPU */
 };

@@ -50,6 +50,7 @@ _RING_SIZE = 256
 _MTU = 1518
 _SECONDS = 0.3
 _SETTLE_S = 0.03
+_FIRST_S = 10.0
 #: Packets that go round, per direction, in bursts of 32: enough that no side waits, and a ring holds them.
 _BURSTS = 7
 _START_S = 5.0
@@ -194,13 +195,21 @@ class _FrontEnd:
         return sum(each.tx if self._sends_only else each.rx for each in self._pmd.rates().values())
 
 
+def _await_packets(front: _FrontEnd) -> None:
+    """Until packets flow: on a busy host a thread may wait for its turn longer than a measurement takes."""
+    deadline = time.monotonic() + _FIRST_S
+    while True:
+        time.sleep(_SETTLE_S)
+        if front.rate() or time.monotonic() > deadline:
+            return
+
+
 def _measure(front: _FrontEnd, back: _BackEnd, point: _Point, settings: Settings) -> Measured:
     """Let packets flow, and read the front-end's clock and counts at both ends of a while."""
     back.start()
     front.start()
     with undisturbed(front.moving | back.moving, settings.realtime, front.ahead | back.ahead):
-        time.sleep(_SETTLE_S)
-        front.rate()
+        _await_packets(front)
         time.sleep(_SECONDS * settings.scale)
         pps = front.rate()
     sent = front.stop()
