@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,9 @@ class Wire:
     def _enter(self) -> int:
         enter_new_netns()
         fd = _open("vpt0")
+        # The kernel's own IPv6 multicasts would be flooded to a full ring, and a flood waits for nobody.
+        with contextlib.suppress(FileNotFoundError):
+            Path("/proc/sys/net/ipv6/conf/vpt0/disable_ipv6").write_text("1")
         self.kernel = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         set_up(self.kernel, "vpt0")
         self.kernel.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)

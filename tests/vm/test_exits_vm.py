@@ -173,9 +173,7 @@ def test_dispatches_are_counted_exactly_under_tcg(boot: Callable[..., Guest]) ->
 
 def test_tracing_is_off_again_after_a_measurement(boot: Callable[..., Guest]) -> None:
     guest = boot("tcg")
-    assert (
-        cli("top", guest.qmp, "--interval", 0.05).exception is not None
-    )  # spins: nothing moves but CPU time
+    cli("top", guest.qmp, "--interval", 0.05)  # whether anything moved in that time is not the point
     with QmpSession(guest.qmp) as qmp:
         states = qmp.execute("trace-event-get-state", name="memory_region_ops_*")
     assert {state["state"] for state in states} == {"disabled"}
