@@ -64,7 +64,9 @@ def option_value(text: object) -> str:
 
 def _vhost_user(nic: VhostUser, i: int, machine: Machine, qemu: Qemu) -> list[str]:
     reconnect = "reconnect-ms=1000" if qemu.version >= _RECONNECT_MS else "reconnect=1"
-    device = f"virtio-net-pci,netdev=net{i},mac={nic.mac},romfile="
+    # Rings of 1024, as passthrough has: QEMU's default of 256 overflows while a guest is off its CPU.
+    rings = "rx_queue_size=1024,tx_queue_size=1024"
+    device = f"virtio-net-pci,netdev=net{i},mac={nic.mac},romfile=,{rings}"
     if machine.accel == "tcg" and not qemu.tcg_vhost_msix:
         device += ",vectors=0"
     elif nic.queues > 1:
