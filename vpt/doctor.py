@@ -91,7 +91,7 @@ def _python() -> Check:
 
 def _data_plane() -> Check:
     try:
-        import vpt._vpt  # noqa: F401
+        import vpt.dataplane  # noqa: F401
     except ImportError as error:
         raise MissingError(
             f"the C extension does not load: {error}", hint="build it: pip install ."

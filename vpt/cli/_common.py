@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,7 +18,16 @@ if TYPE_CHECKING:
     from vpt.daemon.client import Client
     from vpt.daemon.runtime import RuntimePaths
 
-__all__ = ["connect", "console", "emit_json", "json_option", "paths", "print_table", "state_style"]
+__all__ = [
+    "connect",
+    "console",
+    "emit_json",
+    "json_option",
+    "paths",
+    "print_table",
+    "state_style",
+    "stoppable",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,3 +85,18 @@ def state_style(state: str) -> str:
     """The state of a port, coloured where the terminal does colours."""
     colour = {"up": "green", "broken": "red", "failed": "red"}.get(state)
     return click.style(state, fg=colour) if colour and sys.stdout.isatty() else state
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, for commands that have something to undo."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from vpt.cli._common import emit_json, json_option, print_table
+from vpt.cli._common import emit_json, json_option, print_table, stoppable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,8 @@ def demo(
     from vpt.demo import Options, run
 
     options = Options(None if accel == "auto" else accel, pings, mib, udp_packets, udp_pps=udp_pps)
-    report = run(options, _progress())
+    with stoppable():
+        report = run(options, _progress())
     if as_json:
         emit_json("demo", report.as_json())
     else:

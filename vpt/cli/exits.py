@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from vpt.cli._common import stoppable
 
 if TYPE_CHECKING:
     from vpt.exits.meter import Measure
@@ -111,7 +112,7 @@ def top(
     live = fmt is None and sys.stdout.isatty()
     if count is None and not live:
         count = 1
-    with _stoppable(), open_session(vm, source, connect, _stats_file(stats), ports) as session:
+    with stoppable(), open_session(vm, source, connect, _stats_file(stats), ports) as session:
         for note in session.notes:
             click.echo(f"note: {note}", err=True)
         if fmt == "prometheus":
@@ -169,7 +170,7 @@ def record(
     from vpt.exits.session import open_session, save
     from vpt.exits.session import record as run
 
-    with _stoppable(), open_session(vm, source, connect, _stats_file(stats), ports) as session:
+    with stoppable(), open_session(vm, source, connect, _stats_file(stats), ports) as session:
         recording = run(session, command, interval)
         save(recording, output)
         if not recording.complete:
@@ -310,17 +311,3 @@ def _console() -> Any:
 
     # In a pipe there is no width to fold a table into.
     return Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False, highlight=False)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM unwind as Ctrl-C does: QEMU's tracing must be switched off again."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ __all__ = ["top"]
 @click.option(
     "--interval", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds per reading."
 )
-@click.option("--once", is_flag=True, help="Print one reading and end.")
+@click.option("--once", is_flag=True, help="Print one reading and end, as in a pipe.")
 @json_option
 def top(interval: float, once: bool, as_json: bool) -> None:
     """Show packet rates and notifications per packet, live.
@@ -42,7 +43,7 @@ def top(interval: float, once: bool, as_json: bool) -> None:
       vpt top --once --json
     """
     source = paths().stats
-    if once or as_json:
+    if once or as_json or not sys.stdout.isatty():
         rates, seconds = _reading(source, interval)
         if as_json:
             emit_json("top", {"seconds": round(seconds, 3), "ports": [port.as_dict() for port in rates]})

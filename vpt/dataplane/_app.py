@@ -41,7 +41,6 @@ class App:
         )
         self._h = out[0]
         self._frame = ffi.new("uint8_t[]", _MAX_FRAME)
-        self._hdr = ffi.new("struct vpt_vnet_hdr *")
 
     def __enter__(self) -> Self:
         return self
@@ -109,23 +108,11 @@ class App:
 
     def recv(self, ring: int) -> bytes | None:
         """Receive one packet; None: none there."""
-        size = self._recv(ring, ffi.NULL)
-        return None if size is None else bytes(ffi.buffer(self._frame, size))
-
-    def recv_hdr(self, ring: int) -> tuple[VnetHdr, bytes] | None:
-        """Receive one packet with its offload header (all zero if none was negotiated)."""
-        h = self._hdr
-        size = self._recv(ring, h)
-        if size is None:
-            return None
-        hdr = VnetHdr(h.flags, h.gso_type, h.hdr_len, h.gso_size, h.csum_start, h.csum_offset, h.num_buffers)
-        return hdr, bytes(ffi.buffer(self._frame, size))
-
-    def _recv(self, ring: int, hdr: Any) -> int | None:
-        rc = lib.vpt_app_recv(self._handle(), self._ring(ring), hdr, self._frame, _MAX_FRAME)
+        rc = lib.vpt_app_recv(self._handle(), self._ring(ring), ffi.NULL, self._frame, _MAX_FRAME)
         if rc == -errno.EAGAIN:
             return None
-        return min(check(rc, f"receive on ring {ring}", _RESTART), _MAX_FRAME)
+        size = min(check(rc, f"receive on ring {ring}", _RESTART), _MAX_FRAME)
+        return bytes(ffi.buffer(self._frame, size))
 
     def wait(self, ring: int, *, to_send: bool = False, timeout: float = 1.0) -> bool:
         """Arm the interrupt and wait for a packet (or for room to send); False: none within `timeout` s."""

@@ -175,26 +175,31 @@ class Guest:
 
     # ---- commands ----
 
-    def run(self, command: str, *, timeout_s: float = 20.0, check: bool = True) -> Finished:
+    def run(
+        self, command: str, *, timeout_s: float = 20.0, check: bool = True, what: str | None = None
+    ) -> Finished:
         """Run a shell command to its end. With `check`, a status other than 0 raises GuestError.
+
+        `what` names the command in errors, for one that is not for people's eyes.
 
         A command that takes longer than `timeout_s` (seconds, as the guest counts them) is killed there and
         raises TimeoutExpired.
         """
         with self._lock:
             ident = self._send(command, timeout_s)
-            what = f"to answer: {command[:80]}"
-            output = self._read_until(f"\n< {ident} ".encode(), timeout_s + _GRACE_S, what)
-            status = self._read_until(b"\n", _GRACE_S, what)
+            what = what or command[:80]
+            answer = f"to answer: {what}"
+            output = self._read_until(f"\n< {ident} ".encode(), timeout_s + _GRACE_S, answer)
+            status = self._read_until(b"\n", _GRACE_S, answer)
         done = Finished(int(status), output.decode(errors="replace"))
         if done.status == 128 + signal.SIGKILL:
             raise TimeoutExpired(
-                f"guest {self.name}: `{command[:80]}` did not end within {timeout_s:.0f} s",
+                f"guest {self.name}: `{what}` did not end within {timeout_s:.0f} s",
                 hint=self._console_hint(),
             )
         if check and done.status:
             raise GuestError(
-                f"guest {self.name}: `{command[:80]}` failed ({done.status}): {done.output.strip()[-500:]}",
+                f"guest {self.name}: `{what}` failed ({done.status}): {done.output.strip()[-500:]}",
                 hint=self._console_hint(),
             )
         return done
@@ -209,7 +214,8 @@ class Guest:
             # A session of its own, so that kill() reaches whatever it starts.
             self.run(
                 f"echo {script} | base64 -d >{base}.sh; "
-                f"setsid sh -c '{inner}' </dev/null >/dev/null 2>&1 & echo $! >{base}.pid"
+                f"setsid sh -c '{inner}' </dev/null >/dev/null 2>&1 & echo $! >{base}.pid",
+                what=command[:80],
             )
         return Job(self, base, command)
 

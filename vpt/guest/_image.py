@@ -172,14 +172,24 @@ def build_image(progress: Callable[[str], None] = lambda _: None) -> Image:
     """
     parts = _collect()
     folder = cache_dir() / "guest"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    except OSError as error:
+        raise MissingError(
+            f"the cache folder {folder} can't be written: {error.strerror}",
+            hint="export XDG_CACHE_HOME=/tmp/cache, or any folder that you may write to",
+        ) from None
     initrd = folder / f"{parts.key()}.initrd.gz"
     with _locked(folder):
         if not initrd.exists():
             progress(f"building vpt_net and a guest image for Linux {parts.kernel.release}")
-            with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
+            # Not in the cache: kbuild can't build in a path with a space.
+            with tempfile.TemporaryDirectory(prefix="vpt-build-") as scratch:
                 _build(parts, Path(scratch))
-                (Path(scratch) / "initrd.gz").replace(initrd)
+                fresh = initrd.with_suffix(".new")
+                shutil.copyfile(Path(scratch) / "initrd.gz", fresh)
+                fresh.replace(initrd)
         os.utime(initrd)
         _prune(folder)
     return Image(parts.kernel, initrd)
