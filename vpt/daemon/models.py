@@ -60,11 +60,19 @@ def _check_mac(value: str) -> str:
     return mac
 
 
-Name = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,30}$", description="1 to 31 letters, digits, _ . -")
-]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,30}$"
+_OCTAL = r"^0?[0-7]{3}$"
+_IFNAME = r"^[^\s/:%]{1,15}$"
+# What a value must look like, for people.
+_IN_WORDS = {
+    _NAME: "1 to 31 letters, digits, _ . -",
+    _OCTAL: "permissions in octal, such as 0660",
+    _IFNAME: "1 to 15 characters, none of them a space, / : or %",
+}
+
+Name = Annotated[str, Field(pattern=_NAME, description=_IN_WORDS[_NAME])]
 Mac = Annotated[str, AfterValidator(_check_mac), Field(description="unicast MAC address")]
-Octal = Annotated[str, Field(pattern=r"^0?[0-7]{3}$", description="permissions in octal, such as 0660")]
+Octal = Annotated[str, Field(pattern=_OCTAL, description=_IN_WORDS[_OCTAL])]
 Microseconds = Annotated[int, Field(ge=0, le=1_000_000)]
 PortKind = Literal["passthrough", "vhost-user", "app", "tap", "null"]
 Link = Literal["up", "down"]
@@ -137,7 +145,7 @@ class PortConfig(_Strict):
     buf_size: int | None = Field(
         default=None, ge=256, le=65472, multiple_of=64, description="passthrough, app: bytes per buffer"
     )
-    ifname: Annotated[str, Field(pattern=r"^[^\s/:%]{1,15}$")] | None = Field(
+    ifname: Annotated[str, Field(pattern=_IFNAME)] | None = Field(
         default=None, description="tap: name of the interface"
     )
 
@@ -350,9 +358,10 @@ class MethodList(_Result):
 def explain(error: ValidationError) -> str:
     """One line for people: where, what, for each thing that is wrong (three at most)."""
     problems = []
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
+    for item in error.errors(include_url=False, include_input=False):
         place = ".".join(str(part) for part in item["loc"])
-        what = item["msg"].removeprefix("Value error, ")
+        words = _IN_WORDS.get(item.get("ctx", {}).get("pattern", ""))
+        what = f"must be {words}" if words else item["msg"].removeprefix("Value error, ")
         problems.append(f"{place}: {what}" if place else what)
     more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
     return "; ".join(problems[:3]) + more
