@@ -7,9 +7,11 @@ import asyncio
 import logging
 import os
 import re
+import signal
 import socket
 import stat
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError
 __all__ = ["QmpCommandError", "QmpSession", "listener_pid"]
 
 _STEP_S = 5.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # What goes wrong is raised. qemu.qmp logs it as well, which without this ends on the user's terminal.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
@@ -73,7 +76,8 @@ class QmpSession:
         QmpCommandError: QEMU refused it. GuestError: the VM went away.
         """
         try:
-            return self._runner.run(asyncio.wait_for(self._client.execute(command, arguments), _STEP_S))
+            with _signals_later():
+                return self._runner.run(asyncio.wait_for(self._client.execute(command, arguments), _STEP_S))
         except ExecuteError as exc:
             raise QmpCommandError(command, exc.error.error.class_, str(exc)) from exc
         except TimeoutError:
@@ -118,6 +122,30 @@ class QmpSession:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Signals are heard after the command: in the middle of it they would cost the connection.
+
+    Whoever is interrupted has something to undo in QEMU, and needs the connection for that.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def listener_pid(path: Path) -> int | None:
