@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from support.frames import BROADCAST, MAC_A, MAC_B, frame, number
-from support.front_end import FrontEnd, eventually
 from support.host import Host, open_things
 from support.scene import Scene
+from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
+from vpt.conform.front_end import FrontEnd, eventually
 from vpt.vhost_user import U64, Request, VringState
 
 MAC_X = b"\x52\x54\0\0\0\x99"
@@ -123,8 +123,8 @@ def test_l9_an_engine_that_ends_with_everything_at_work(tmp_path: Path, at_once:
 CHILD = textwrap.dedent(
     """
     import os, sys
-    from support.front_end import FrontEnd
-    from support.frames import BROADCAST, frame
+    from vpt.conform.front_end import FrontEnd
+    from vpt.conform.frames import BROADCAST, frame
     fe = FrontEnd(sys.argv[1], num=64).start()
     print("at work", flush=True)
     while True:

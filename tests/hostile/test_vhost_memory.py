@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from support.frames import BROADCAST, MAC_A, frame
-from support.front_end import FrontEnd, eventually
-from support.guest_memory import GPA_BASE, MIB, PAGE, UVA_OFFSET, GuestMemory, Span
 from support.scene import Scene
-from support.split_queue import Buffer
+from vpt.conform.frames import BROADCAST, MAC_A, frame
+from vpt.conform.front_end import FrontEnd, eventually
+from vpt.conform.guest_memory import GPA_BASE, MIB, PAGE, UVA_OFFSET, GuestMemory, Span
+from vpt.conform.split_queue import Buffer
 from vpt.dataplane import Reason
 from vpt.vhost_user import MemReg, MemTable, Region, Request, Rule, VringAddr, VringFd, VringState
 

@@ -12,9 +12,9 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
 
-from support.frames import BROADCAST, ETHERTYPE, MAC_A, MAC_B, frame
-from support.front_end import OFFLOADS, USUAL, eventually
 from support.scene import Scene
+from vpt.conform.frames import BROADCAST, ETHERTYPE, MAC_A, MAC_B, frame
+from vpt.conform.front_end import OFFLOADS, USUAL, eventually
 from vpt.vhost_user import VirtioFeature
 
 F = VirtioFeature

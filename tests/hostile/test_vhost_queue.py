@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from support.frames import BROADCAST, MAC_A, frame
-from support.front_end import PLAIN, USUAL, FrontEnd, Queue, eventually
-from support.guest_memory import GPA_BASE, MIB
 from support.scene import MAC_X, Scene, good
-from support.split_queue import DESC, INDIRECT, NEXT, WRITE, SplitQueue
+from vpt.conform.frames import BROADCAST, MAC_A, frame
+from vpt.conform.front_end import PLAIN, USUAL, FrontEnd, Queue, eventually
+from vpt.conform.guest_memory import GPA_BASE, MIB
+from vpt.conform.split_queue import DESC, INDIRECT, NEXT, WRITE, SplitQueue
 from vpt.dataplane import Reason
 from vpt.vhost_user import VirtioFeature
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from support.frames import BROADCAST, MAC_A, frame
-from support.front_end import PLAIN, USUAL, eventually
-from support.guest_memory import GPA_BASE, MIB, GuestMemory, Span
 from support.scene import MAC_X, Scene, good
-from support.split_queue import Buffer, pieces
+from vpt.conform.frames import BROADCAST, MAC_A, frame
+from vpt.conform.front_end import PLAIN, USUAL, eventually
+from vpt.conform.guest_memory import GPA_BASE, MIB, GuestMemory, Span
+from vpt.conform.split_queue import Buffer, pieces
 from vpt.vhost_user import Request, VirtioFeature
 
 F = VirtioFeature

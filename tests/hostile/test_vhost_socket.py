@@ -13,9 +13,9 @@ from struct import pack
 
 import pytest
 
-from support.frames import BROADCAST, MAC_A, frame
-from support.front_end import ALL_PROTOCOL, PLAIN, USUAL, FrontEnd, eventually
 from support.scene import Scene
+from vpt.conform.frames import BROADCAST, MAC_A, frame
+from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, FrontEnd, eventually
 from vpt.vhost_user import (
     U64,
     MemTable,

@@ -14,9 +14,9 @@ from typing import Self
 
 import pytest
 
-from support.frames import MAC_A, MAC_B, frame, number
-from support.front_end import FrontEnd, eventually
 from support.host import Host, VhostPort
+from vpt.conform.frames import MAC_A, MAC_B, frame, number
+from vpt.conform.front_end import FrontEnd, eventually
 
 pytestmark = pytest.mark.needs("dpdk-testpmd")
 

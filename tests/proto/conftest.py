@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from support.front_end import FrontEnd
 from support.host import Host, VhostPort
+from vpt.conform.front_end import FrontEnd
 
 
 @pytest.fixture

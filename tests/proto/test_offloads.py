@@ -20,9 +20,9 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import checksum
 
-from support.frames import BROADCAST, MAC_A, MAC_B, frame
-from support.front_end import OFFLOADS, USUAL, VNET_HDR, FrontEnd, Received, eventually
 from support.host import Host, VhostPort
+from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame
+from vpt.conform.front_end import OFFLOADS, USUAL, VNET_HDR, FrontEnd, Received, eventually
 from vpt.vhost_user import VirtioFeature
 
 F = VirtioFeature

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from support.frames import BROADCAST, MAC_A, MAC_B, frame, number
-from support.front_end import ALL_PROTOCOL, PLAIN, USUAL, VNET_HDR, FrontEnd, eventually
-from support.guest_memory import GPA_BASE, MIB, PAGE, GuestMemory, Span
 from support.host import Host, VhostPort
-from support.packed_queue import USED, WRAP, PackedQueue
-from support.split_queue import MAX_INDIRECT, Buffer
+from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
+from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, VNET_HDR, FrontEnd, eventually
+from vpt.conform.guest_memory import GPA_BASE, MIB, PAGE, GuestMemory, Span
+from vpt.conform.packed_queue import USED, WRAP, PackedQueue
+from vpt.conform.split_queue import MAX_INDIRECT, Buffer
 from vpt.dataplane import Policy
 from vpt.vhost_user import Request, VirtioFeature, VringState
 

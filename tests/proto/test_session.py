@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
-from support.frames import MAC_A, MAC_B, frame, number
-from support.front_end import ALL_PROTOCOL, OFFLOADS, PLAIN, USUAL, FrontEnd, eventually
 from support.host import Host, open_things
+from vpt.conform.frames import MAC_A, MAC_B, frame, number
+from vpt.conform.front_end import ALL_PROTOCOL, OFFLOADS, PLAIN, USUAL, FrontEnd, eventually
 from vpt.dataplane import vhost_max_mem_regions
 from vpt.errors import ExistsError
 from vpt.vhost_user import (

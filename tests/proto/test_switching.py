@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from support.frames import BROADCAST, MAC_A, MAC_B, MAC_C, frame, number
-from support.front_end import FrontEnd, eventually
 from support.host import Host, VhostPort
+from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, MAC_C, frame, number
+from vpt.conform.front_end import FrontEnd, eventually
 
 Connect = Callable[..., FrontEnd]
 

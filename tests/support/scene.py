@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.frames import BROADCAST, MAC_A, MAC_B, frame, number
-from support.front_end import USUAL, VNET_HDR, FrontEnd, eventually
 from support.host import Host, VhostPort, open_things
+from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
+from vpt.conform.front_end import USUAL, VNET_HDR, FrontEnd, eventually
 
 MAX_LOG_LINES = 12
 MAC_X = b"\x52\x54\0\0\0\x99"  # the villain's

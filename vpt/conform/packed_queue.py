@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from struct import Struct
 
-from support.guest_memory import GuestMemory
-from support.split_queue import INDIRECT, MAX_INDIRECT, NEXT, WRITE, Buffer
+from vpt.conform.guest_memory import GuestMemory
+from vpt.conform.split_queue import INDIRECT, MAX_INDIRECT, NEXT, WRITE, Buffer
 from vpt.vhost_user import VringAddr
 
 AVAIL = 1 << 7

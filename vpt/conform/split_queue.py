@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from struct import Struct
 
-from support.guest_memory import GuestMemory
+from vpt.conform.guest_memory import GuestMemory
 from vpt.vhost_user import VringAddr
 
 NEXT = 1

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from support.guest_memory import GuestMemory, GuestRegion
-from support.packed_queue import PackedQueue
-from support.split_queue import Buffer, SplitQueue, pieces
+from vpt.conform.guest_memory import GuestMemory, GuestRegion
+from vpt.conform.packed_queue import PackedQueue
+from vpt.conform.split_queue import Buffer, SplitQueue, pieces
 from vpt.vhost_user import (
     U64,
     Decoder,
