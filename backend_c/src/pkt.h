@@ -23,6 +23,7 @@ struct vpti_frag {
  * @len:	bytes of the frame (without vnet header), equal to the sum of the fragments
  * @first:	the frame's first fragment, starting with the Ethernet header
  * @more:	the following ones
+ * @cause:	why it was dropped, the counter that says so (enum vpt_counter); 0: it was not
  */
 struct vpti_pkt {
 	struct vpti_frag first;
@@ -30,6 +31,7 @@ struct vpti_pkt {
 	uint32_t len;
 	uint16_t nmore;
 	uint16_t dst;
+	uint16_t cause;
 	struct vpt_vnet_hdr hdr;
 	uint8_t eth[VPTI_ETH_HLEN];
 };

@@ -68,19 +68,19 @@ static void count_rx(struct vpti_rxq *q, enum vpt_counter which, uint32_t n)
 }
 
 /* Learn where the packet came from; false if it must not be forwarded. */
-static bool learn(struct vpt_switch *sw, struct vpti_txq *q, const struct vpti_pkt *p, uint32_t tick)
+static bool learn(struct vpt_switch *sw, struct vpti_txq *q, struct vpti_pkt *p, uint32_t tick)
 {
 	uint64_t src = vpti_mac48(p->eth + 6);
 
 	if (vpti_likely(src == q->last_src && tick == q->last_tick))
 		return true;
 	if (src == 0 || p->eth[6] & 1) {
-		vpti_count(q->c, VPT_C_TX_DROP_SPOOFED, 1);
+		vpti_drop(q, p, VPT_C_TX_DROP_SPOOFED);
 		return false;
 	}
 	switch (vpti_mac_learn(&sw->macs, src, q->port->slot, tick)) {
 	case VPTI_LEARN_SPOOFED:
-		vpti_count(q->c, VPT_C_TX_DROP_SPOOFED, 1);
+		vpti_drop(q, p, VPT_C_TX_DROP_SPOOFED);
 		return false;
 	case VPTI_LEARN_FULL:
 		vpti_count(q->c, VPT_C_TX_MAC_LIMIT, 1);
@@ -129,7 +129,7 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 			last_slot = p->eth[0] & 1 ? VPTI_MAC_NONE : vpti_mac_lookup(&sw->macs, dst, tick);
 		}
 		if (vpti_unlikely(last_slot == q->port->slot)) {
-			vpti_count(q->c, VPT_C_TX_DROP_NO_DEST, 1);
+			vpti_drop(q, p, VPT_C_TX_DROP_NO_DEST);
 			continue;
 		}
 		if (vpti_unlikely(q->port->lossless) && destination_changes(pass, last_slot))

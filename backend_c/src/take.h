@@ -12,6 +12,14 @@ static inline void vpti_count(uint64_t *c, enum vpt_counter which, uint64_t n)
 	VPTI_WRITE(c[which], c[which] + n); /* one writer; readers in other processes see whole words */
 }
 
+/* A packet of a burst that goes no further. */
+static inline void vpti_drop(struct vpti_txq *q, struct vpti_pkt *p, enum vpt_counter cause)
+{
+	vpti_count(q->c, cause, 1);
+	p->dst = VPTI_DST_DROP;
+	p->cause = (uint16_t)cause;
+}
+
 /* The first 14 bytes of a frame that may be cut anywhere. The caller knows that there are so many. */
 static inline void vpti_read_eth(struct vpti_pkt *p)
 {
@@ -36,7 +44,7 @@ static inline void vpti_read_eth(struct vpti_pkt *p)
  * @q:		where it came from
  * @p:		packet with fragments, len and, if its port has one, the raw vnet header; else a zero one
  *
- * Sets p->dst to VPTI_DST_DROP and counts why, if the frame cannot be one. The header is reduced to what is meant: fields that
+ * Drops what cannot be a frame (vpti_drop()). The header is reduced to what is meant: fields that
  * no flag announces are zeroed, so that no receiver sees a sender's leftovers.
  */
 static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
@@ -44,9 +52,9 @@ static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
 	const struct vpt_port *port = q->port;
 
 	p->dst = VPTI_DST_FLOOD;
+	p->cause = 0;
 	if (vpti_unlikely(p->len < VPTI_ETH_HLEN)) {
-		vpti_count(q->c, VPT_C_TX_DROP_RUNT, 1);
-		p->dst = VPTI_DST_DROP;
+		vpti_drop(q, p, VPT_C_TX_DROP_RUNT);
 		return;
 	}
 	if (vpti_unlikely(p->len > VPT_MAX_FRAME))
@@ -68,14 +76,11 @@ static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
 		p->hdr.csum_offset = 0;
 	}
 	vpti_read_eth(p);
-	if (!vpti_vnet_check(p, port->sends)) {
-		vpti_count(q->c, VPT_C_TX_DROP_BAD_HEADER, 1);
-		p->dst = VPTI_DST_DROP;
-	}
+	if (!vpti_vnet_check(p, port->sends))
+		vpti_drop(q, p, VPT_C_TX_DROP_BAD_HEADER);
 	return;
 oversize:
-	vpti_count(q->c, VPT_C_TX_DROP_OVERSIZE, 1);
-	p->dst = VPTI_DST_DROP;
+	vpti_drop(q, p, VPT_C_TX_DROP_OVERSIZE);
 }
 
 #endif /* VPTI_TAKE_H */
