@@ -29,15 +29,15 @@ def settings() -> Iterator[Settings]:
 def test_start_use_stop_leaves_no_descriptor_and_no_mapping(settings: Settings) -> None:
     for _ in range(3):
         with EmbeddedDaemon(settings) as daemon:
-            daemon.call(lambda d: d.switch_add(SwitchAdd(name="sw0", may_exist=True)))
+            daemon.call(lambda d: d.switches.add(SwitchAdd(name="sw0", may_exist=True)))
             for kind in ("app", "passthrough", "vhost-user", "null"):
                 port = PortAdd.model_validate(
                     {"name": kind, "switch": "sw0", "kind": kind, "may_exist": True}
                 )
-                daemon.call(lambda d, port=port: d.port_add(port))
+                daemon.call(lambda d, port=port: d.ports.add(port))
             with open_app(settings.paths.port_socket("app"), timeout=PATIENCE_S) as link:
                 assert link.app.send(0, (b"\xff" * 6 + b"\x52\x54\0\0\0\1\x88\xb5").ljust(60, b"\0"))
-            daemon.call(lambda d: d.port_del(PortRemove(name="passthrough")))
+            daemon.call(lambda d: d.ports.remove(PortRemove(name="passthrough")))
         assert list(settings.paths.ports.iterdir()) == []
         assert not settings.paths.control.exists()
 
@@ -71,14 +71,14 @@ def test_a_journal_that_can_not_be_written_undoes_the_change(settings: Settings)
         path.mkdir()
 
     with EmbeddedDaemon(settings) as daemon:
-        daemon.call(lambda d: d.switch_add(SwitchAdd(name="sw0")))
+        daemon.call(lambda d: d.switches.add(SwitchAdd(name="sw0")))
         journal_in_the_way(settings.paths.journal)
         for kind in ("app", "vhost-user", "null"):
             port = PortAdd.model_validate({"name": "x", "switch": "sw0", "kind": kind})
             with pytest.raises(ConflictError, match="nothing was changed"):
-                daemon.call(lambda d, port=port: d.port_add(port))
+                daemon.call(lambda d, port=port: d.ports.add(port))
         with pytest.raises(ConflictError):
-            daemon.call(lambda d: d.switch_add(SwitchAdd(name="sw1")))
+            daemon.call(lambda d: d.switches.add(SwitchAdd(name="sw1")))
         assert list(settings.paths.ports.iterdir()) == []
         settings.paths.journal.rmdir()
-        daemon.call(lambda d: d.switch_add(SwitchAdd(name="sw1")))
+        daemon.call(lambda d: d.switches.add(SwitchAdd(name="sw1")))

@@ -25,7 +25,7 @@ class EmbeddedDaemon:
     """Start with `with`; then call() runs a coroutine on the daemon, from any thread.
 
     with EmbeddedDaemon(Settings(locate(folder))) as daemon:
-        daemon.call(lambda d: d.switch_add(SwitchAdd(name="sw0")))
+        daemon.call(lambda d: d.switches.add(SwitchAdd(name="sw0")))
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -23,17 +23,23 @@ def method_table(d: Daemon) -> dict[str, Method]:
         Method(
             "daemon.stop", m.StopRequest, m.Acknowledged, "End cleanly, after this answer.", d.request_stop
         ),
-        Method("switch.add", m.SwitchAdd, m.Acknowledged, "Make a learning switch.", d.switch_add),
-        Method("switch.del", m.SwitchRemove, m.Acknowledged, "Delete a switch without ports.", d.switch_del),
-        Method("switch.list", m.Empty, m.SwitchList, "All switches.", d.switch_list),
-        Method("switch.macs", m.SwitchName, m.MacList, "Addresses that a switch has learned.", d.switch_macs),
+        Method("switch.add", m.SwitchAdd, m.Acknowledged, "Make a learning switch.", d.switches.add),
         Method(
-            "port.add", m.PortAdd, m.PortView, "Add a port to a switch; its socket exists then.", d.port_add
+            "switch.del", m.SwitchRemove, m.Acknowledged, "Delete a switch without ports.", d.switches.remove
         ),
-        Method("port.del", m.PortRemove, m.Acknowledged, "Delete a port and its socket.", d.port_del),
-        Method("port.set", m.PortSet, m.PortView, "Change link state or policy of a port.", d.port_set),
-        Method("port.list", m.NullableName, m.PortList, "All ports, or those of one switch.", d.port_list),
-        Method("port.show", m.PortName, m.PortDetail, "One port with transport and counters.", d.port_show),
+        Method("switch.list", m.Empty, m.SwitchList, "All switches.", d.switches.list_all),
+        Method(
+            "switch.macs", m.SwitchName, m.MacList, "Addresses that a switch has learned.", d.switches.macs
+        ),
+        Method(
+            "port.add", m.PortAdd, m.PortView, "Add a port to a switch; its socket exists then.", d.ports.add
+        ),
+        Method("port.del", m.PortRemove, m.Acknowledged, "Delete a port and its socket.", d.ports.remove),
+        Method("port.set", m.PortSet, m.PortView, "Change link state or policy of a port.", d.ports.change),
+        Method(
+            "port.list", m.NullableName, m.PortList, "All ports, or those of one switch.", d.ports.list_all
+        ),
+        Method("port.show", m.PortName, m.PortDetail, "One port with transport and counters.", d.ports.show),
         Method("list", m.Empty, m.EverythingView, "All switches and all ports.", d.list_all),
         Method("config", m.Empty, m.Configuration, "What all switches and ports were asked to be.", d.config),
         Method("stats", m.Empty, m.StatsView, "Counters per port and worker, as in the stats file.", d.stats),

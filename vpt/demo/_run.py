@@ -203,7 +203,7 @@ def _choose_accel(options: Options, image: Image, qemu: Qemu, progress: Progress
 def _plug(daemon: EmbeddedDaemon, plan: _Plan) -> Nic:
     """Add the guest's port; what QEMU is to be told about it."""
     request = PortAdd(name=plan.name, switch=_SWITCH, kind=plan.kind, mac=plan.mac)
-    view = daemon.call(lambda d: d.port_add(request))
+    view = daemon.call(lambda d: d.ports.add(request))
     assert view.socket is not None, "both kinds have one"
     return plan.nic(Path(view.socket))
 
@@ -221,7 +221,7 @@ def run(options: Options, progress: Progress = lambda _: None) -> Report:
         progress("starting vptd with one switch and two ports")
         settings = Settings(locate(str(folder)), keep=False)
         daemon = undo.enter_context(EmbeddedDaemon(settings))
-        daemon.call(lambda d: d.switch_add(SwitchAdd(name=_SWITCH)))
+        daemon.call(lambda d: d.switches.add(SwitchAdd(name=_SWITCH)))
         guests = []
         for plan in _PLANS:
             nic = _plug(daemon, plan)

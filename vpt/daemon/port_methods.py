@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Ports: the methods port.* of the control socket."""
+
+from __future__ import annotations
+
+import logging
+
+from vpt.daemon import models
+from vpt.daemon.inventory import Inventory, check_same
+from vpt.daemon.keeping import Keeping
+from vpt.daemon.models import Acknowledged, PortConfig, PortDetail, PortView
+from vpt.daemon.ports import Context, ManagedPort, bring_up, policy_of, socket_path
+from vpt.daemon.ratelimit import PortLog
+from vpt.dataplane import Feature, Reason
+from vpt.errors import ConflictError, ExistsError, VptError
+
+__all__ = ["Ports"]
+
+_log = logging.getLogger("vpt.daemon")
+
+
+class Ports:
+    """Adds, deletes, changes and shows ports.
+
+    workers: how many the engine has
+    group:   id of the group that sockets belong to, none: the process's own
+    """
+
+    def __init__(self, there: Inventory, keeping: Keeping, *, workers: int, group: int | None) -> None:
+        self._there = there
+        self._keeping = keeping
+        self._workers = workers
+        self._group = group
+
+    async def restore(self, config: PortConfig) -> None:
+        try:
+            await self._bring_up(config, restoring=True)
+        except VptError as error:
+            log = PortLog(_log, config.name)
+            log.error("could not be restored: %s%s", error, f" ({error.hint})" if error.hint else "")
+            self._there.ports[config.name] = ManagedPort(config, log, error=str(error))
+            self._there.switches[config.switch].ports.add(config.name)
+
+    async def leave_peers(self) -> None:
+        """The daemon ends: what a keeper holds stays with its peers, the rest is taken down."""
+        for managed in self._there.ports.values():
+            if managed.ring is not None and self._keeping.keeper is not None:
+                managed.ring.leave()
+            elif managed.transport is not None:
+                await managed.transport.stop()
+
+    async def _bring_up(self, config: PortConfig, *, restoring: bool) -> None:
+        switch = self._there.switch(config.switch)
+        if config.worker is not None and config.worker >= self._workers:
+            raise ConflictError(
+                f"port {config.name!r} asks for worker {config.worker}, and this vptd has"
+                f" {self._workers}, counted from 0",
+                hint="leave worker out, or start vptd with more: vpt daemon start --workers NUMBER",
+            )
+        if config.kind in models.RING_KINDS:
+            await self._keeping.need()
+        context = Context(self._there.paths, self._keeping.holder, self._group, restoring)
+        managed = await bring_up(config, switch.switch, context)
+        assert managed.port is not None
+        self._there.ports[config.name] = managed
+        self._there.names_by_id[managed.port.id] = config.name
+        switch.ports.add(config.name)
+
+    async def _take_down(self, managed: ManagedPort) -> None:
+        """Undo _bring_up(); a transport that fails in this is logged, the port goes all the same."""
+        name = managed.config.name
+        self._there.ports.pop(name, None)
+        self._there.switches[managed.config.switch].ports.discard(name)
+        if managed.transport is not None:
+            try:
+                await managed.transport.stop()
+            except VptError as error:
+                managed.log.warning("not stopped cleanly: %s", error)
+        if managed.port is not None:
+            self._there.names_by_id.pop(managed.port.id, None)
+            managed.port.delete()
+
+    async def add(self, request: models.PortAdd) -> PortView:
+        async with self._there.change:
+            config = request.config()
+            existing = self._there.ports.get(config.name)
+            if existing is not None and request.may_exist:
+                check_same(existing.config, config)
+                return self._view(existing)
+            self._there.check_name(config.name)
+            self._check_socket(config)
+            await self._bring_up(config, restoring=False)
+            managed = self._there.ports[config.name]
+            try:
+                await self._there.save()
+            except BaseException:
+                await self._take_down(managed)
+                raise
+            _log.info("port=%s added kind=%s switch=%s", config.name, config.kind, config.switch)
+            return self._view(managed)
+
+    async def remove(self, request: models.PortRemove) -> Acknowledged:
+        async with self._there.change:
+            if request.name not in self._there.ports and request.if_exists:
+                return Acknowledged(changed=False)
+            managed = self._there.port(request.name)
+            del self._there.ports[request.name]
+            try:
+                await self._there.save()
+            except BaseException:
+                self._there.ports[request.name] = managed
+                raise
+            await self._take_down(managed)
+            _log.info("port=%s deleted", request.name)
+            return Acknowledged(changed=True)
+
+    async def change(self, request: models.PortSet) -> PortView:
+        async with self._there.change:
+            managed = self._there.port(request.name)
+            if managed.port is None:
+                raise ConflictError(
+                    f"port {request.name!r} is not there: {managed.error}",
+                    hint=f"delete it and add it again: vpt port del {request.name}",
+                )
+            before = managed.config
+            after = _changed(before, request)
+            self._apply(managed, after)
+            try:
+                await self._there.save()
+            except BaseException:
+                self._apply(managed, before)
+                raise
+            return self._view(managed)
+
+    def _apply(self, managed: ManagedPort, config: PortConfig) -> None:
+        assert managed.port is not None
+        if config.policy != managed.config.policy:
+            managed.port.set_policy(policy_of(config.policy))
+        if config.link != managed.config.link:
+            managed.port.set_link(config.link == "up")
+        managed.config = config
+
+    async def list_all(self, request: models.NullableName) -> models.PortList:
+        if request.switch is not None:
+            self._there.switch(request.switch)
+        return models.PortList(ports=self.views(request.switch))
+
+    async def show(self, request: models.PortName) -> PortDetail:
+        managed = self._there.port(request.name)
+        features, counters = 0, {}
+        if managed.port is not None:
+            features = managed.port.state().features
+            counters = dict(self._there.stats.read().port(managed.port.id))
+        return PortDetail(
+            **self._view(managed).model_dump(),
+            lossless=managed.config.lossless,
+            max_macs=managed.config.max_macs,
+            features=_feature_names(features),
+            transport=managed.transport.describe() if managed.transport else {},
+            counters=counters,
+        )
+
+    def views(self, switch: str | None = None) -> list[PortView]:
+        return [
+            self._view(managed)
+            for _, managed in sorted(self._there.ports.items())
+            if switch is None or managed.config.switch == switch
+        ]
+
+    def _view(self, managed: ManagedPort) -> PortView:
+        config = managed.config
+        view = PortView(
+            name=config.name,
+            switch=config.switch,
+            kind=config.kind,
+            id=None,
+            state="failed",
+            reason=managed.error,
+            link=config.link,
+            pairs=config.pairs,
+            mac=config.mac,
+            mtu=config.mtu,
+            policy=config.policy,
+            worker=None,
+            driver=None,
+            socket=socket_path(config, self._there.paths),
+        )
+        if managed.port is None:
+            return view
+        state = managed.port.state()
+        view.id = managed.port.id
+        view.worker = state.worker
+        view.driver = state.driver or None
+        if state.reason != Reason.NONE:
+            view.state, view.reason = "broken", state.reason.label
+        else:
+            view.state, view.reason = "up" if state.up else "down", None
+        return view
+
+    def _check_socket(self, config: PortConfig) -> None:
+        path = socket_path(config, self._there.paths)
+        for other in self._there.ports.values():
+            if path is not None and socket_path(other.config, self._there.paths) == path:
+                raise ExistsError(
+                    f"port {other.config.name!r} uses the socket {path}", hint="choose another path"
+                )
+
+
+def _changed(config: PortConfig, request: models.PortSet) -> PortConfig:
+    policy = config.policy.model_copy(
+        update={
+            key: value
+            for key, value in (
+                ("kind", request.policy),
+                ("spin_us", request.spin_us),
+                ("sleep_us", request.sleep_us),
+            )
+            if value is not None
+        }
+    )
+    return config.model_copy(update={"policy": policy, "link": request.link or config.link})
+
+
+def _feature_names(features: int) -> str:
+    known = [flag.name.lower() for flag in Feature if features & flag and flag.name]
+    rest = features & ~sum(Feature)
+    return " ".join([*known, *([hex(rest)] if rest else [])])

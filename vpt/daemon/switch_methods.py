@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Switches: the methods switch.* of the control socket."""
+
+from __future__ import annotations
+
+import logging
+
+from vpt.daemon import models
+from vpt.daemon.inventory import Inventory, ManagedSwitch, check_same
+from vpt.daemon.models import Acknowledged, SwitchConfig, SwitchView
+from vpt.errors import ConflictError
+
+__all__ = ["Switches"]
+
+_log = logging.getLogger("vpt.daemon")
+
+
+class Switches:
+    """Adds, deletes and shows switches."""
+
+    def __init__(self, there: Inventory) -> None:
+        self._there = there
+
+    def bring_up(self, config: SwitchConfig) -> None:
+        switch = self._there.engine.add_switch(config.name, config.mac_entries, config.mac_age_s)
+        self._there.switches[config.name] = ManagedSwitch(config, switch)
+
+    async def add(self, request: models.SwitchAdd) -> Acknowledged:
+        async with self._there.change:
+            config = request.config()
+            existing = self._there.switches.get(config.name)
+            if existing is not None and request.may_exist:
+                check_same(existing.config, config)
+                return Acknowledged(changed=False)
+            self._there.check_name(config.name)
+            self.bring_up(config)
+            try:
+                await self._there.save()
+            except BaseException:
+                self._there.switches.pop(config.name).switch.delete()
+                raise
+            _log.info("switch=%s added", config.name)
+            return Acknowledged(changed=True)
+
+    async def remove(self, request: models.SwitchRemove) -> Acknowledged:
+        async with self._there.change:
+            if request.name not in self._there.switches and request.if_exists:
+                return Acknowledged(changed=False)
+            managed = self._there.switch(request.name)
+            if managed.ports:
+                names = ", ".join(sorted(managed.ports)[:5])
+                raise ConflictError(
+                    f"switch {request.name!r} still has ports: {names}",
+                    hint=f"delete them first: vpt port del {sorted(managed.ports)[0]}",
+                )
+            del self._there.switches[request.name]
+            try:
+                await self._there.save()
+            except BaseException:
+                self._there.switches[request.name] = managed
+                raise
+            managed.switch.delete()
+            _log.info("switch=%s deleted", request.name)
+            return Acknowledged(changed=True)
+
+    async def list_all(self, _request: models.Empty) -> models.SwitchList:
+        return models.SwitchList(switches=self.views())
+
+    async def macs(self, request: models.SwitchName) -> models.MacList:
+        managed = self._there.switch(request.name)
+        macs = [
+            models.MacView(
+                mac=entry.mac, port=self._there.names_by_id.get(entry.port_id, "?"), age_s=entry.age_s
+            )
+            for entry in managed.switch.macs()
+        ]
+        return models.MacList(switch=request.name, macs=macs)
+
+    def views(self) -> list[SwitchView]:
+        return [
+            SwitchView(
+                name=name,
+                mac_entries=managed.config.mac_entries,
+                mac_age_s=managed.config.mac_age_s,
+                macs=managed.switch.mac_count(),
+                ports=sorted(managed.ports),
+            )
+            for name, managed in sorted(self._there.switches.items())
+        ]
