@@ -5,7 +5,7 @@ Knows nothing of rings, switches or sockets' lives: the back-end session
 (``vpt.daemon.transports.vhost_user``) and the test front-end both stand on it.
 """
 
-from vpt.vhost_user.codec import Decoder, Message, close_fds, encode, receive, send_message
+from vpt.vhost_user.codec import Decoder, Message, close_fds, encode, receive, send_message, send_some
 from vpt.vhost_user.features import DeviceStatus, ProtocolFeature, VirtioFeature, feature_names
 from vpt.vhost_user.messages import (
     MAX_FDS,
@@ -61,4 +61,5 @@ __all__ = [
     "feature_names",
     "receive",
     "send_message",
+    "send_some",
 ]

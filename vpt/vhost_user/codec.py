@@ -225,3 +225,14 @@ def send_message(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> N
     sent = sock.sendmsg([data], control)
     if sent < len(data):
         sock.sendall(data[sent:])
+
+
+def send_some(sock: socket.socket, data: bytearray, fds: Sequence[int] = ()) -> int:
+    """Send and remove what a non-blocking socket takes, descriptors with the first byte; returns bytes sent."""
+    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+    try:
+        sent = sock.sendmsg([data], control)
+    except BlockingIOError:
+        return 0
+    del data[:sent]
+    return sent

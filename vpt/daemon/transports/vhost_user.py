@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.sockets import Listener, listen_unix, peer_credentials
-from vpt.daemon.transports.vhost_session import Session
+from vpt.daemon.transports.vhost import Reply, Session
 from vpt.dataplane import EventType
-from vpt.vhost_user import Decoder, Rule, RuleError, receive
+from vpt.vhost_user import Decoder, Message, Rule, RuleError, close_fds, encode, receive, send_some
 
 if TYPE_CHECKING:
     from vpt.dataplane import Event, Port
@@ -38,6 +38,7 @@ class _Connection:
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
         self._out = bytearray()
+        self._out_fds: list[int] = []  # go with the first byte of it
         self._stalled = False  # a reply waits for the peer to read
         self._timeout_s = timeout_s
         self._deadline: asyncio.TimerHandle | None = None
@@ -52,6 +53,7 @@ class _Connection:
         self._set_deadline(None)
         self._sock.close()
         self._decoder.close()
+        close_fds(self._out_fds)
         self.session.close()
 
     def _readable(self) -> None:
@@ -78,7 +80,7 @@ class _Connection:
             return False
         for message in messages:
             with message:
-                self._out += self.session.handle(message)
+                self._answer(message, self.session.handle(message))
         if messages:
             self._set_deadline(None)
             self._flush()
@@ -86,13 +88,17 @@ class _Connection:
             self._set_deadline(Rule.MESSAGE_TIMEOUT)
         return True
 
+    def _answer(self, message: Message, reply: Reply | None) -> None:
+        """Queue the reply. There is one at a time: nothing is read while one waits."""
+        if reply is not None:
+            self._out += encode(message.request, reply.payload, reply=True)
+            self._out_fds, reply.fds = reply.fds, []
+
     def _flush(self) -> None:
         """Send what there is of the reply. Nothing more is read until all of it is out."""
-        try:
-            sent = self._sock.send(self._out) if self._out else 0
-        except BlockingIOError:
-            sent = 0
-        del self._out[:sent]
+        if self._out and send_some(self._sock, self._out, self._out_fds):
+            close_fds(self._out_fds)
+            self._out_fds = []
         if bool(self._out) == self._stalled:
             return
         self._stalled = not self._stalled

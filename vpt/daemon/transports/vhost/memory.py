@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The memory table, whole or by region."""
+
+from __future__ import annotations
+
+from vpt.daemon.transports.vhost.state import Group, State, payload_of, port_refuses
+from vpt.dataplane import MemRegion, vhost_max_mem_regions
+from vpt.vhost_user import U64, MemReg, MemTable, Message, Payload, ProtocolFeature, Region, Request, Rule
+
+
+def _mem_region(region: Region, fd: int) -> MemRegion:
+    return MemRegion(gpa=region.gpa, size=region.size, uva=region.uva, mmap_offset=region.mmap_offset, fd=fd)
+
+
+def _set_mem_table(state: State, message: Message) -> None:
+    table = payload_of(message, MemTable)
+    regions = [_mem_region(r, fd) for r, fd in zip(table.regions, message.fds, strict=True)]
+    with port_refuses(Rule.BAD_MEMORY, f"{len(regions)} regions"):
+        state.port.vhost_mem_set(regions)
+
+
+def _get_max_mem_slots(_state: State, _message: Message) -> Payload:
+    return U64(vhost_max_mem_regions())
+
+
+def _add_mem_reg(state: State, message: Message) -> None:
+    region = payload_of(message, MemReg).region
+    with port_refuses(Rule.BAD_MEMORY, f"region {region.gpa:#x}+{region.size:#x}"):
+        state.port.vhost_mem_add(_mem_region(region, message.fds[0]))
+
+
+def _rem_mem_reg(state: State, message: Message) -> None:
+    # Some front-ends send the descriptor along; it is closed with the message.
+    region = payload_of(message, MemReg).region
+    with port_refuses(Rule.BAD_MEMORY, f"region {region.gpa:#x}+{region.size:#x}"):
+        state.port.vhost_mem_del(_mem_region(region, -1))
+
+
+GROUP = Group(
+    {
+        Request.SET_MEM_TABLE: _set_mem_table,
+        Request.GET_MAX_MEM_SLOTS: _get_max_mem_slots,
+        Request.ADD_MEM_REG: _add_mem_reg,
+        Request.REM_MEM_REG: _rem_mem_reg,
+    },
+    offers=ProtocolFeature.CONFIGURE_MEM_SLOTS,
+)

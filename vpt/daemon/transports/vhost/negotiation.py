@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Features, protocol features, ownership, number of queues."""
+
+from __future__ import annotations
+
+from vpt.daemon.transports.vhost.state import Group, State, port_refuses, u64_of
+from vpt.vhost_user import (
+    U64,
+    Message,
+    Payload,
+    ProtocolFeature,
+    Request,
+    Rule,
+    RuleError,
+    VirtioFeature,
+    feature_names,
+)
+
+
+def _get_features(state: State, _message: Message) -> Payload:
+    return U64(state.offered)
+
+
+def _set_features(state: State, message: Message) -> None:
+    value = u64_of(message)
+    if value & ~state.offered:
+        names = ", ".join(feature_names(value & ~state.offered, VirtioFeature))
+        raise RuleError(Rule.NOT_OFFERED, names)
+    if state.any_running:
+        # With several pairs QEMU repeats it for each one, when the first are running already.
+        if value != state.features:
+            raise RuleError(Rule.RING_RUNNING, "other features while rings are running")
+        return
+    with port_refuses(Rule.BAD_VALUE, f"features {value:#x}"):
+        state.port.vhost_set_features(value)
+    state.features = value
+
+
+def _get_protocol_features(state: State, _message: Message) -> Payload:
+    return U64(state.offered_protocol)
+
+
+def _set_protocol_features(state: State, message: Message) -> None:
+    value = u64_of(message)
+    if value & ~state.offered_protocol:
+        names = ", ".join(feature_names(value & ~state.offered_protocol, ProtocolFeature))
+        raise RuleError(Rule.NOT_OFFERED, names)
+    state.protocol = value
+
+
+def _set_owner(state: State, _message: Message) -> None:
+    state.owner = True
+
+
+def _reset_owner(_state: State, _message: Message) -> None:
+    """Acknowledged and otherwise ignored, as the specification recommends."""
+
+
+def _get_queue_num(state: State, _message: Message) -> Payload:
+    return U64(state.max_pairs)
+
+
+GROUP = Group(
+    {
+        Request.GET_FEATURES: _get_features,
+        Request.SET_FEATURES: _set_features,
+        Request.GET_PROTOCOL_FEATURES: _get_protocol_features,
+        Request.SET_PROTOCOL_FEATURES: _set_protocol_features,
+        Request.SET_OWNER: _set_owner,
+        Request.RESET_OWNER: _reset_owner,
+        Request.GET_QUEUE_NUM: _get_queue_num,
+    },
+    offers=ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK,
+)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Admission and dispatch: every message passes here.
+
+A message that breaks a rule ends in a RuleError; whether that costs the sender its connection or only a
+negative acknowledgement is decided in one place, ``Session.handle``.
+
+A request that is unknown or was not negotiated is refused like any other fault: with a negative
+acknowledgement if one was asked for, else by closing. Ignoring it would leave a sender that expects an answer
+waiting for ever.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any
+
+from vpt.daemon.transports.vhost import device, memory, negotiation, rings
+from vpt.daemon.transports.vhost.state import Group, Handler, Reply, State
+from vpt.vhost_user import (
+    U64,
+    Message,
+    ProtocolFeature,
+    Request,
+    Rings,
+    Rule,
+    RuleError,
+    VirtioFeature,
+    VringAddr,
+    VringFd,
+    VringState,
+    feature_names,
+)
+
+if TYPE_CHECKING:
+    from vpt.dataplane import Port
+
+_GROUPS: tuple[Group, ...] = (negotiation.GROUP, device.GROUP, memory.GROUP, rings.GROUP)
+_HANDLERS: dict[Request, Handler] = {
+    request: handler for group in _GROUPS for request, handler in group.handlers.items()
+}
+OFFERED_PROTOCOL: ProtocolFeature = reduce(or_, (group.offers for group in _GROUPS))
+
+_NACK = U64(1)
+_ACK = U64(0)
+
+
+class Session:
+    """Back-end side of one connection. The caller resets the port before the first and after the last one."""
+
+    def __init__(self, port: Port, *, max_pairs: int, mtu: int, counters: Counter[str]) -> None:
+        self._counters = counters
+        self._state = State(port, offered_protocol=OFFERED_PROTOCOL, max_pairs=max_pairs, mtu=mtu)
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        self._state.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What was negotiated and how the rings are, for people and for ``vpt show``."""
+        state = self._state
+        return {
+            "features": feature_names(state.features or 0, VirtioFeature),
+            "protocol_features": feature_names(state.protocol, ProtocolFeature),
+            "status": state.status,
+            "mtu": state.mtu,
+            "rings": [
+                {
+                    "index": r.index,
+                    "num": r.num,
+                    "enabled": r.enabled or state.always_enabled,
+                    "running": r.running,
+                }
+                for r in state.rings
+                if r.num
+            ],
+        }
+
+    def handle(self, message: Message) -> Reply | None:
+        """Act on a message; returns the reply, if there is one. The caller closes both.
+
+        Raises RuleError when the connection must end.
+        """
+        spec = message.spec
+        self._counters["messages"] += 1
+        acknowledge = (
+            message.need_reply
+            and self._state.has(ProtocolFeature.REPLY_ACK)
+            and (spec is None or spec.reply is None)
+        )
+        try:
+            self._admit(message)
+            answer = _HANDLERS[Request(message.request)](self._state, message)
+        except RuleError as error:
+            if not acknowledge:
+                raise RuleError(error.rule, f"{message.name}: {error.detail}") from error
+            self._counters[error.rule] += 1
+            self._counters["refused"] += 1
+            return Reply(_NACK)
+        if answer is None:
+            return Reply(_ACK) if acknowledge else None
+        return answer if isinstance(answer, Reply) else Reply(answer)
+
+    def _admit(self, message: Message) -> None:
+        """The table's rules about the connection's state."""
+        spec = message.spec
+        if spec is None:
+            raise RuleError(Rule.UNKNOWN_REQUEST, "not one that this back-end knows")
+        if spec.needs & ~self._state.protocol:
+            raise RuleError(Rule.NOT_NEGOTIATED, f"needs {spec.needs.name}")
+        if not (self._state.owner or spec.before_owner):
+            raise RuleError(Rule.BEFORE_OWNER, "comes before SET_OWNER")
+        if isinstance(message.payload, VringState | VringAddr | VringFd):
+            ring = self._state.ring(message.payload.index)
+            if spec.rings is Rings.STOPPED and ring.running:
+                raise RuleError(Rule.RING_RUNNING, f"ring {ring.index} is running")

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What is known of one connection, and what every group of messages needs to work on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from vpt.dataplane import vhost_features
+from vpt.errors import DataplaneError
+from vpt.vhost_user import (
+    U64,
+    Message,
+    Payload,
+    ProtocolFeature,
+    Request,
+    Rule,
+    RuleError,
+    VirtioFeature,
+    VringAddr,
+    close_fds,
+)
+
+if TYPE_CHECKING:
+    from vpt.dataplane import Port
+
+P = TypeVar("P", bound=Payload)
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer: its payload, and descriptors that travel with it. Owns them until they are sent."""
+
+    payload: Payload
+    fds: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close the descriptors: they have been sent, or nobody is left to send them to."""
+        fds, self.fds = self.fds, []
+        close_fds(fds)
+
+
+@dataclass(slots=True)
+class Ring:
+    """One ring as the front-end has described it. The data plane knows of it while it is running."""
+
+    index: int
+    num: int = 0
+    base: int | None = None  # where a ring begins that has not been told otherwise depends on its layout
+    addr: VringAddr | None = None
+    enabled: bool = False
+    running: bool = False
+    call_fd: int = -1  # owned
+
+    def reset(self) -> None:
+        """As it was before the first message, but for the call descriptor."""
+        self.num = 0
+        self.base = None
+        self.addr = None
+        self.enabled = self.running = False
+
+    def set_call(self, fd: int) -> None:
+        """Own fd from now on (-1: none) in place of the one before."""
+        old, self.call_fd = self.call_fd, fd
+        if old >= 0:
+            os.close(old)
+
+
+class State:
+    """One connection's state. The port's data plane has been reset when it begins."""
+
+    def __init__(self, port: Port, *, offered_protocol: int, max_pairs: int, mtu: int) -> None:
+        self.port = port
+        self.offered_protocol = int(offered_protocol)
+        self.mtu_limit = mtu
+        self.max_pairs = max_pairs
+        self.offered = vhost_features() | VirtioFeature.PROTOCOL_FEATURES.value
+        self.owner = False
+        self.features: int | None = None
+        self.protocol = 0
+        self.status = 0
+        self.mtu: int | None = None
+        self.rings = [Ring(index) for index in range(2 * max_pairs)]
+
+    @property
+    def packed(self) -> bool:
+        """The rings' layout."""
+        return bool((self.features or 0) & VirtioFeature.RING_PACKED)
+
+    @property
+    def always_enabled(self) -> bool:
+        """Without VHOST_USER_F_PROTOCOL_FEATURES rings are enabled from the start."""
+        return self.features is not None and not self.features & VirtioFeature.PROTOCOL_FEATURES
+
+    @property
+    def any_running(self) -> bool:
+        """The device is not suspended."""
+        return any(ring.running for ring in self.rings)
+
+    def has(self, feature: ProtocolFeature) -> bool:
+        """Was this protocol feature negotiated?"""
+        return bool(self.protocol & feature)
+
+    def ring(self, index: int) -> Ring:
+        """The ring of that index; RuleError if there is none."""
+        if index >= len(self.rings):
+            raise RuleError(Rule.RING_INDEX, f"ring {index} of {len(self.rings)}")
+        return self.rings[index]
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        for ring in self.rings:
+            ring.set_call(-1)
+
+
+Handler = Callable[[State, Message], "Payload | Reply | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Messages that belong together, and the protocol features that are good for something by them.
+
+    A handler raises RuleError for what it refuses. It returns the reply of a message that has one, else None.
+    """
+
+    handlers: Mapping[Request, Handler]
+    offers: ProtocolFeature
+
+
+def payload_of(message: Message, kind: type[P]) -> P:
+    """The payload, which the decoder has made of that kind."""
+    assert isinstance(message.payload, kind)
+    return message.payload
+
+
+def u64_of(message: Message) -> int:
+    """The number that is the payload."""
+    return payload_of(message, U64).value
+
+
+def is_eventfd(fd: int) -> bool:
+    """Is it an eventfd? A file or a pipe would be read and written like one, with other consequences."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
+    except OSError:
+        return False
+
+
+@contextmanager
+def port_refuses(rule: Rule, what: str) -> Iterator[None]:
+    """Turn the data plane's refusal into a broken rule of the protocol."""
+    try:
+        yield
+    except DataplaneError as error:
+        raise RuleError(rule, f"{what}: {os.strerror(error.errno)}") from error
