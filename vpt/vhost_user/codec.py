@@ -228,7 +228,7 @@ def send_message(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> N
 
 
 def send_some(sock: socket.socket, data: bytearray, fds: Sequence[int] = ()) -> int:
-    """Send and remove what a non-blocking socket takes, descriptors with the first byte; returns bytes sent."""
+    """Send and remove what a non-blocking socket takes, descriptors with the first byte; bytes sent."""
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
     try:
         sent = sock.sendmsg([data], control)
