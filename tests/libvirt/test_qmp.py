@@ -13,9 +13,9 @@ import pytest
 
 from support.libvirt import Vpt
 from vpt.daemon.client import Client
-from vpt.exits.qmp import QmpSession
 from vpt.guest import Guest, Image, ping
 from vpt.qemu import find_qemu
+from vpt.qemu.qmp import QmpSession
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs("qemu-system-x86_64", "busybox", "/boot/vmlinuz-*")]
 

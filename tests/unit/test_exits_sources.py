@@ -246,7 +246,7 @@ def old_qemu(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_qemu_too_old_is_named_with_its_version(old_qemu: Path) -> None:
-    from vpt.exits.qmp import QmpSession
+    from vpt.qemu.qmp import QmpSession
 
     with (
         QmpSession(old_qemu) as session,

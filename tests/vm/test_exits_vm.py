@@ -23,8 +23,8 @@ from vpt.cli.exits import exits
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, VptError
 from vpt.exits import meter
 from vpt.exits.model import Quantity, Tier
-from vpt.exits.qmp import QmpSession
 from vpt.exits.session import Session, open_session
+from vpt.qemu.qmp import QmpSession
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs("qemu-system-x86_64", "gcc")]
 

@@ -102,6 +102,7 @@ def _show_port(port: dict[str, Any]) -> None:
         "worker": "-" if port["worker"] is None else port["worker"],
         "lossless": "yes" if port["lossless"] else "no",
         "socket": port["socket"] or "-",
+        "owner": port["owner"] or "-",
     }
     for key, value in lines.items():
         click.echo(f"  {key:<9}  {value}")

@@ -124,7 +124,7 @@ class Daemon:
         for switch in state.switches:
             self.switches.bring_up(switch)
         for port in state.ports:
-            await self.ports.restore(port)
+            await self.ports.restore(port, state.owners.get(port.name))
         await self._keeping.drop_unknown()
 
     async def stop(self, *, keep: bool | None = None) -> None:

@@ -96,6 +96,7 @@ class Inventory:
         state = journal.State(
             switches=[managed.config for managed in self.switches.values()],
             ports=[managed.config for managed in self.ports.values()],
+            owners={name: managed.owner for name, managed in self.ports.items() if managed.owner},
         )
         try:
             await asyncio.to_thread(journal.store, self.paths.journal, state)

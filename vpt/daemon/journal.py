@@ -30,6 +30,7 @@ class State(BaseModel):
 
     switches: list[SwitchConfig] = []
     ports: list[PortConfig] = []
+    owners: dict[str, str] = {}
 
 
 def load(path: Path) -> State:

@@ -63,16 +63,19 @@ def _check_mac(value: str) -> str:
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,30}$"
 _OCTAL = r"^0?[0-7]{3}$"
 _IFNAME = r"^[^\s/:%]{1,15}$"
+_OWNER = r"^(libvirt|qmp):[^\x00-\x1f\x7f]{1,200}$"
 # What a value must look like, for people.
 _IN_WORDS = {
     _NAME: "1 to 31 letters, digits, _ . -",
     _OCTAL: "permissions in octal, such as 0660",
     _IFNAME: "1 to 15 characters, none of them a space, / : or %",
+    _OWNER: "libvirt:WHICH:UUID, or qmp:PATH of a QEMU's QMP socket",
 }
 
 Name = Annotated[str, Field(pattern=_NAME, description=_IN_WORDS[_NAME])]
 Mac = Annotated[str, AfterValidator(_check_mac), Field(description="unicast MAC address")]
 Octal = Annotated[str, Field(pattern=_OCTAL, description=_IN_WORDS[_OCTAL])]
+Owner = Annotated[str, Field(pattern=_OWNER, description=_IN_WORDS[_OWNER])]
 Microseconds = Annotated[int, Field(ge=0, le=1_000_000)]
 PortKind = Literal["passthrough", "vhost-user", "app", "tap", "null"]
 Link = Literal["up", "down"]
@@ -195,9 +198,12 @@ class SwitchName(_Strict):
 
 class PortAdd(PortConfig):
     may_exist: bool = Field(default=False, description="succeed if there is one with the same settings")
+    owner: Owner | None = Field(
+        default=None, description="the VM that the port was made for, and must not outlive; none: it stays"
+    )
 
     def config(self) -> PortConfig:
-        return PortConfig.model_validate(self.model_dump(exclude={"may_exist"}))
+        return PortConfig.model_validate(self.model_dump(exclude={"may_exist", "owner"}))
 
 
 class PortRemove(_Strict):
@@ -289,6 +295,7 @@ class PortView(_Result):
     worker: int | None
     driver: str | None
     socket: str | None
+    owner: str | None
 
 
 class PortDetail(PortView):

@@ -32,7 +32,7 @@ class Ports:
         self._workers = workers
         self._group = group
 
-    async def restore(self, config: PortConfig) -> None:
+    async def restore(self, config: PortConfig, owner: str | None) -> None:
         try:
             await self._bring_up(config, restoring=True)
         except VptError as error:
@@ -40,6 +40,7 @@ class Ports:
             log.error("could not be restored: %s%s", error, f" ({error.hint})" if error.hint else "")
             self._there.ports[config.name] = ManagedPort(config, log, error=str(error))
             self._there.switches[config.switch].ports.add(config.name)
+        self._there.ports[config.name].owner = owner
 
     async def leave_peers(self) -> None:
         """The daemon ends: what a keeper holds stays with its peers, the rest is taken down."""
@@ -91,6 +92,7 @@ class Ports:
             self._check_socket(config)
             await self._bring_up(config, restoring=False)
             managed = self._there.ports[config.name]
+            managed.owner = request.owner
             try:
                 await self._there.save()
             except BaseException:
@@ -184,6 +186,7 @@ class Ports:
             worker=None,
             driver=None,
             socket=socket_path(config, self._there.paths),
+            owner=managed.owner,
         )
         if managed.port is None:
             return view

@@ -41,13 +41,17 @@ class Context:
 
 @dataclass(slots=True)
 class ManagedPort:
-    """A port that exists, or (error set, port and transport None) one that could not be restored."""
+    """A port that exists, or (error set, port and transport None) one that could not be restored.
+
+    owner: the VM that it was made for, as port.add was told
+    """
 
     config: PortConfig
     log: PortLog
     port: Port | None = None
     transport: Transport | None = None
     error: str | None = None
+    owner: str | None = None
 
     @property
     def ring(self) -> RingTransport | None:

@@ -15,8 +15,8 @@ from vpt.exits.model import Tier
 from vpt.exits.tier import kvm_tier, read_host_evidence
 
 if TYPE_CHECKING:
-    from vpt.exits.qmp import QmpSession
     from vpt.exits.sources.libvirt_domstats import Domain
+    from vpt.qemu.qmp import QmpSession
 
 __all__ = ["Vm", "cpu_ms", "open_vm", "qmp_path_of", "require_running"]
 
@@ -168,7 +168,7 @@ def _by_pid(name: str, pid: int) -> Vm:
 def _try_qmp(vm: Vm, path: Path) -> None:
     """QMP is one more way to ask a VM named by pid; that it is taken is no reason to fail."""
     from vpt.errors import VptError
-    from vpt.exits.qmp import QmpSession
+    from vpt.qemu.qmp import QmpSession
 
     try:
         vm.qmp = QmpSession(path)
@@ -179,7 +179,7 @@ def _try_qmp(vm: Vm, path: Path) -> None:
 
 
 def _by_qmp(name: str, path: Path, pid: int | None) -> Vm:
-    from vpt.exits.qmp import QmpSession, listener_pid
+    from vpt.qemu.qmp import QmpSession, listener_pid
 
     session = QmpSession(path)
     try:

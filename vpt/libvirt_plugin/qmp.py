@@ -16,10 +16,10 @@ from typing import Any
 
 from vpt.daemon.client import Client
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
-from vpt.exits.qmp import QmpCommandError, QmpSession
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, free_name, random_mac
 from vpt.libvirt_plugin.xml import Plug
+from vpt.qemu.qmp import QmpCommandError, QmpSession
 
 __all__ = ["attach", "detach"]
 

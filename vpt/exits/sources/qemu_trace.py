@@ -24,8 +24,8 @@ from pathlib import Path
 
 from vpt.errors import GuestError, MissingError
 from vpt.exits.model import Quantity
-from vpt.exits.qmp import QmpSession
 from vpt.exits.sources.base import Source, Units
+from vpt.qemu.qmp import QmpSession
 
 __all__ = ["QemuTrace", "parse_line"]
 

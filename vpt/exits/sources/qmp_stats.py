@@ -7,8 +7,8 @@ from typing import Any
 
 from vpt.errors import GuestError, MissingError
 from vpt.exits.meter import COUNTERS
-from vpt.exits.qmp import QmpCommandError, QmpSession
 from vpt.exits.sources.base import Source, Units
+from vpt.qemu.qmp import QmpCommandError, QmpSession
 
 __all__ = ["QmpStats", "parse_stats", "schema_names"]
 
