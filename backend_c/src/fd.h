@@ -3,6 +3,7 @@
 #ifndef VPTI_FD_H
 #define VPTI_FD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <unistd.h>
 
@@ -15,8 +16,16 @@ int vpti_eventfd_dup(int32_t fd, int *out);
 /* The eventfd's count, taken; 0 if it had none. Does not block even if the peer made the file description blocking. */
 uint64_t vpti_eventfd_take(int fd);
 
-/* Add one. A full counter is a notification pending, which is what was wanted. */
+/* Add one to an eventfd of our own. A full counter is a notification pending, which is what was wanted. */
 void vpti_eventfd_signal(int fd);
+
+/*
+ * Add one to an eventfd that a peer has too. The peer may make the file description blocking at any time and fill the counter:
+ * write() would then sleep until the peer is so kind as to read. The kernel is made to add the one instead, which costs about
+ * 0.2 us more and never sleeps. Returns false where there is no aio (a seccomp filter, fs.aio-max-nr): it was write() after all.
+ * Any thread.
+ */
+bool vpti_eventfd_signal_peer(int fd);
 
 static inline void vpti_fd_close(int *fd)
 {

@@ -29,7 +29,7 @@ static void set_host_status(struct vpti_ring_port *rp, uint32_t status, int erro
 	VPTI_WRITE(hdr_of(rp)->host_error, (uint32_t)error);
 	VPTI_STORE_RELEASE(hdr_of(rp)->host_status, status);
 	rp->host_status = status;
-	vpti_eventfd_signal(rp->intr_fd[VPT_VEC_CFG(rp->layout.pairs)]);
+	vpti_eventfd_signal_peer(rp->intr_fd[VPT_VEC_CFG(rp->layout.pairs)]);
 }
 
 /* Point queue i at its ring. Nothing is live. */
@@ -290,7 +290,7 @@ static bool resume(struct vpt_port *p, struct vpti_ring_port *rp)
 	start_queues(p);
 	/* Whoever was here before may have published and died before it interrupted. */
 	for (i = 0; i < VPT_VEC_COUNT(p->opts.pairs); i++)
-		vpti_eventfd_signal(rp->intr_fd[i]);
+		vpti_eventfd_signal_peer(rp->intr_fd[i]);
 	return true;
 }
 
@@ -336,7 +336,7 @@ int vpt_port_ring_attach(vpt_port *p, int region_fd, const struct vpt_region_opt
 	VPTI_WRITE(hdr_of(rp)->link, p->link);
 	/* Whatever the peer rang for while nobody listened. */
 	vpt_port_ring_status(p);
-	vpti_eventfd_signal(rp->intr_fd[VPT_VEC_CFG(rp->layout.pairs)]);
+	vpti_eventfd_signal_peer(rp->intr_fd[VPT_VEC_CFG(rp->layout.pairs)]);
 	return 0;
 }
 
@@ -384,7 +384,7 @@ static void ring_link(struct vpt_port *p)
 	if (!rp->base)
 		return;
 	VPTI_WRITE(hdr_of(rp)->link, p->link);
-	vpti_eventfd_signal(rp->intr_fd[VPT_VEC_CFG(rp->layout.pairs)]);
+	vpti_eventfd_signal_peer(rp->intr_fd[VPT_VEC_CFG(rp->layout.pairs)]);
 }
 
 static void ring_state(const struct vpt_port *p, struct vpt_port_state *out)

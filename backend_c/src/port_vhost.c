@@ -159,7 +159,7 @@ bool vpti_virtq_call(const struct vpti_virtq *v)
 
 	if (fd < 0)
 		return false;
-	vpti_eventfd_signal(fd);
+	vpti_eventfd_signal_peer(fd);
 	return true;
 }
 
@@ -301,7 +301,7 @@ int vpt_vhost_vring_set_call(vpt_port *p, uint32_t index, int32_t fd)
 	vpti_synchronize(); /* a worker may be writing to the old one */
 	/* What it was told by the old one may not have been heard. */
 	if (copy >= 0)
-		vpti_eventfd_signal(copy);
+		vpti_eventfd_signal_peer(copy);
 	vpti_fd_close(&old);
 	return 0;
 }

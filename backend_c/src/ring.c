@@ -154,7 +154,7 @@ static bool ring_interrupt(struct vpti_ring *r)
 	r->told = r->published;
 	if (!vpti_csb_due(&r->atok->appl_need_kick, &r->atok->intr_at, old, r->published, r->n, r->event_idx))
 		return false;
-	vpti_eventfd_signal(r->intr_fd);
+	vpti_eventfd_signal_peer(r->intr_fd);
 	return true;
 }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from struct import pack
 
 import pytest
 
-from support.scene import Scene
+from support.scene import MAC_X, Scene
 from vpt.conform.frames import BROADCAST, MAC_A, frame
 from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, FrontEnd, eventually
 from vpt.vhost_user import (
@@ -380,6 +381,53 @@ def test_s26_a_full_call_descriptor_blocks_nobody(scene: Scene) -> None:
     for _ in range(10):
         scene.one.transmit(frame(BROADCAST, MAC_A))
         fe.poll()
+    os.close(full)
+    scene.check(logged=False)
+
+
+def test_s26_a_call_descriptor_made_blocking_behind_our_back_blocks_nobody(scene: Scene) -> None:
+    """The file description is shared: O_NONBLOCK is taken back, then the counter filled."""
+    fe = scene.enter().start()
+    for queue in fe.queues():
+        queue.want_calls()
+    full = os.eventfd(0)
+    for index in (0, 1):
+        fe.set_call(index, full)
+    os.set_blocking(full, True)
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(full)  # set_call rings once
+    os.eventfd_write(full, (1 << 64) - 2)
+    for n in range(10):
+        scene.one.transmit(frame(BROADCAST, MAC_A))
+        fe.transmit(frame(MAC_A, MAC_X, n))
+        fe.poll()
+        fe.pairs[0].rx.want_calls()
+    assert scene.villain.counters["rx_interrupts"] >= 10
+    scene.one.poll()
+    scene.two.poll()
+    os.close(full)
+    scene.check(logged=False)
+
+
+def test_s26_a_call_descriptor_that_is_blocking_every_other_moment(scene: Scene) -> None:
+    """The control thread rings it too, when it is handed over."""
+    fe = scene.enter().start()
+    full = os.eventfd(0)
+    os.eventfd_write(full, (1 << 64) - 2)
+    stop = threading.Event()
+
+    def flip() -> None:
+        while not stop.is_set():
+            os.set_blocking(full, True)
+
+    thread = threading.Thread(target=flip)
+    thread.start()
+    try:
+        for n in range(300):
+            fe.set_call(n % 2, full)
+    finally:
+        stop.set()
+        thread.join()
     os.close(full)
     scene.check(logged=False)
 
