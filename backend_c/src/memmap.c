@@ -19,7 +19,7 @@ struct vpti_mapping {
 	size_t len;
 };
 
-static void mapping_put(struct vpti_mapping *m)
+void vpti_mapping_put(struct vpti_mapping *m)
 {
 	if (--m->refs)
 		return;
@@ -38,8 +38,7 @@ static int check(const struct vpt_mem_region *r, const struct vpti_mem *m)
 	uint64_t end;
 	uint32_t i;
 
-	if (!r->size || __builtin_add_overflow(r->gpa, r->size, &end) || __builtin_add_overflow(r->uva, r->size, &end) ||
-	    __builtin_add_overflow(r->mmap_offset, r->size, &end) || end > INT64_MAX)
+	if (__builtin_add_overflow(r->gpa, r->size, &end) || __builtin_add_overflow(r->uva, r->size, &end))
 		return -EINVAL;
 	for (i = 0; i < m->n; i++) {
 		if (overlap(r->gpa, m->r[i].gpa, r->size, m->r[i].size) ||
@@ -49,28 +48,30 @@ static int check(const struct vpt_mem_region *r, const struct vpti_mem *m)
 	return 0;
 }
 
-/* Map one region. The offset need not be page-aligned, and a page is as large as the file system says (hugetlbfs). */
-static int map(const struct vpt_mem_region *r, uint32_t *flag, struct vpti_mem_range *out)
+/* The offset need not be page-aligned, and a page is as large as the file system says (hugetlbfs). */
+int vpti_mapping_new(int fd, uint64_t offset, uint64_t size, uint32_t *flag, struct vpti_mapping **out, uint8_t **at)
 {
 	struct vpti_mapping *m;
+	uint64_t align, start, end;
 	struct stat st;
-	uint64_t align, start;
 	int rc;
 
-	if (fstat(r->fd, &st))
+	if (!size || __builtin_add_overflow(offset, size, &end) || end > INT64_MAX)
+		return -EINVAL;
+	if (fstat(fd, &st))
 		return -errno;
-	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < r->mmap_offset + r->size)
+	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < end)
 		return -EBADF;
 	align = st.st_blksize > 4096 ? (uint64_t)st.st_blksize : 4096u;
 	if (align & (align - 1))
 		return -EBADF;
-	start = r->mmap_offset & ~(align - 1);
+	start = offset & ~(align - 1);
 	m = malloc(sizeof(*m));
 	if (!m)
 		return -ENOMEM;
 	m->refs = 1;
-	m->len = (size_t)VPTI_ALIGN(r->mmap_offset - start + r->size, align);
-	m->base = mmap(NULL, m->len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, r->fd, (off_t)start);
+	m->len = (size_t)VPTI_ALIGN(end - start, align);
+	m->base = mmap(NULL, m->len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t)start);
 	if (m->base == MAP_FAILED) {
 		rc = -errno;
 		free(m);
@@ -83,11 +84,15 @@ static int map(const struct vpt_mem_region *r, uint32_t *flag, struct vpti_mem_r
 		return rc;
 	}
 	madvise(m->base, m->len, MADV_DONTDUMP); /* a core of ours is not a copy of the guest */
-	*out = (struct vpti_mem_range){
-		.gpa = r->gpa, .size = r->size, .uva = r->uva,
-		.hva = (uint8_t *)m->base + (r->mmap_offset - start), .mapping = m,
-	};
+	*out = m;
+	*at = (uint8_t *)m->base + (offset - start);
 	return 0;
+}
+
+static int map(const struct vpt_mem_region *r, uint32_t *flag, struct vpti_mem_range *out)
+{
+	*out = (struct vpti_mem_range){ .gpa = r->gpa, .size = r->size, .uva = r->uva };
+	return vpti_mapping_new(r->fd, r->mmap_offset, r->size, flag, &out->mapping, &out->hva);
 }
 
 static int by_gpa(const void *a, const void *b)
@@ -148,7 +153,7 @@ void vpti_mem_free(struct vpti_mem *m)
 	if (!m)
 		return;
 	for (i = 0; i < m->n; i++)
-		mapping_put(m->r[i].mapping);
+		vpti_mapping_put(m->r[i].mapping);
 	free(m);
 }
 
@@ -180,4 +185,24 @@ void *vpti_mem_uva(const struct vpti_mem *m, uint64_t uva, uint64_t len)
 			return m->r[i].hva + ofs;
 	}
 	return NULL;
+}
+
+uint64_t vpti_mem_gpa_of(const struct vpti_mem *m, const uint8_t *hva, uint32_t *hint)
+{
+	uint32_t i = *hint, n;
+
+	for (n = 0; n < m->n; n++, i = i + 1 < m->n ? i + 1 : 0) {
+		if (i < m->n && hva >= m->r[i].hva && (uint64_t)(hva - m->r[i].hva) < m->r[i].size) {
+			*hint = i;
+			return m->r[i].gpa + (uint64_t)(hva - m->r[i].hva);
+		}
+	}
+	return UINT64_MAX;
+}
+
+uint64_t vpti_mem_end(const struct vpti_mem *m)
+{
+	const struct vpti_mem_range *last = m && m->n ? &m->r[m->n - 1] : NULL;
+
+	return last ? last->gpa + last->size : 0;
 }

@@ -8,6 +8,13 @@
 
 struct vpti_mapping;
 
+/*
+ * Map [offset, offset + size) of a front-end's file, guarded: *flag becomes 1 when it vanishes. *at is where offset lies.
+ * -EINVAL size 0 or wrap-around, -EBADF no regular file or too short; others from mmap(). Control thread.
+ */
+int vpti_mapping_new(int fd, uint64_t offset, uint64_t size, uint32_t *flag, struct vpti_mapping **out, uint8_t **at);
+void vpti_mapping_put(struct vpti_mapping *m);
+
 struct vpti_mem_range {
 	uint64_t gpa;
 	uint64_t size;
@@ -53,5 +60,14 @@ static inline uint8_t *vpti_mem_gpa(const struct vpti_mem *m, uint64_t gpa, uint
 
 /* Host address of [uva, uva + len), which must lie in one region; NULL if not. */
 void *vpti_mem_uva(const struct vpti_mem *m, uint64_t uva, uint64_t len);
+
+/*
+ * Guest-physical address of a byte that is mapped here; UINT64_MAX if it is in no range. For those who keep a dirty log only: it
+ * looks range by range, from *hint (anything) on.
+ */
+uint64_t vpti_mem_gpa_of(const struct vpti_mem *m, const uint8_t *hva, uint32_t *hint);
+
+/* Where the guest-physical addresses end; 0 without memory. */
+uint64_t vpti_mem_end(const struct vpti_mem *m);
 
 #endif /* VPTI_MEMMAP_H */

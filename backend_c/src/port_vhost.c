@@ -8,6 +8,7 @@
 
 #include "engine.h"
 #include "fd.h"
+#include "rcu.h"
 #include "region.h"
 #include "take.h"
 #include "virtq.h"
@@ -19,21 +20,25 @@
 	(VPTI_F_VERSION_1 | VPTI_F_MRG_RXBUF | VPTI_F_INDIRECT_DESC | VPTI_F_EVENT_IDX | VPTI_F_RING_PACKED |          \
 	 VPTI_F_IN_ORDER | VPT_F_CSUM | VPT_F_GUEST_CSUM | VPT_F_GUEST_TSO4 | VPT_F_GUEST_TSO6 | VPT_F_GUEST_ECN |     \
 	 VPT_F_HOST_TSO4 | VPT_F_HOST_TSO6 | VPT_F_HOST_ECN | VPT_F_GUEST_USO4 | VPT_F_GUEST_USO6 | VPT_F_HOST_USO |   \
-	 VPT_F_MTU | VPT_F_STATUS | F_CTRL | F_MQ)
+	 VPT_F_MTU | VPT_F_STATUS | F_CTRL | F_MQ | F_LOG_ALL)
 
 /* The front-end handles the control queue; the back-end's bits only permit it (QEMU, hw/net/vhost_net.c). */
 #define F_CTRL ((1ull << 17) | (1ull << 18) | (1ull << 19) | (1ull << 21) | (1ull << 23))
 #define F_MQ (1ull << 22)
+#define F_LOG_ALL (1ull << 26)
 
 struct vring {
 	struct vpt_vring cfg;
 	bool running;
 	bool enabled;
+	uint64_t log_used;         /* as SET_VRING_ADDR says; VPTI_LOG_NEVER: its writes are not to be logged */
 	struct vpti_watch *watch;
 };
 
 struct vhost {
 	struct vpti_mem *mem;
+	struct vpti_log *log;      /* in use while F_LOG_ALL is on */
+	int log_fd;                /* who is told that something was logged, -1: nobody */
 	struct vring ring[2 * 128];
 };
 
@@ -91,15 +96,144 @@ static void take_features(struct vpt_port *p, uint64_t features)
 	}
 }
 
+/* ---- the dirty log ---- */
+
+/* Where the log's address space ends for a ring. */
+static uint64_t log_end(const struct vpt_port *p, const struct vring *r, uint32_t num)
+{
+	return r->log_used == VPTI_LOG_NEVER ? 0 : r->log_used + layout_of(p)->used_size(num);
+}
+
+/* Does the log reach to the end of memory, and of the rings that run? */
+static bool log_covers(const struct vpt_port *p, const struct vpti_log *log, const struct vpti_mem *mem)
+{
+	const struct vhost *vh = p->priv;
+	uint32_t i;
+
+	for (i = 0; i < 2 * p->opts.pairs; i++) {
+		if (vh->ring[i].running && !vpti_log_covers(log, log_end(p, &vh->ring[i], vh->ring[i].cfg.num)))
+			return false;
+	}
+	return vpti_log_covers(log, vpti_mem_end(mem));
+}
+
+/* The log that is in use with these features. */
+static struct vpti_log *log_of(const struct vpt_port *p, uint64_t features)
+{
+	return features & F_LOG_ALL ? ((const struct vhost *)p->priv)->log : NULL;
+}
+
+static void log_to_ring(struct vpt_port *p, uint32_t index)
+{
+	struct vpti_virtq *v = virtq_of(p, index);
+
+	VPTI_WRITE(v->log_used, ((const struct vhost *)p->priv)->ring[index].log_used);
+	vpti_rcu_publish(v->log, log_of(p, p->features));
+}
+
+/* Tell all rings, and wait until no worker writes anything that goes unlogged, or to a log that was. */
+static void apply_log(struct vpt_port *p)
+{
+	uint32_t i;
+
+	for (i = 0; i < 2 * p->opts.pairs; i++)
+		log_to_ring(p, i);
+	vpti_synchronize();
+}
+
+/* No ring uses it any more. */
+static void drop_log(struct vhost *vh)
+{
+	vpti_log_free(vh->log);
+	vh->log = NULL;
+}
+
+int vpt_vhost_log_set(vpt_port *p, int fd, uint64_t offset, uint64_t size)
+{
+	struct vpti_log *log, *old;
+	struct vhost *vh = p->priv;
+	int rc;
+
+	if (check(p, 0))
+		return -EINVAL;
+	rc = vpti_log_new(fd, offset, size, &p->sigbus, &vh->log_fd, &log);
+	if (rc)
+		return rc;
+	if (!log_covers(p, log, vh->mem)) {
+		vpti_log_free(log);
+		return -ERANGE;
+	}
+	old = vh->log;
+	vh->log = log;
+	apply_log(p);
+	/* A log that comes after the wish for one: what the rings wrote in between is not known. */
+	if (!old && log_of(p, p->features) && any_running(p))
+		vpti_log_mark_all(log, vh->mem);
+	vpti_log_free(old);
+	return 0;
+}
+
+int vpt_vhost_log_event(vpt_port *p, int fd)
+{
+	struct vhost *vh = p->priv;
+	int copy, old, rc;
+
+	if (check(p, 0))
+		return -EINVAL;
+	rc = vpti_eventfd_dup(fd, &copy);
+	if (rc)
+		return rc;
+	old = vh->log_fd;
+	VPTI_WRITE(vh->log_fd, copy);
+	vpti_synchronize(); /* a worker may be writing to the old one */
+	vpti_fd_close(&old);
+	return 0;
+}
+
+int vpt_vhost_vring_log(vpt_port *p, uint32_t index, int on, uint64_t used_gpa)
+{
+	struct vhost *vh = p->priv;
+	struct vring *r;
+	uint64_t was, end;
+
+	if (check(p, index))
+		return -EINVAL;
+	r = &vh->ring[index];
+	was = r->log_used;
+	r->log_used = on ? used_gpa : VPTI_LOG_NEVER;
+	if (on && __builtin_add_overflow(used_gpa, layout_of(p)->used_size(MAX_RING), &end))
+		goto err;
+	if (log_of(p, p->features) && !log_covers(p, vh->log, vh->mem))
+		goto err;
+	log_to_ring(p, index);
+	vpti_synchronize();
+	return 0;
+err:
+	r->log_used = was;
+	return -ERANGE;
+}
+
+/* ---- features ---- */
+
 int vpt_vhost_set_features(vpt_port *p, uint64_t features)
 {
 	uint64_t f = features & ~F_PROTOCOL_FEATURES;
+	bool over;
 
 	if (check(p, 0) || f & ~FEATURES || vpti_features_check(f))
 		return -EINVAL;
-	if (any_running(p))
+	if (any_running(p) && (f ^ p->features) & ~F_LOG_ALL)
 		return -EBUSY;
-	take_features(p, f);
+	if (log_of(p, f) && !log_covers(p, log_of(p, f), ((struct vhost *)p->priv)->mem))
+		return -ERANGE;
+	over = p->features & ~f & F_LOG_ALL;
+	if (any_running(p))
+		p->features = f;
+	else
+		take_features(p, f);
+	apply_log(p);
+	if (over) /* the next migration brings its own; this one may be too small by then */
+		drop_log(p->priv);
 	return 0;
 }
 
@@ -195,6 +329,8 @@ int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *r
 	r = &vh->ring[index];
 	if (r->running)
 		return -EBUSY;
+	if (log_of(p, p->features) && !vpti_log_covers(vh->log, log_end(p, r, ring->num)))
+		return -ERANGE;
 	v = virtq_of(p, index);
 	rc = bind_ring(p, v, vh->mem, ring);
 	if (rc)
@@ -213,6 +349,7 @@ int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *r
 	r->cfg.used_uva = ring->used_uva;
 	v->call_fd = call;
 	layout_of(p)->set_base(v, ring->base);
+	log_to_ring(p, index);
 	layout_of(p)->quiet(v);
 	r->running = true;
 	apply(p);
@@ -316,6 +453,10 @@ static int replace_mem(struct vpt_port *p, struct vpti_mem *mem)
 	struct vpti_virtq probe;
 	uint32_t i;
 
+	if (log_of(p, p->features) && !log_covers(p, vh->log, mem)) {
+		vpti_mem_free(mem);
+		return -ERANGE;
+	}
 	for (i = 0; i < 2 * p->opts.pairs; i++) {
 		if (vh->ring[i].running && bind_ring(p, &probe, mem, &vh->ring[i].cfg)) {
 			vpti_mem_free(mem);
@@ -368,11 +509,15 @@ int vpt_vhost_reset(vpt_port *p)
 	for (i = 0; i < 2 * p->opts.pairs; i++) {
 		close_ring(p, i);
 		vh->ring[i].enabled = false;
+		vh->ring[i].log_used = VPTI_LOG_NEVER;
 		memset(&vh->ring[i].cfg, 0, sizeof(vh->ring[i].cfg));
 	}
 	vpti_mem_free(vh->mem);
 	vh->mem = NULL;
 	take_features(p, 0);
+	apply_log(p);
+	drop_log(vh);
+	vpti_fd_close(&vh->log_fd);
 	vpti_port_revive(p);
 	return 0;
 }
@@ -381,16 +526,19 @@ int vpt_vhost_reset(vpt_port *p)
 
 static int vhost_init(struct vpt_port *p)
 {
+	struct vhost *vh = calloc(1, sizeof(*vh));
 	uint32_t i;
 	int rc;
 
-	p->priv = calloc(1, sizeof(struct vhost));
-	if (!p->priv)
+	p->priv = vh;
+	if (!vh)
 		return -ENOMEM;
+	vh->log_fd = -1;
 	for (i = 0; i < p->opts.pairs; i++) {
 		rc = vpti_queue_new(p, i, sizeof(struct vpti_virtq_txq), sizeof(struct vpti_virtq_rxq));
 		if (rc)
 			return rc;
+		vh->ring[2 * i].log_used = vh->ring[2 * i + 1].log_used = VPTI_LOG_NEVER;
 		virtq_of(p, 2 * i)->call_fd = -1;
 		virtq_of(p, 2 * i + 1)->call_fd = -1;
 	}
@@ -408,8 +556,11 @@ static void vhost_fini(struct vpt_port *p)
 			close_ring(p, i);
 	}
 	vpti_queues_free(p);
-	if (vh)
+	if (vh) {
+		drop_log(vh);
+		vpti_fd_close(&vh->log_fd);
 		vpti_mem_free(vh->mem);
+	}
 	free(vh);
 	p->priv = NULL;
 }

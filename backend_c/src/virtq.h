@@ -3,6 +3,7 @@
 #ifndef VPTI_VIRTQ_H
 #define VPTI_VIRTQ_H
 
+#include "log.h"
 #include "memmap.h"
 #include "port.h"
 
@@ -78,6 +79,8 @@ struct vpti_packed_event {
  * @published:	next_used as the driver sees it
  * @told:	split: published when the driver's wish was looked at last; packed: counted in untold up to here
  * @untold:	packed: descriptors published since the driver's wish was looked at last
+ * @log:	dirty log, NULL: nobody wants to know what is written (RCU)
+ * @log_used:	where the log has the used ring (packed: the device's event structure), or VPTI_LOG_NEVER
  *
  * Positions. Split: free-running, 16 bits count. Packed: in [0, 2 * num); below num the wrap counter is 1, so a position is
  * an index and a wrap counter in one number (see vpti_packed_*()).
@@ -110,6 +113,8 @@ struct vpti_virtq {
 	bool mergeable;
 	bool in_order;
 	int call_fd;
+	struct vpti_log *log;
+	uint64_t log_used;
 };
 
 struct vpti_virtq_txq {
@@ -141,6 +146,8 @@ struct vpti_virtq_layout {
 	/* Begin at a base of SET_VRING_BASE; and the base to go on from. */
 	void (*set_base)(struct vpti_virtq *v, uint32_t base);
 	uint32_t (*base)(const struct vpti_virtq *v);
+	/* Bytes of what the device writes to besides buffers, from the address on that the log has for it. */
+	uint64_t (*used_size)(uint32_t num);
 	/* No kicks, please: before a worker arms the queue for the first time, and for ever on receive queues. */
 	void (*quiet)(struct vpti_virtq *v);
 };

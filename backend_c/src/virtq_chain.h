@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "copy.h"
+#include "rcu.h"
 #include "take.h"
 #include "virtq.h"
 
@@ -148,6 +149,31 @@ VPTI_INLINE int vpti_gather_end(struct vpti_gather *g, int rc, uint32_t cookie)
 	return 1;
 }
 
+/* ---- the dirty log; all of it out of the way of queues that have none ---- */
+
+#define VPTI_COLD static __attribute__((noinline, cold))
+
+/* A piece of the used ring, or of the device's event structure, has been written. */
+static inline void vpti_log_used(const struct vpti_virtq *v, const struct vpti_log *log, uint64_t ofs, uint64_t len)
+{
+	uint64_t base = VPTI_READ(v->log_used);
+
+	if (base != VPTI_LOG_NEVER)
+		vpti_log_mark(log, base + ofs, len);
+}
+
+/* Buffers have been written. */
+VPTI_COLD void vpti_log_room(const struct vpti_virtq *v, const struct vpti_log *log, const struct vpti_room *room)
+{
+	uint32_t hint = 0, i;
+
+	for (i = 0; i < room->nrun; i++) {
+		const struct vpti_run *run = &room->run[i];
+
+		vpti_log_mark(log, vpti_mem_gpa_of(v->mem, run->p, &hint), run->len);
+	}
+}
+
 /* ---- rx: a packet into the driver's buffers ---- */
 
 struct vpti_scatter {
@@ -189,13 +215,13 @@ enum vpti_fit { VPTI_FIT, VPTI_FIT_NO_CHAINS, VPTI_FIT_NO_ROOM, VPTI_FIT_TOO_BIG
  * @begin:	look how many chains there are: a budget for fit(), ~index if the driver's index is impossible
  * @fit:	chains for packet i of the room, with the queue's lock held; next_avail and next_used move only if it fits
  * @finish:	the packets are copied, outside the lock: mark the chains used where that is not yet visible
- * @publish:	everything up to v->published is finished, with the lock held: show it to the driver
+ * @publish:	everything from `from` up to v->published is finished, with the lock held: show it to the driver, and log it
  */
 struct vpti_virtq_rx {
 	int (*begin)(const struct vpti_virtq *v);
 	enum vpti_fit (*fit)(struct vpti_virtq_rxq *x, struct vpti_room *room, uint32_t i, uint32_t len, int *budget);
 	void (*finish)(struct vpti_virtq *v, const struct vpti_room *room);
-	void (*publish)(struct vpti_virtq *v);
+	void (*publish)(struct vpti_virtq *v, uint32_t from);
 };
 
 /* Room for packets from pkt[0] on; how many, and in *why what ended it. */
@@ -254,7 +280,8 @@ VPTI_INLINE uint32_t vpti_virtq_deliver_run(struct vpti_virtq_rxq *x, struct vpt
 					    const struct vpti_virtq_rx *layout)
 {
 	struct vpti_rxq *q = &x->q;
-	uint32_t ticket, done;
+	const struct vpti_log *log;
+	uint32_t ticket, done, from;
 	uint64_t bytes;
 
 	vpti_lock(&q->lock);
@@ -269,11 +296,15 @@ VPTI_INLINE uint32_t vpti_virtq_deliver_run(struct vpti_virtq_rxq *x, struct vpt
 	vpti_unlock(&q->lock);
 
 	bytes = vpti_virtq_copy(&x->v, room, pkt, done);
+	log = vpti_rcu_get(x->v.log);
+	if (vpti_unlikely(log != NULL))
+		vpti_log_room(&x->v, log, room);
 	layout->finish(&x->v, room);
 
 	vpti_lock(&q->lock);
+	from = x->v.published;
 	if (vpti_lease_finish(&q->leases, ticket, &x->v.published))
-		layout->publish(&x->v);
+		layout->publish(&x->v, from);
 	vpti_count(q->c, VPT_C_RX_PACKETS, done);
 	vpti_count(q->c, VPT_C_RX_BYTES, bytes);
 	vpti_count(q->c, VPT_C_RX_COPIES, done);

@@ -159,6 +159,41 @@ static inline void mark_used(struct vpti_virtq *v, uint32_t position, uint16_t i
 	VPTI_STORE_RELEASE(d->flags, flags | write); /* pairs with the driver's barrier after it reads the flags */
 }
 
+/* ---- the dirty log ---- */
+
+/* Descriptors [from, published) have been marked used; those of a chain behind its first are marked along with it. */
+VPTI_COLD void log_published(const struct vpti_virtq *v, const struct vpti_log *log, uint32_t from)
+{
+	uint32_t n = advance(v, v->published, 2u * v->num - from), at = index_of(v, from);
+	uint32_t first = VPTI_MIN(n, v->num - at), hint = 0;
+	uint64_t gpa;
+
+	if (VPTI_READ(v->log_used) == VPTI_LOG_NEVER)
+		return;
+	/* The log address of SET_VRING_ADDR is that of the event structure; where the descriptors are is known. */
+	gpa = vpti_mem_gpa_of(v->mem, (const uint8_t *)v->packed, &hint);
+	vpti_log_mark(log, gpa + at * sizeof(*v->packed), first * sizeof(*v->packed));
+	vpti_log_mark(log, gpa, (n - first) * sizeof(*v->packed));
+	vpti_log_signal(log);
+}
+
+static inline void log_if_wanted(const struct vpti_virtq *v, uint32_t from)
+{
+	const struct vpti_log *log = vpti_rcu_get(v->log);
+
+	if (vpti_unlikely(log != NULL))
+		log_published(v, log, from);
+}
+
+/* The device's event structure has been written. */
+static void log_wish(const struct vpti_virtq *v)
+{
+	const struct vpti_log *log = vpti_rcu_get(v->log);
+
+	if (vpti_unlikely(log != NULL))
+		vpti_log_used(v, log, 0, sizeof(*v->device_event));
+}
+
 /* ---- notifications ---- */
 
 /* Publishing goes on from `told`: a small ring may go round more than once between two looks at the driver's wish. */
@@ -193,6 +228,7 @@ static bool call_driver(struct vpti_virtq *v)
 static void packed_quiet(struct vpti_virtq *v)
 {
 	VPTI_WRITE(v->device_event->flags, VPTI_PACKED_EVENT_DISABLE);
+	log_wish(v);
 }
 
 /* ---- tx: the driver's buffers are read ---- */
@@ -235,7 +271,7 @@ static void packed_take(struct vpti_txq *q, struct vpti_burst *b)
 static void packed_release(struct vpti_txq *q, const struct vpti_burst *b, uint32_t n)
 {
 	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
-	uint32_t at = v->next_used, i;
+	uint32_t at = v->next_used, from = v->published, i;
 
 	for (i = 0; i < n; i++) {
 		if (!v->in_order)
@@ -245,6 +281,7 @@ static void packed_release(struct vpti_txq *q, const struct vpti_burst *b, uint3
 	if (v->in_order)
 		mark_used(v, v->next_used, COOKIE_ID(b->cookie[n - 1]), 0, 0);
 	v->next_used = v->next_avail = v->published = at;
+	log_if_wanted(v, from);
 	count_untold(v);
 }
 
@@ -259,6 +296,7 @@ static void packed_arm(struct vpti_txq *q)
 	} else {
 		VPTI_WRITE(v->device_event->flags, VPTI_PACKED_EVENT_ENABLE);
 	}
+	log_wish(v);
 }
 
 static bool packed_pending(struct vpti_txq *q)
@@ -351,8 +389,9 @@ static void packed_finish(struct vpti_virtq *v, const struct vpti_room *room)
 }
 
 /* vpti_virtq_rx.publish: the marks are what the driver sees */
-static void packed_publish(struct vpti_virtq *v)
+static void packed_publish(struct vpti_virtq *v, uint32_t from)
 {
+	log_if_wanted(v, from);
 	count_untold(v);
 }
 
@@ -412,11 +451,18 @@ static uint32_t packed_base(const struct vpti_virtq *v)
 	return to_wire(v, v->next_avail) | to_wire(v, v->next_used) << 16;
 }
 
+static uint64_t packed_used_size(uint32_t num)
+{
+	(void)num;
+	return sizeof(struct vpti_packed_event);
+}
+
 const struct vpti_virtq_layout vpti_virtq_packed = {
 	.tx = &packed_txq_ops,
 	.rx = &packed_rxq_ops,
 	.bind = packed_bind,
 	.set_base = packed_set_base,
 	.base = packed_base,
+	.used_size = packed_used_size,
 	.quiet = packed_quiet,
 };

@@ -96,12 +96,46 @@ static void set_avail_event(struct vpti_virtq *v, uint16_t at)
 	VPTI_WRITE(*event, at);
 }
 
+/* Used entries [from, published) and the index have been written. */
+VPTI_COLD void log_published(const struct vpti_virtq *v, const struct vpti_log *log, uint16_t from)
+{
+	uint32_t n = (uint16_t)(v->published - from), at = from & v->mask, first = VPTI_MIN(n, v->num - at);
+
+	vpti_log_used(v, log, offsetof(struct vpti_used, ring[0]) + at * sizeof(struct vpti_used_elem),
+		      first * sizeof(struct vpti_used_elem));
+	vpti_log_used(v, log, offsetof(struct vpti_used, ring[0]), (n - first) * sizeof(struct vpti_used_elem));
+	vpti_log_used(v, log, 0, offsetof(struct vpti_used, ring[0]));
+	vpti_log_signal(log);
+}
+
+/* Show the driver what is finished. */
+static inline void publish_used(struct vpti_virtq *v, uint16_t from)
+{
+	const struct vpti_log *log = vpti_rcu_get(v->log);
+
+	VPTI_STORE_RELEASE(v->used->idx, (uint16_t)v->published); /* pairs with the driver's barrier after it reads idx (2.7.14) */
+	if (vpti_unlikely(log != NULL))
+		log_published(v, log, from);
+}
+
+/* The flags or the available event have been written. */
+static void log_wish(const struct vpti_virtq *v)
+{
+	const struct vpti_log *log = vpti_rcu_get(v->log);
+
+	if (vpti_likely(log == NULL))
+		return;
+	vpti_log_used(v, log, 0, sizeof(v->used->flags));
+	vpti_log_used(v, log, offsetof(struct vpti_used, ring[0]) + v->num * sizeof(struct vpti_used_elem), sizeof(uint16_t));
+}
+
 static void split_quiet(struct vpti_virtq *v)
 {
 	if (v->event_idx)
 		set_avail_event(v, (uint16_t)(v->next_avail - 1)); /* just passed: next met after 65535 chains */
 	else
 		VPTI_WRITE(v->used->flags, VPTI_USED_NO_NOTIFY);
+	log_wish(v);
 }
 
 /* P3 of notify.h for used->idx; the fence is the caller's. */
@@ -177,14 +211,16 @@ static void split_take(struct vpti_txq *q, struct vpti_burst *b)
 static void split_release(struct vpti_txq *q, const struct vpti_burst *b, uint32_t n)
 {
 	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
+	uint16_t from;
 	uint32_t i;
 
 	for (i = 0; i < n; i++)
 		put_used(v, (uint16_t)(v->next_used + i), b->cookie[i], 0);
 	v->next_avail = (uint16_t)(v->next_avail + n);
 	v->next_used = (uint16_t)(v->next_used + n);
+	from = (uint16_t)v->published;
 	v->published = v->next_used;
-	VPTI_STORE_RELEASE(v->used->idx, (uint16_t)v->published); /* pairs with the driver's barrier after it reads idx (2.7.14) */
+	publish_used(v, from);
 }
 
 static void split_arm(struct vpti_txq *q)
@@ -195,6 +231,7 @@ static void split_arm(struct vpti_txq *q)
 		set_avail_event(v, (uint16_t)v->next_avail);
 	else
 		VPTI_WRITE(v->used->flags, 0);
+	log_wish(v);
 }
 
 static bool split_pending(struct vpti_txq *q)
@@ -208,8 +245,10 @@ static void split_disarm(struct vpti_txq *q)
 {
 	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
 
-	if (!v->event_idx) /* a stale event index is quiet by itself */
-		VPTI_WRITE(v->used->flags, VPTI_USED_NO_NOTIFY);
+	if (v->event_idx) /* a stale event index is quiet by itself */
+		return;
+	VPTI_WRITE(v->used->flags, VPTI_USED_NO_NOTIFY);
+	log_wish(v);
 }
 
 static void split_tx_notify(struct vpti_txq *q)
@@ -284,9 +323,9 @@ static void split_finish(struct vpti_virtq *v, const struct vpti_room *room)
 }
 
 /* vpti_virtq_rx.publish */
-static void split_publish(struct vpti_virtq *v)
+static void split_publish(struct vpti_virtq *v, uint32_t from)
 {
-	VPTI_STORE_RELEASE(v->used->idx, (uint16_t)v->published); /* pairs with the driver's barrier after it reads idx (2.7.14) */
+	publish_used(v, (uint16_t)from);
 }
 
 static uint32_t split_deliver(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
@@ -312,13 +351,17 @@ static const struct vpti_rxq_ops split_rxq_ops = { .deliver = split_deliver, .no
 
 /* ---- control thread ---- */
 
+static uint64_t split_used_size(uint32_t num)
+{
+	return sizeof(struct vpti_used) + num * sizeof(struct vpti_used_elem) + sizeof(uint16_t);
+}
+
 static int split_bind(struct vpti_virtq *v, const struct vpti_mem *mem, const struct vpt_vring *ring)
 {
 	uint64_t num = ring->num;
 	void *desc = vpti_mem_uva(mem, ring->desc_uva, num * sizeof(*v->desc));
 	void *avail = vpti_mem_uva(mem, ring->avail_uva, sizeof(*v->avail) + (num + 1) * sizeof(uint16_t));
-	void *used = vpti_mem_uva(mem, ring->used_uva,
-				  sizeof(*v->used) + num * sizeof(struct vpti_used_elem) + sizeof(uint16_t));
+	void *used = vpti_mem_uva(mem, ring->used_uva, split_used_size(ring->num));
 
 	if (num & (num - 1))
 		return -EINVAL;
@@ -351,5 +394,6 @@ const struct vpti_virtq_layout vpti_virtq_split = {
 	.bind = split_bind,
 	.set_base = split_set_base,
 	.base = split_base,
+	.used_size = split_used_size,
 	.quiet = split_quiet,
 };

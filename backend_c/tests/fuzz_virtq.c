@@ -7,7 +7,8 @@
  *
  * A guest's memory is one file, of which two regions are shared, contiguous for the guest and apart for us, so that
  * buffers and indirect tables may span them. Between and around them lie bytes that no guest address leads to: they
- * must not change, and what the host takes for packet memory must be in the regions.
+ * must not change, and what the host takes for packet memory must be in the regions. A guest may have a dirty log, in a
+ * file of its own, and what lies around that must not change either.
  */
 #define _GNU_SOURCE
 #include <sys/eventfd.h>
@@ -39,6 +40,11 @@
 #define USED_AT(ring) ((ring) * 0x1000u + 0x600u)
 #define BUF_AT 0x2000u
 
+/* The dirty log, in its file: it reaches to the end of memory, and a little further. */
+#define LOG_OFS 0x210u
+#define LOG_SIZE ((GPA + 0x200000u) / VPTI_LOG_PAGE / 8)
+#define LOG_FILE_SIZE 0x9000u
+
 enum action {
 	SEND,          /* header and frame as one chain, made available */
 	OFFER,         /* a receive buffer, made available */
@@ -53,6 +59,7 @@ enum action {
 	MEMORY,
 	RESET,
 	EVENTS,
+	LOG,
 	ACTIONS
 };
 
@@ -60,6 +67,8 @@ struct guest {
 	vpt_port *port;
 	int fd;
 	uint8_t *file;
+	int log_fd;
+	uint8_t *log;
 	uint64_t features;
 	uint32_t num[RINGS];
 	uint32_t avail[RINGS];     /* avail->idx, or place in a packed ring, as a well-behaved driver would count */
@@ -81,6 +90,10 @@ static void make_guest(struct guest *g)
 	MUST(g->fd >= 0 && !ftruncate(g->fd, FILE_SIZE));
 	g->file = mmap(NULL, FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, g->fd, 0);
 	MUST(g->file != MAP_FAILED);
+	g->log_fd = memfd_create("log", MFD_CLOEXEC);
+	MUST(g->log_fd >= 0 && !ftruncate(g->log_fd, LOG_FILE_SIZE));
+	g->log = mmap(NULL, LOG_FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, g->log_fd, 0);
+	MUST(g->log != MAP_FAILED);
 	port.policy.kind = VPT_POLICY_NOTIFY;
 	MUST(!vpt_port_add(sw, &port, &g->port));
 }
@@ -159,6 +172,8 @@ static void start_guest(struct guest *g, struct fuzz_in *in)
 	vpt_vhost_reset(g->port);
 	vpti_mac_purge(&sw->macs, g->port->slot);
 	memset(g->file, GUARD, FILE_SIZE);
+	memset(g->log, GUARD, LOG_FILE_SIZE);
+	memset(g->log + LOG_OFS, 0, LOG_SIZE);
 	memset(g->file + LOW_OFS, 0, LOW_SIZE);
 	memset(g->file + HIGH_OFS, 0, HIGH_SIZE);
 	share_memory(g);
@@ -202,6 +217,27 @@ static void change_memory(struct guest *g, struct fuzz_in *in)
 	case 0: vpt_vhost_mem_add(g->port, &extra); break;
 	case 1: vpt_vhost_mem_del(g->port, &extra); break;
 	default: share_memory(g); break;
+	}
+}
+
+/* What a migration asks for, in any order; log addresses that are far off now and then. */
+static void change_log(struct guest *g, struct fuzz_in *in)
+{
+	uint8_t how = fuzz_u8(in);
+	uint64_t at = GPA + USED_AT(how >> 2 & 1);
+
+	switch (how % 4) {
+	case 0:
+		vpt_vhost_log_set(g->port, g->log_fd, LOG_OFS, how & 0x80 ? fuzz_u16(in) : LOG_SIZE);
+		break;
+	case 1:
+	case 2:
+		vpt_vhost_set_features(g->port, g->features | (how % 4 == 1 ? 1ull << 26 : 0));
+		break;
+	default:
+		if (how & 0x80)
+			at = (uint64_t)fuzz_u32(in) << (how >> 3 & 15);
+		vpt_vhost_vring_log(g->port, how >> 2 & 1, how & 0x40, at);
 	}
 }
 
@@ -376,6 +412,8 @@ static void check_guards(const struct guest *g)
 	memset(guard, GUARD, sizeof(guard));
 	for (i = 0; i < VPTI_ARRAY_SIZE(gap); i++)
 		MUST(!memcmp(g->file + gap[i][0], guard, gap[i][1] - gap[i][0]));
+	MUST(!memcmp(g->log, guard, LOG_OFS));
+	MUST(!memcmp(g->log + LOG_OFS + LOG_SIZE, guard, LOG_FILE_SIZE - LOG_OFS - LOG_SIZE));
 }
 
 /* A place beyond the ring would be read without any sanitizer noticing: there is other memory behind it. */
@@ -411,7 +449,7 @@ static void act(struct fuzz_in *in)
 	static void (*const guest_acts[ACTIONS])(struct guest *, struct fuzz_in *) = {
 		[SEND] = send_frame, [OFFER] = offer, [SET_DESC] = act_desc, [SET_AVAIL] = act_avail,
 		[PUBLISH] = publish, [POKE] = poke, [STOP_START] = stop_start, [ENABLE] = enable,
-		[MEMORY] = change_memory, [RESET] = reset,
+		[MEMORY] = change_memory, [RESET] = reset, [LOG] = change_log,
 	};
 	uint8_t what = fuzz_u8(in);
 	enum action action = (what & 0x7f) % ACTIONS;

@@ -188,7 +188,7 @@ ADDRESSES: dict[str, Callable[[VringAddr], VringAddr]] = {
     "M19 used ends past the region": lambda a: VringAddr(a.index, 0, a.desc, end() - 4, a.avail, 0),
     "M19 descriptors wrap": lambda a: VringAddr(a.index, 0, TOP - 16, a.used, a.avail, 0),
     "M19 all of it zero": lambda a: VringAddr(a.index, 0, 0, 0, 0, 0),
-    "M19 log asked for": lambda a: VringAddr(a.index, 1, a.desc, a.used, a.avail, 0),
+    "M19 unknown flag": lambda a: VringAddr(a.index, 2, a.desc, a.used, a.avail, 0),
 }
 
 

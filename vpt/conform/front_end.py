@@ -41,6 +41,7 @@ TIMEOUT_S = 10.0
 VNET_HDR = 12
 ALL_PROTOCOL = (
     ProtocolFeature.MQ
+    | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.NET_MTU
     | ProtocolFeature.RESET_DEVICE

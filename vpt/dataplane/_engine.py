@@ -349,8 +349,20 @@ class Port:
         """Replace the call eventfd of a running ring; -1: nobody listens."""
         self._check(lib.vpt_vhost_vring_set_call(self._handle(), index, fd), f"call of ring {index}")
 
+    def vhost_log_set(self, fd: int, offset: int, size: int) -> None:
+        """The dirty log, in use while VHOST_F_LOG_ALL is on. ERANGE: it ends before memory does."""
+        self._check(lib.vpt_vhost_log_set(self._handle(), fd, offset, size), f"log of {size} bytes")
+
+    def vhost_log_event(self, fd: int) -> None:
+        """An eventfd to signal when something was logged; -1: none."""
+        self._check(lib.vpt_vhost_log_event(self._handle(), fd), "event of the log")
+
+    def vring_log(self, index: int, on: bool, used_gpa: int) -> None:
+        """Whether writes to a ring's used part are logged, and at which address."""
+        self._check(lib.vpt_vhost_vring_log(self._handle(), index, on, used_gpa), f"log of ring {index}")
+
     def vhost_reset(self) -> None:
-        """Stop all rings; forget features, memory and breakdown: as before the first message."""
+        """Stop all rings; forget features, memory, log and breakdown: as before the first message."""
         self._check(lib.vpt_vhost_reset(self._handle()), "reset")
 
     # ---- tap ports ----

@@ -8,6 +8,7 @@ class ProtocolFeature(IntFlag):
     """vhost-user protocol features: those that this package has messages for."""
 
     MQ = 1 << 0
+    LOG_SHMFD = 1 << 1
     REPLY_ACK = 1 << 3
     NET_MTU = 1 << 4
     RESET_DEVICE = 1 << 13
@@ -38,6 +39,7 @@ class VirtioFeature(IntFlag):
     GUEST_ANNOUNCE = 1 << 21
     MQ = 1 << 22
     CTRL_MAC_ADDR = 1 << 23
+    LOG_ALL = 1 << 26
     INDIRECT_DESC = 1 << 28
     EVENT_IDX = 1 << 29
     PROTOCOL_FEATURES = 1 << 30

@@ -81,6 +81,8 @@ class Request(IntEnum):
     SET_OWNER = 3
     RESET_OWNER = 4
     SET_MEM_TABLE = 5
+    SET_LOG_BASE = 6
+    SET_LOG_FD = 7
     SET_VRING_NUM = 8
     SET_VRING_ADDR = 9
     SET_VRING_BASE = 10
@@ -152,12 +154,17 @@ class VringAddr(Payload):
     """Where a ring's three parts are, in the front-end's address space."""
 
     WIRE: ClassVar[Struct] = Struct("=IIQQQQ")
+    LOG: ClassVar[int] = 1  # flag: writes to the used ring are to be logged, at address `log`
     index: int
     flags: int
     desc: int
     used: int
     avail: int
     log: int
+
+    def same_place(self, other: VringAddr) -> bool:
+        """Does it describe the same ring, logged or not?"""
+        return (self.desc, self.used, self.avail) == (other.desc, other.used, other.avail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +197,15 @@ class VringFd(Payload):
         """One descriptor, unless NOFD."""
         if count != (0 if self.nofd else 1):
             raise RuleError(Rule.BAD_FD_COUNT, f"{count} with NOFD {'set' if self.nofd else 'clear'}")
+
+
+@dataclass(frozen=True, slots=True)
+class Log(Payload):
+    """Where in its file the dirty log is: bytes, offset."""
+
+    WIRE: ClassVar[Struct] = Struct("=QQ")
+    size: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +337,8 @@ _SPECS = (
     MessageSpec(Request.SET_OWNER, before_owner=True),
     MessageSpec(Request.RESET_OWNER, before_owner=True),
     MessageSpec(Request.SET_MEM_TABLE, MemTable, fds=(1, MAX_REGIONS)),
+    MessageSpec(Request.SET_LOG_BASE, Log, fds=(1, 1), reply=U64, needs=_F.LOG_SHMFD),
+    MessageSpec(Request.SET_LOG_FD, fds=(1, 1), needs=_F.LOG_SHMFD),
     MessageSpec(Request.SET_VRING_NUM, VringState, rings=Rings.STOPPED),
     MessageSpec(Request.SET_VRING_ADDR, VringAddr),
     MessageSpec(Request.SET_VRING_BASE, VringState, rings=Rings.STOPPED),

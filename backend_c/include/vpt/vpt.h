@@ -275,12 +275,16 @@ struct vpt_mem_region {
 
 /* virtio-net, vhost and ring feature bits that the data plane implements. Pure. */
 uint64_t vpt_vhost_features(void);                                         /* any thread */
-/* 0, or -EINVAL: bits not offered, or a dependency (virtio 1.2, 5.1.3.1) broken; -EBUSY: rings run. */
+/*
+ * 0, or -EINVAL: bits not offered, or a dependency (virtio 1.2, 5.1.3.1) broken; -EBUSY: rings run, and not only
+ * VHOST_F_LOG_ALL would change; -ERANGE: the log that would be in use is too small. Waits for workers.
+ */
 int vpt_vhost_set_features(vpt_port *p, uint64_t features);
 /*
  * Replace, add to, or take from the memory table. All or nothing. Rings that run go on if the new table still
  * holds them; else -EFAULT and nothing is changed. -EINVAL: size 0, wrap-around, misaligned, overlap; -EBADF: the file is too
- * short; -E2BIG: more than VPT_MAX_MEM_REGIONS; -ENOENT: no such region; others from mmap(). Waits for workers.
+ * short; -E2BIG: more than VPT_MAX_MEM_REGIONS; -ENOENT: no such region; -ERANGE: beyond the log in use; others from
+ * mmap(). Waits for workers.
  */
 int vpt_vhost_mem_set(vpt_port *p, const struct vpt_mem_region *regions, uint32_t n);
 int vpt_vhost_mem_add(vpt_port *p, const struct vpt_mem_region *region);
@@ -300,7 +304,8 @@ struct vpt_vring {
 /*
  * Ring index: 2*i is the receive queue of pair i, 2*i+1 its transmit queue, as virtio-net numbers them (the peer's
  * receive, so the host writes 2*i and reads 2*i+1).
- * start: -EINVAL num, base, alignment; -EFAULT not in the memory table; -EBADF not an eventfd; -EBUSY runs already.
+ * start: -EINVAL num, base, alignment; -EFAULT not in the memory table; -EBADF not an eventfd; -EBUSY runs already; -ERANGE
+ *        its used part is beyond the log in use.
  * stop: 0 and *base = where to go on; -ENOENT: was not running. Waits for workers.
  */
 int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *ring);
@@ -309,7 +314,22 @@ int vpt_vhost_vring_enable(vpt_port *p, uint32_t index, int enable);
 /* Replace the notification fds of a running ring. Waits for workers. */
 int vpt_vhost_vring_set_kick(vpt_port *p, uint32_t index, int32_t fd);
 int vpt_vhost_vring_set_call(vpt_port *p, uint32_t index, int32_t fd);
-/* Stop all rings, forget features, memory and breakdown: the state before the first message. Waits for workers. */
+
+/*
+ * The dirty log of live migration (VHOST_F_LOG_ALL): a bit for each 4 KiB of guest-physical address space, in a file of the
+ * front-end's. While the feature is on, what is written to buffers is marked there, and to a ring's used part if
+ * vpt_vhost_vring_log() says so. A log replaces the one before; after that returns, the old one is not written any more. One
+ * that comes when the feature is on and rings run already has all pages marked: nobody knows what they wrote. It ends with
+ * the feature.
+ * log_set: -EINVAL size 0 or wrap-around; -EBADF no file, or shorter than that; -ERANGE does not reach to the end of memory.
+ * log_event: an eventfd to signal when something was marked, -1: none.
+ * vring_log: used_gpa is where the log has the used part, which need not be in memory; -ERANGE: beyond the log in use.
+ * All wait for workers.
+ */
+int vpt_vhost_log_set(vpt_port *p, int fd, uint64_t offset, uint64_t size);
+int vpt_vhost_log_event(vpt_port *p, int fd);
+int vpt_vhost_vring_log(vpt_port *p, uint32_t index, int on, uint64_t used_gpa);
+/* Stop all rings, forget features, memory, log and breakdown: the state before the first message. Waits for workers. */
 int vpt_vhost_reset(vpt_port *p);
 
 /* ---- tap ports ---- */

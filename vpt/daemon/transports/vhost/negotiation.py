@@ -26,11 +26,10 @@ def _set_features(state: State, message: Message) -> None:
     if value & ~state.offered:
         names = ", ".join(feature_names(value & ~state.offered, VirtioFeature))
         raise RuleError(Rule.NOT_OFFERED, names)
-    if state.any_running:
-        # With several pairs QEMU repeats it for each one, when the first are running already.
-        if value != state.features:
-            raise RuleError(Rule.RING_RUNNING, "other features while rings are running")
-        return
+    # With several pairs QEMU repeats it for each one, when the first are running already. Migration switches
+    # the log on and off under running rings.
+    if state.any_running and (value ^ (state.features or 0)) & ~VirtioFeature.LOG_ALL:
+        raise RuleError(Rule.RING_RUNNING, "other features while rings are running")
     with port_refuses(Rule.BAD_VALUE, f"features {value:#x}"):
         state.port.vhost_set_features(value)
     state.features = value

@@ -35,10 +35,12 @@ def _set_vring_num(state: State, message: Message) -> None:
 def _set_vring_addr(state: State, message: Message) -> None:
     addr = payload_of(message, VringAddr)
     ring = state.rings[addr.index]
-    if addr.flags:
+    if addr.flags & ~VringAddr.LOG:
         raise RuleError(Rule.BAD_VALUE, f"flags {addr.flags:#x}")
-    if ring.running and addr != ring.addr:
+    if ring.running and not (ring.addr and addr.same_place(ring.addr)):
         raise RuleError(Rule.RING_RUNNING, f"ring {ring.index} is running elsewhere")
+    with port_refuses(Rule.BAD_MEMORY, f"ring {ring.index} at {addr.log:#x} of the log"):
+        state.port.vring_log(ring.index, bool(addr.flags & VringAddr.LOG), addr.log)
     ring.addr = addr
 
 
