@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "capture.h"
 #include "engine.h"
 #include "guard.h"
 #include "switch.h"
@@ -54,6 +55,7 @@ void vpt_engine_close(vpt_engine *e)
 
 	while (e->switches)
 		vpt_switch_del(e->switches);
+	vpti_captures_free(e);
 	for (i = 0; i < e->nworkers; i++)
 		vpti_worker_stop(e->worker[i]);
 	vpti_stats_close(e);

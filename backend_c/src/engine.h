@@ -85,6 +85,7 @@ struct vpt_engine {
 	uint32_t next_port_id;
 	uint32_t next_watch;
 	struct vpt_switch *switches;
+	struct vpt_capture *captures;
 };
 
 /* worker.c */

@@ -23,7 +23,8 @@ struct vpti_frag {
  * @len:	bytes of the frame (without vnet header), equal to the sum of the fragments
  * @first:	the frame's first fragment, starting with the Ethernet header
  * @more:	the following ones
- * @cause:	why it was dropped, the counter that says so (enum vpt_counter); 0: it was not
+ * @cause:	why it was dropped, by its sender's port or by the last receiver: the counter that says so (enum vpt_counter); 0: it
+ *		was not
  */
 struct vpti_pkt {
 	struct vpti_frag first;

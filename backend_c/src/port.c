@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "capture.h"
 #include "engine.h"
 #include "rcu.h"
 #include "switch.h"
@@ -350,6 +351,7 @@ void vpt_port_del(vpt_port *p)
 	vpti_mac_purge(&sw->macs, p->slot);
 	if (publish_list(sw)) /* no memory: the old list names an empty slot, which workers skip */
 		vpti_synchronize();
+	vpti_port_untap(p);
 	vpti_events_forget(&p->engine->events, p->id, VPT_EVENT_BROKEN);
 	vpti_events_forget(&p->engine->events, p->id, VPT_EVENT_STATUS);
 	p->kind->fini(p);

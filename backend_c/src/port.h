@@ -27,6 +27,7 @@
 #define VPTI_DST_DROP 0xfffeu
 
 struct vpt_engine;
+struct vpti_tap;
 struct vpti_worker;
 struct vpti_txq;
 struct vpti_rxq;
@@ -149,6 +150,7 @@ struct vpt_port {
 	uint16_t slot;             /* in the switch's table */
 	bool link;
 	bool lossless;
+	struct vpti_tap *taps;     /* RCU; NULL unless somebody watches */
 
 	/* control thread only */
 	uint32_t id;

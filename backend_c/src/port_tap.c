@@ -136,6 +136,7 @@ static uint32_t tap_deliver(struct vpti_rxq *q, struct vpti_room *room, struct v
 		if (err == EAGAIN)
 			break;
 		if (err) {
+			pkt[i]->cause = VPT_C_RX_DROP_DOWN;
 			refused++;
 		} else {
 			bytes += pkt[i]->len;

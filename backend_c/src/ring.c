@@ -282,7 +282,7 @@ static uint32_t ring_deliver(struct vpti_rxq *q, struct vpti_room *room, struct 
 			vpti_lock(&q->lock);
 			vpti_count(q->c, VPT_C_RX_DROP_TOO_BIG, 1);
 			vpti_unlock(&q->lock);
-			i++;
+			pkt[i++]->cause = VPT_C_RX_DROP_TOO_BIG;
 			continue;
 		}
 		done = deliver_run(x, room, pkt + i, run - i);

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "capture.h"
 #include "engine.h"
 #include "rcu.h"
 #include "take.h"
@@ -192,13 +193,14 @@ static uint32_t deliver_segments(struct vpti_worker *w, struct vpti_rxq *q, uint
 }
 
 /* One packet that carries an offload its receiver refused. */
-static uint32_t deliver_in_software(struct vpti_worker *w, struct vpti_rxq *q, const struct vpti_pkt *p)
+static uint32_t deliver_in_software(struct vpti_worker *w, struct vpti_rxq *q, struct vpti_pkt *p)
 {
 	int n = vpti_offload(p, q->port->accepts, &w->offload);
 	uint32_t done;
 
 	if (n < 0) {
 		count_rx(q, VPT_C_RX_DROP_TOO_BIG, 1);
+		p->cause = VPT_C_RX_DROP_TOO_BIG;
 		return 1;
 	}
 	done = deliver_segments(w, q, (uint32_t)n);
@@ -227,7 +229,7 @@ static uint32_t deliver_all(struct vpti_worker *w, struct vpti_rxq *q, struct vp
 				return i;
 		} else if (too_big(to, list[i])) {
 			count_rx(q, VPT_C_RX_DROP_TOO_BIG, 1);
-			i++;
+			list[i++]->cause = VPT_C_RX_DROP_TOO_BIG;
 		} else {
 			i += deliver_in_software(w, q, list[i]);
 		}
@@ -245,17 +247,25 @@ static uint32_t deliver_to(struct vpti_worker *w, struct vpti_txq *from, uint16_
 	struct vpt_port *to = vpti_rcu_get(from->port->sw->port[slot]);
 	struct vpti_rxq *q;
 	uint32_t done;
+	bool watched;
 
 	if (!to)
 		return n;
 	q = pick_queue(to, from->index);
 	if (vpti_unlikely(!vpti_port_runs(to) || !VPTI_LOAD_ACQUIRE(q->live))) {
 		count_rx(q, VPT_C_RX_DROP_DOWN, n);
+		if (vpti_unlikely(VPTI_READ(to->taps)))
+			vpti_capture_delivered(w, to, w->pass->list, n, n, VPT_C_RX_DROP_DOWN);
 		return n;
 	}
+	watched = VPTI_READ(to->taps);
+	if (vpti_unlikely(watched))
+		vpti_capture_deliver(w->pass->list, n);
 	done = deliver_all(w, q, w->pass->list, n);
 	vpti_worker_dirty(w, q);
 	vpti_port_check_memory(to, q->index);
+	if (vpti_unlikely(watched))
+		vpti_capture_delivered(w, to, w->pass->list, may_wait ? done : n, may_wait ? 0 : n - done, VPT_C_RX_DROP_FULL);
 	if (vpti_unlikely(done < n) && !may_wait) {
 		count_rx(q, VPT_C_RX_DROP_FULL, n - done);
 		done = n;
@@ -317,6 +327,13 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 	q->kicked = false;
 	if (vpti_unlikely(q->discard)) {
 		vpti_count(q->c, VPT_C_TX_DROP_DISABLED, b->n);
+		if (vpti_unlikely(VPTI_READ(q->port->taps))) {
+			for (i = 0; i < b->n; i++) {
+				b->pkt[i].dst = VPTI_DST_DROP;
+				b->pkt[i].cause = VPT_C_TX_DROP_DISABLED;
+			}
+			vpti_capture_sent(w, q->port, b, b->n);
+		}
 		q->ops->release(q, b, b->n);
 		q->dirty = true;
 		return b->n;
@@ -340,6 +357,8 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 			bytes += b->pkt[i].len;
 		vpti_count(q->c, VPT_C_TX_PACKETS, done);
 		vpti_count(q->c, VPT_C_TX_BYTES, bytes);
+		if (vpti_unlikely(VPTI_READ(q->port->taps)))
+			vpti_capture_sent(w, q->port, b, done);
 		q->ops->release(q, b, done);
 		q->dirty = true;
 	}

@@ -325,7 +325,7 @@ VPTI_INLINE uint32_t vpti_virtq_deliver(struct vpti_rxq *q, struct vpti_room *ro
 
 		i += vpti_virtq_deliver_run(x, room, pkt + i, n - i, &why, layout);
 		if (why == VPTI_FIT_TOO_BIG)
-			i++;
+			pkt[i++]->cause = VPT_C_RX_DROP_TOO_BIG;
 		else if (why == VPTI_FIT_NO_CHAINS || why == VPTI_FIT_BROKEN)
 			break;
 	}

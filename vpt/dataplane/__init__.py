@@ -6,7 +6,9 @@ becomes a DataplaneError, a value that does not fit becomes a UsageError, and a 
 end raises ConflictError.
 
     Engine ── Switch ── Port       what vptd owns; closing a parent ends its children
+       └──── Capture               copies of ports' packets
     App                            the application side of an app port, in any process
+    CaptureReader                  takes a capture's packets, in any process
     StatsReader                    the counters, read from their mapping without asking anybody
 
 Threads are the C API's: one control thread at a time for an engine and all that belongs to it; an App belongs
@@ -17,6 +19,7 @@ File descriptors that are passed in stay the caller's: the data plane duplicates
 
 from vpt.dataplane._app import App
 from vpt.dataplane._bench import CopyResult, bench_copy, bench_memcpy, litmus
+from vpt.dataplane._capture import BpfInsn, Capture, CaptureInterface, CaptureReader, bpf_matches
 from vpt.dataplane._engine import Engine, Port, Switch
 from vpt.dataplane._gen import Receiver, Sender
 from vpt.dataplane._pc import PcNotify, PcResult, PcSide, PcSpec, bench_pc
@@ -57,6 +60,10 @@ __all__ = [
     "MAX_WORKERS",
     "PEER_STATUS_OFS",
     "App",
+    "BpfInsn",
+    "Capture",
+    "CaptureInterface",
+    "CaptureReader",
     "CopyResult",
     "Engine",
     "Event",
@@ -87,6 +94,7 @@ __all__ = [
     "bench_copy",
     "bench_memcpy",
     "bench_pc",
+    "bpf_matches",
     "event_passed",
     "litmus",
     "offload_frames",

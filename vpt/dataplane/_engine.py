@@ -14,6 +14,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
+from vpt.dataplane._capture import BpfInsn, Capture
 from vpt.dataplane._native import check, fd_array, ffi, lib, mac_bytes, mac_text, name_bytes, new, text
 from vpt.dataplane._pure import region_opts, vec_count
 from vpt.dataplane._types import (
@@ -125,6 +126,34 @@ class Engine:
             {errno.EINVAL: "mac_entries is a power of two, 64..1048576"},
         )
         return Switch(self, name, out[0])
+
+    def capture(
+        self,
+        *,
+        ring_bytes: int = 1 << 22,
+        snaplen: int = 1 << 18,
+        directions: int = 0,
+        filter_: Sequence[BpfInsn] = (),
+    ) -> Capture:
+        """Copies of packets for an observer, of no port yet.
+
+        ring_bytes: memory for each worker, a power of two
+        snaplen:    bytes kept of a packet
+        directions: VPT_CAPTURE_IN, VPT_CAPTURE_OUT (vpt.h); 0: both
+        filter_:    a program of classic BPF; none lets all pass
+        """
+        opts = new(
+            "struct vpt_capture_opts *",
+            {"ring_bytes": ring_bytes, "snaplen": snaplen, "directions": directions},
+        )
+        program = new("struct vpt_bpf_insn[]", [list(insn) for insn in filter_])
+        out = ffi.new("vpt_capture **")
+        check(
+            lib.vpt_capture_add(self._handle(), opts, program, len(filter_), out),
+            "capture packets",
+            {errno.EINVAL: "256 KiB to 1 GiB, a power of two; a snaplen of 14 at least; a valid filter"},
+        )
+        return Capture(self, out[0])
 
 
 class Switch:

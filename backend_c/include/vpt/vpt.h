@@ -27,6 +27,8 @@ typedef struct vpt_engine vpt_engine;
 typedef struct vpt_switch vpt_switch;
 typedef struct vpt_port vpt_port;
 typedef struct vpt_app vpt_app;
+typedef struct vpt_capture vpt_capture;
+typedef struct vpt_capture_reader vpt_capture_reader;
 
 enum vpt_kind {
 	VPT_KIND_PASSTHROUGH = 1,  /* region shared with a guest */
@@ -356,6 +358,52 @@ int vpt_app_send(vpt_app *a, uint32_t ring, const struct vpt_vnet_hdr *hdr, cons
 int vpt_app_recv(vpt_app *a, uint32_t ring, struct vpt_vnet_hdr *hdr, void *frame, uint32_t cap);
 /* Arm the ring's interrupt and wait: 1 something to receive (or room to send, dir 0), 0 time-out, -errno. */
 int vpt_app_wait(vpt_app *a, uint32_t ring, int dir, int timeout_ms);
+
+/* ---- capture: copies of packets for an observer in another process ---- */
+
+enum vpt_capture_direction {
+	VPT_CAPTURE_IN = 1,        /* from the port's peer into the switch */
+	VPT_CAPTURE_OUT = 2        /* from the switch to the port's peer */
+};
+
+/* An instruction of classic BPF, as pcap_compile() makes them for DLT_EN10MB. */
+struct vpt_bpf_insn {
+	uint16_t code;
+	uint8_t jt;
+	uint8_t jf;
+	uint32_t k;
+};
+
+struct vpt_capture_opts {
+	uint32_t ring_bytes;       /* for each worker: a power of two, 256 KiB..1 GiB */
+	uint32_t snaplen;          /* bytes kept of a packet, 14 at least */
+	uint32_t directions;       /* enum vpt_capture_direction; 0: both */
+	uint32_t pad;
+};
+
+/* Of no port yet. filter: n instructions, 0..4096; 0 lets all pass. -EINVAL: opts, or a program that may not be run. */
+int vpt_capture_add(vpt_engine *e, const struct vpt_capture_opts *opts, const struct vpt_bpf_insn *filter, uint32_t n,
+		    vpt_capture **out);
+/* A sealed memfd, for vpt_capture_open(). The capture's own: do not close. */
+int vpt_capture_fd(const vpt_capture *c);
+/* Watch a port until one of the two is deleted. Its number as an interface of the capture, or -ENOSPC after 1024. */
+int vpt_capture_port(vpt_capture *c, vpt_port *p);
+/* Waits for workers. What was captured can still be read. */
+void vpt_capture_del(vpt_capture *c);
+
+/* The observer's side, in any process; one thread at a time. -EPROTO: not a capture. fd stays the caller's. */
+int vpt_capture_open(int fd, vpt_capture_reader **out);
+void vpt_capture_close(vpt_capture_reader *r);
+/*
+ * Enhanced packet blocks of pcapng, oldest first, times in ns; *packets: at most so many, then how many there are.
+ * Bytes; 0: nothing there now; -ENOSPC: the first is longer than cap; -EPROTO.
+ */
+int64_t vpt_capture_read(vpt_capture_reader *r, void *buf, uint64_t cap, uint64_t *packets);
+/* Interfaces that blocks may name, looked up after the blocks were read; lost: packets that found no room. */
+uint32_t vpt_capture_interfaces(const vpt_capture_reader *r);
+int vpt_capture_interface(const vpt_capture_reader *r, uint32_t i, char name[32], uint64_t *lost);
+/* Does a filter match? 1, 0, or -EINVAL: it may not be run. len: of the packet; have: bytes at data. Pure; for tests. */
+int vpt_bpf_matches(const struct vpt_bpf_insn *filter, uint32_t n, const void *data, uint32_t len, uint32_t have); /* any thread */
 
 /* ---- generator: what `vpt gen` runs, slice by slice. Any thread, one at a time per handle and direction. ---- */
 
