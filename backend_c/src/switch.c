@@ -314,6 +314,7 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 	struct vpti_burst *b = &w->burst;
 	struct vpti_pass *pass = w->pass;
 	uint32_t n, done, i;
+	bool watched;
 
 	b->n = 0;
 	b->nfrag = 0;
@@ -340,6 +341,10 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 	}
 	n = classify(pass, q->port->sw, q, b, w->tick);
 	done = n;
+	/* What waits in a lossless sender's ring comes again: it is captured when it has gone. */
+	watched = VPTI_READ(q->port->taps);
+	if (vpti_unlikely(watched) && !q->port->lossless)
+		vpti_capture_sent(w, q->port, b, n);
 	if (vpti_unlikely(pass->flood.first != NONE)) {
 		flood(w, q, b);
 		pass->flood = (struct chain){ NONE, NONE };
@@ -357,7 +362,7 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 			bytes += b->pkt[i].len;
 		vpti_count(q->c, VPT_C_TX_PACKETS, done);
 		vpti_count(q->c, VPT_C_TX_BYTES, bytes);
-		if (vpti_unlikely(VPTI_READ(q->port->taps)))
+		if (vpti_unlikely(watched) && q->port->lossless)
 			vpti_capture_sent(w, q->port, b, done);
 		q->ops->release(q, b, done);
 		q->dirty = true;

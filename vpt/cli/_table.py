@@ -68,6 +68,12 @@ COMMANDS = (
         "Print all counters of ports and workers, or serve them to Prometheus.",
     ),
     Row("Look", "top", "vpt.cli.top:top", "Show packet rates and notifications per packet, live."),
+    Row(
+        "Look",
+        "capture",
+        "vpt.cli.capture:capture",
+        "Write the packets of a port, or of a switch's ports, as pcapng.",
+    ),
     Row("Measure", "gen", "vpt.cli.gen:gen", "Generate and receive packets on a switch."),
     Row("Measure", "exits", "vpt.cli.exits:exits", "Count VM exits: per second, and per packet."),
     Row(

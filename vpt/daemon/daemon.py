@@ -14,6 +14,7 @@ cleared away.
 
     inventory.py         engine, switches, ports, journal: what all the others share
     switch_methods.py    port_methods.py   changing and showing them
+    captures.py          copies of packets for observers
     keeping.py           the keeper, or what stands in for it
     events.py            what the data plane reports
 """
@@ -30,6 +31,7 @@ from pathlib import Path
 
 from vpt import __version__
 from vpt.daemon import journal, models
+from vpt.daemon.captures import Captures
 from vpt.daemon.events import EventReader
 from vpt.daemon.inventory import Inventory
 from vpt.daemon.keeping import Keeping
@@ -77,7 +79,14 @@ class Daemon:
         self._there = Inventory(self.paths)
         self._keeping = Keeping(self._there, keeper=settings.keeper, linger_s=settings.linger_s)
         self.switches = Switches(self._there)
-        self.ports = Ports(self._there, self._keeping, workers=settings.workers, group=settings.group)
+        self.captures = Captures(self._there, group=settings.group)
+        self.ports = Ports(
+            self._there,
+            self._keeping,
+            workers=settings.workers,
+            group=settings.group,
+            on_added=self.captures.port_added,
+        )
         self._events = EventReader(self._there)
         self._methods: dict[str, Method] = method_table(self)
         self._rpc = RpcServer(self._methods, _log)
@@ -136,6 +145,7 @@ class Daemon:
         self.stopping.set()
         await self._keeping.settle()
         await self._rpc.stop()
+        await self.captures.stop()
         async with self._there.change:
             await self._stop_forwarding()
         await self._keeping.leave(keep=keep)

@@ -40,6 +40,16 @@ def method_table(d: Daemon) -> dict[str, Method]:
             "port.list", m.NullableName, m.PortList, "All ports, or those of one switch.", d.ports.list_all
         ),
         Method("port.show", m.PortName, m.PortDetail, "One port with transport and counters.", d.ports.show),
+        Method(
+            "capture.start",
+            m.CaptureStart,
+            m.CaptureView,
+            "Copy packets of a port or switch, for an observer.",
+            d.captures.start,
+        ),
+        Method(
+            "capture.list", m.Empty, m.CaptureList, "What is being captured, for whom.", d.captures.list_all
+        ),
         Method("list", m.Empty, m.EverythingView, "All switches and all ports.", d.list_all),
         Method("config", m.Empty, m.Configuration, "What all switches and ports were asked to be.", d.config),
         Method("stats", m.Empty, m.StatsView, "Counters per port and worker, as in the stats file.", d.stats),

@@ -14,6 +14,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 __all__ = [
     "Acknowledged",
+    "CaptureList",
+    "CaptureStart",
+    "CaptureView",
     "Configuration",
     "Empty",
     "EverythingView",
@@ -235,6 +238,24 @@ class PortSet(_Strict):
         return self
 
 
+class CaptureStart(_Strict):
+    """Copies of the packets of a port, or of all ports that a switch has and will have."""
+
+    target: Name
+    direction: Literal["in", "out", "both"] = Field(
+        default="both", description="in: from a port's peer into the switch; out: to the peer"
+    )
+    filter: list[Annotated[list[int], Field(min_length=4, max_length=4)]] = Field(
+        default_factory=list,
+        max_length=2048,
+        description="classic BPF, as pcap_compile() makes it for Ethernet: instructions [code, jt, jf, k]",
+    )
+    snaplen: int = Field(default=1 << 18, ge=14, le=1 << 18, description="bytes kept of a packet")
+    buffer_bytes: int = Field(
+        default=1 << 22, ge=1 << 18, le=1 << 30, description="memory for each worker, a power of two"
+    )
+
+
 class StopRequest(_Strict):
     keep: bool | None = Field(
         default=None,
@@ -308,6 +329,20 @@ class PortDetail(PortView):
 
 class PortList(_Result):
     ports: list[PortView]
+
+
+class CaptureView(_Result):
+    """socket: where its observer is handed the memory, within 10 s. pid: the observer's, once it has come."""
+
+    id: int
+    target: str
+    ports: list[str]
+    socket: str
+    pid: int | None
+
+
+class CaptureList(_Result):
+    captures: list[CaptureView]
 
 
 class EverythingView(_Result):

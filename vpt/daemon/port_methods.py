@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from vpt.daemon import models
 from vpt.daemon.inventory import Inventory, check_same
@@ -24,13 +25,23 @@ class Ports:
 
     workers: how many the engine has
     group:   id of the group that sockets belong to, none: the process's own
+    on_added: called with each port that is up
     """
 
-    def __init__(self, there: Inventory, keeping: Keeping, *, workers: int, group: int | None) -> None:
+    def __init__(
+        self,
+        there: Inventory,
+        keeping: Keeping,
+        *,
+        workers: int,
+        group: int | None,
+        on_added: Callable[[ManagedPort], None],
+    ) -> None:
         self._there = there
         self._keeping = keeping
         self._workers = workers
         self._group = group
+        self._on_added = on_added
 
     async def restore(self, config: PortConfig, owner: str | None) -> None:
         try:
@@ -66,6 +77,7 @@ class Ports:
         self._there.ports[config.name] = managed
         self._there.names_by_id[managed.port.id] = config.name
         switch.ports.add(config.name)
+        self._on_added(managed)
 
     async def _take_down(self, managed: ManagedPort) -> None:
         """Undo _bring_up(); a transport that fails in this is logged, the port goes all the same."""

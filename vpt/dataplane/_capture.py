@@ -15,7 +15,7 @@ from vpt.errors import ConflictError
 if TYPE_CHECKING:
     from vpt.dataplane._engine import Engine, Port
 
-__all__ = ["BpfInsn", "Capture", "CaptureInterface", "CaptureReader", "bpf_matches"]
+__all__ = ["BpfInsn", "Capture", "CaptureInterface", "CaptureReader", "bpf_matches", "program"]
 
 #: An instruction of classic BPF: code, jt, jf, k.
 BpfInsn = tuple[int, int, int, int]
@@ -32,14 +32,15 @@ class CaptureInterface:
     lost: int
 
 
-def _program(filter_: Sequence[BpfInsn]) -> Any:
+def program(filter_: Sequence[BpfInsn]) -> Any:
+    """A filter as C has it."""
     return new("struct vpt_bpf_insn[]", [list(insn) for insn in filter_])
 
 
 def bpf_matches(filter_: Sequence[BpfInsn], data: bytes, length: int | None = None) -> bool:
     """Does a filter match a packet of which `data` is the beginning? DataplaneError: it may not be run."""
     full = len(data) if length is None else length
-    found = lib.vpt_bpf_matches(_program(filter_), len(filter_), data, full, len(data))
+    found = lib.vpt_bpf_matches(program(filter_), len(filter_), data, full, len(data))
     return bool(check(found, "run a filter"))
 
 
@@ -102,7 +103,7 @@ class CaptureReader:
         self._h = None
 
     def read(self, most: int | None = None) -> tuple[memoryview, int]:
-        """What is there of at most `most` packets, as enhanced packet blocks of pcapng, and how many they are.
+        """At most `most` packets that are there, as enhanced packet blocks of pcapng; how many they are.
 
         Nothing there: no bytes. The bytes are valid until the next call.
         """

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
-from vpt.dataplane._capture import BpfInsn, Capture
+from vpt.dataplane._capture import BpfInsn, Capture, program
 from vpt.dataplane._native import check, fd_array, ffi, lib, mac_bytes, mac_text, name_bytes, new, text
 from vpt.dataplane._pure import region_opts, vec_count
 from vpt.dataplane._types import (
@@ -146,10 +146,9 @@ class Engine:
             "struct vpt_capture_opts *",
             {"ring_bytes": ring_bytes, "snaplen": snaplen, "directions": directions},
         )
-        program = new("struct vpt_bpf_insn[]", [list(insn) for insn in filter_])
         out = ffi.new("vpt_capture **")
         check(
-            lib.vpt_capture_add(self._handle(), opts, program, len(filter_), out),
+            lib.vpt_capture_add(self._handle(), opts, program(filter_), len(filter_), out),
             "capture packets",
             {errno.EINVAL: "256 KiB to 1 GiB, a power of two; a snaplen of 14 at least; a valid filter"},
         )
