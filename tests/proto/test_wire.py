@@ -302,9 +302,7 @@ def test_no_bytes_and_descriptors_do_more_than_break_a_rule(
     assert open_fds() == before
 
 
-VALID = st.sampled_from(
-    [(encode(r, SAMPLES[SPECS[r].payload]), fds_for(r)) for r in Request]
-)
+VALID = st.sampled_from([(encode(r, SAMPLES[SPECS[r].payload]), fds_for(r)) for r in Request])
 
 
 @given(st.lists(VALID, min_size=1, max_size=8), st.integers(0), st.binary(max_size=4))

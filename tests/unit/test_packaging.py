@@ -20,6 +20,7 @@ pytestmark = pytest.mark.native  # groff, systemd and shells are not built with 
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 UNITS = ("systemd/vptd.service", "systemd/user/vptd.service")
+SOCKETS = ("systemd/vptd.socket", "systemd/user/vptd.socket")
 
 
 def _run(*argv: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -36,13 +37,16 @@ def _settings(unit: str) -> dict[str, str]:
 
 
 @pytest.mark.needs("systemd-analyze")
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", UNITS + SOCKETS)
 def test_systemd_finds_nothing_wrong_with_a_unit(unit: str, tmp_path: Path) -> None:
     """It also looks for the program and the manual pages: those of this tree are not installed."""
-    text = (PACKAGING / unit).read_text()
-    text = text.replace("ExecStart=vptd", f"ExecStart={Path(sys.executable).with_name('vptd')}")
-    path = tmp_path / "vptd.service"
-    path.write_text(re.sub("^Documentation=.*\n", "", text, flags=re.MULTILINE))
+    # A socket's service is looked at with it.
+    for name in (unit, unit.replace(".socket", ".service")):
+        text = (PACKAGING / name).read_text()
+        text = text.replace("ExecStart=vptd", f"ExecStart={Path(sys.executable).with_name('vptd')}")
+        path = tmp_path / Path(name).name
+        path.write_text(re.sub("^Documentation=.*\n", "", text, flags=re.MULTILINE))
+    path = tmp_path / Path(unit).name
     scope = ["--user"] if "/user/" in unit else []
     verify = ["systemd-analyze", *scope, "verify", "--man=no", "--recursive-errors=no"]
     done = _run(*verify, path, XDG_RUNTIME_DIR=str(tmp_path))
@@ -107,6 +111,49 @@ def test_the_service_manager_hears_when_ports_are_there_and_when_vptd_ends(
         vptd.process.send_signal(signal.SIGTERM)
         assert manager.recv(100) == b"STOPPING=1"
         assert vptd.process.wait(30) == 0
+
+
+# What systemd does for a socket unit (sd_listen_fds(3)): the listening socket is descriptor 3 of the program.
+_ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.executable, [sys.executable, "-m", "vpt.daemon.main", *sys.argv[2:]])
+"""
+
+
+def _activated(vptd: Vptd, listener: socket.socket) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-c", _ACTIVATE, str(listener.fileno())]
+    argv += ["--runtime-dir", str(vptd.paths.runtime), "--state-dir", str(vptd.paths.state), "--no-keeper"]
+    return subprocess.Popen(argv, pass_fds=[listener.fileno()], stderr=subprocess.PIPE)
+
+
+def test_a_command_that_came_before_vptd_is_answered_and_the_socket_outlives_it(vptd: Vptd) -> None:
+    vptd.paths.runtime.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(vptd.paths.control))
+        listener.listen()
+        for _ in range(2):
+            with socket.socket(socket.AF_UNIX) as early:
+                early.connect(str(vptd.paths.control))
+                early.sendall(b'{"jsonrpc": "2.0", "id": 1, "method": "daemon.status", "params": {}}\n')
+                process = _activated(vptd, listener)
+                early.settimeout(60)
+                assert b'"pid":' in early.recv(4096)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            assert vptd.paths.control.is_socket(), "it is the service manager's, who goes on listening"
+        process.stderr.close()  # type: ignore[union-attr]
+
+
+def test_a_socket_that_the_commands_would_not_find_is_refused(vptd: Vptd) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(vptd.folder / "elsewhere.sock"))
+        listener.listen()
+        _, said = (process := _activated(vptd, listener)).communicate(timeout=60)
+        assert process.returncode == 2
+        assert b"elsewhere.sock" in said
+        assert b"hint: make ListenStream=" in said
 
 
 def test_a_service_manager_that_is_not_there_does_not_matter(

@@ -25,6 +25,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ from vpt.daemon.models import Acknowledged
 from vpt.daemon.port_methods import Ports
 from vpt.daemon.rpc import Method, RpcServer
 from vpt.daemon.runtime import Lock, RuntimePaths
-from vpt.daemon.sockets import listen_unix
+from vpt.daemon.sockets import Listener, listen_unix
 from vpt.daemon.switch_methods import Switches
 from vpt.dataplane import Engine
 
@@ -57,6 +58,7 @@ class Settings:
     keep:     at a clean stop, leave the keeper its guests
     group:    id of the group that the sockets belong to, none: the process's own
     linger_s: how long the keeper outlives us when no peer is connected
+    control:  the control socket, if somebody listens on it for us; the daemon's from then on
     """
 
     paths: RuntimePaths
@@ -66,6 +68,7 @@ class Settings:
     keep: bool = True
     group: int | None = None
     linger_s: float = 60.0
+    control: socket.socket | None = None
 
 
 class Daemon:
@@ -115,10 +118,14 @@ class Daemon:
         self._there.engine.hold(True)
         await self._restore(state)
         self._there.engine.hold(False)
-        await self._rpc.start(
-            listen_unix(self.paths.control, mode=0o660, group=self.settings.group, replace_stale=True)
-        )
+        await self._rpc.start(self._listener())
         _log.info("listening on %s", self.paths.control)
+
+    def _listener(self) -> Listener:
+        path = self.paths.control
+        if self.settings.control is not None:
+            return Listener(self.settings.control, str(path), lent=True)
+        return listen_unix(path, mode=0o660, group=self.settings.group, replace_stale=True)
 
     def _open_engine(self) -> None:
         fd = _new_stats_file(self.paths.stats)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from vpt import __version__
-from vpt.daemon.manager import notify
+from vpt.daemon.manager import inherited_socket, notify
 from vpt.daemon.runtime import ENV_RUNTIME_DIR, ENV_STATE_DIR, locate
 from vpt.errors import EXIT_FAILED, EXIT_OK, UsageError, VptError
 
@@ -31,7 +31,8 @@ ends by itself.
 exit codes: 0 told to stop, 1 failed, 2 wrong usage or a damaged journal (do not restart), 3 something is
 missing
 
-environment: {ENV_RUNTIME_DIR}, {ENV_STATE_DIR}
+environment: {ENV_RUNTIME_DIR}, {ENV_STATE_DIR}; NOTIFY_SOCKET and LISTEN_FDS, of a service manager that waits
+until vptd is ready, or listens on its control socket
 """
 
 
@@ -139,15 +140,17 @@ async def _run(options: argparse.Namespace) -> None:
 
     if len(options.cpus) > options.workers:
         raise UsageError(f"{len(options.cpus)} CPUs for {options.workers} workers", hint="raise --workers")
+    paths = locate(options.runtime_dir, options.state_dir)
     daemon = Daemon(
         Settings(
-            paths=locate(options.runtime_dir, options.state_dir),
+            paths=paths,
             workers=options.workers,
             cpus=options.cpus,
             keeper=options.keeper,
             keep=options.keep,
             group=options.group,
             linger_s=options.linger,
+            control=inherited_socket(paths.control),
         )
     )
     loop = asyncio.get_running_loop()

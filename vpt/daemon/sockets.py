@@ -51,19 +51,23 @@ class PeerCredentials:
 
 
 class Listener:
-    """A listening socket that removes its own file, and only its own, when closed."""
+    """A listening socket that removes its own file, and only its own, when closed.
 
-    def __init__(self, sock: socket.socket, path: str) -> None:
+    lent: somebody else made it, and will listen on when we are gone.
+    """
+
+    def __init__(self, sock: socket.socket, path: str, *, lent: bool = False) -> None:
         found = os.stat(path)
         self.sock = sock
         self.path = path
+        self._lent = lent
         self.group = found.st_gid
         self._identity = (found.st_dev, found.st_ino)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             found = os.stat(self.path, follow_symlinks=False)
-            if (found.st_dev, found.st_ino) == self._identity:
+            if not self._lent and (found.st_dev, found.st_ino) == self._identity:
                 os.unlink(self.path)
         self.sock.close()
 
