@@ -13,7 +13,6 @@
 #include "take.h"
 #include "virtq.h"
 
-#define MAX_RING 32768u
 #define F_PROTOCOL_FEATURES (1ull << 30) /* between the front-end and whoever speaks the socket protocol */
 
 #define FEATURES                                                                                                       \
@@ -39,7 +38,8 @@ struct vhost {
 	struct vpti_mem *mem;
 	struct vpti_log *log;      /* in use while F_LOG_ALL is on */
 	int log_fd;                /* who is told that something was logged, -1: nobody */
-	struct vring ring[2 * 128];
+	struct vpti_inflight_area *inflight;
+	struct vring ring[VPT_MAX_VRINGS];
 };
 
 static bool is_tx(uint32_t index)
@@ -201,7 +201,7 @@ int vpt_vhost_vring_log(vpt_port *p, uint32_t index, int on, uint64_t used_gpa)
 	r = &vh->ring[index];
 	was = r->log_used;
 	r->log_used = on ? used_gpa : VPTI_LOG_NEVER;
-	if (on && __builtin_add_overflow(used_gpa, layout_of(p)->used_size(MAX_RING), &end))
+	if (on && __builtin_add_overflow(used_gpa, layout_of(p)->used_size(VPT_MAX_RING), &end))
 		goto err;
 	if (log_of(p, p->features) && !log_covers(p, vh->log, vh->mem))
 		goto err;
@@ -317,6 +317,27 @@ static int set_kick(struct vpt_port *p, uint32_t index, int32_t fd)
 	return 0;
 }
 
+/* Go on from the record of what is in flight, if the front-end keeps one for this ring, and keep it up to date. */
+static int take_up_record(struct vpt_port *p, uint32_t index)
+{
+	const struct vpti_inflight_area *area = ((struct vhost *)p->priv)->inflight;
+	const struct vpti_virtq_layout *layout = layout_of(p);
+	struct vpti_virtq *v = virtq_of(p, index);
+	void *region;
+
+	if (vpti_inflight_region(area, layout == &vpti_virtq_packed, index, v->num, &region))
+		return -EILSEQ;
+	if (region && layout->resume(v, region, area->queue_size))
+		return -EILSEQ;
+	vpti_port_check_memory(p, index / 2); /* the file may have been cut while we read it */
+	v->inflight.region = region;
+	if (is_tx(index))
+		p->txq[index / 2]->ops = region ? layout->recorded_tx : layout->tx;
+	else
+		p->rxq[index / 2]->ops = region ? layout->recorded_rx : layout->rx;
+	return 0;
+}
+
 int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *ring)
 {
 	struct vhost *vh = p->priv;
@@ -324,7 +345,7 @@ int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *r
 	struct vring *r;
 	int call, rc;
 
-	if (check(p, index) || !ring->num || ring->num > MAX_RING)
+	if (check(p, index) || !ring->num || ring->num > VPT_MAX_RING)
 		return -EINVAL;
 	r = &vh->ring[index];
 	if (r->running)
@@ -333,6 +354,10 @@ int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *r
 		return -ERANGE;
 	v = virtq_of(p, index);
 	rc = bind_ring(p, v, vh->mem, ring);
+	if (rc)
+		return rc;
+	layout_of(p)->set_base(v, ring->base);
+	rc = take_up_record(p, index);
 	if (rc)
 		return rc;
 	rc = vpti_eventfd_dup(ring->call_fd, &call);
@@ -348,11 +373,13 @@ int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *r
 	r->cfg.avail_uva = ring->avail_uva;
 	r->cfg.used_uva = ring->used_uva;
 	v->call_fd = call;
-	layout_of(p)->set_base(v, ring->base);
 	log_to_ring(p, index);
 	layout_of(p)->quiet(v);
 	r->running = true;
 	apply(p);
+	/* What a back-end that died has published last may be known to nobody. */
+	if (v->published)
+		vpti_virtq_call(v);
 	return 0;
 }
 
@@ -364,6 +391,7 @@ static void close_ring(struct vpt_port *p, uint32_t index)
 	vpti_watch_del(r->watch);
 	r->watch = NULL;
 	vpti_fd_close(&virtq_of(p, index)->call_fd);
+	virtq_of(p, index)->inflight.region = NULL;
 	r->running = false;
 }
 
@@ -386,6 +414,7 @@ int vpt_vhost_vring_stop(vpt_port *p, uint32_t index, uint32_t *base)
 		return -ENOENT;
 	quiesce(p, index);
 	*base = layout_of(p)->base(virtq_of(p, index));
+	vpti_inflight_end(&virtq_of(p, index)->inflight);
 	close_ring(p, index);
 	apply(p);
 	return 0;
@@ -498,6 +527,29 @@ int vpt_vhost_mem_del(vpt_port *p, const struct vpt_mem_region *region)
 	return check(p, 0) ? -EINVAL : change_mem(p, ((struct vhost *)p->priv)->mem, NULL, 0, region);
 }
 
+uint64_t vpt_vhost_inflight_size(int packed, uint32_t queues, uint32_t queue_size)
+{
+	return vpti_inflight_size(packed, queues, queue_size);
+}
+
+int vpt_vhost_inflight_set(vpt_port *p, const struct vpt_inflight *record)
+{
+	struct vpti_inflight_area *area = NULL;
+	struct vhost *vh = p->priv;
+	int rc;
+
+	if (check(p, 0))
+		return -EINVAL;
+	if (any_running(p))
+		return -EBUSY;
+	rc = record ? vpti_inflight_map(record, &p->sigbus, &area) : 0;
+	if (rc)
+		return rc;
+	vpti_inflight_unmap(vh->inflight);
+	vh->inflight = area;
+	return 0;
+}
+
 int vpt_vhost_reset(vpt_port *p)
 {
 	struct vhost *vh = p->priv;
@@ -514,6 +566,8 @@ int vpt_vhost_reset(vpt_port *p)
 	}
 	vpti_mem_free(vh->mem);
 	vh->mem = NULL;
+	vpti_inflight_unmap(vh->inflight);
+	vh->inflight = NULL;
 	take_features(p, 0);
 	apply_log(p);
 	drop_log(vh);
@@ -560,6 +614,7 @@ static void vhost_fini(struct vpt_port *p)
 		drop_log(vh);
 		vpti_fd_close(&vh->log_fd);
 		vpti_mem_free(vh->mem);
+		vpti_inflight_unmap(vh->inflight);
 	}
 	free(vh);
 	p->priv = NULL;

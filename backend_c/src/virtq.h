@@ -3,6 +3,7 @@
 #ifndef VPTI_VIRTQ_H
 #define VPTI_VIRTQ_H
 
+#include "inflight.h"
 #include "log.h"
 #include "memmap.h"
 #include "port.h"
@@ -113,6 +114,7 @@ struct vpti_virtq {
 	bool mergeable;
 	bool in_order;
 	int call_fd;
+	struct vpti_inflight inflight;
 	struct vpti_log *log;
 	uint64_t log_used;
 };
@@ -141,6 +143,10 @@ static inline struct vpti_virtq_rxq *vpti_virtq_rxq(struct vpti_rxq *q)
 struct vpti_virtq_layout {
 	const struct vpti_txq_ops *tx;
 	const struct vpti_rxq_ops *rx;
+	/* The same for queues with a record of what is in flight; and how they go on from it (inflight.h). */
+	const struct vpti_txq_ops *recorded_tx;
+	const struct vpti_rxq_ops *recorded_rx;
+	int (*resume)(struct vpti_virtq *v, void *region, uint32_t desc_num);
 	/* Point v at ring memory that has been found; -EFAULT not all there, -EINVAL size or alignment. */
 	int (*bind)(struct vpti_virtq *v, const struct vpti_mem *mem, const struct vpt_vring *ring);
 	/* Begin at a base of SET_VRING_BASE; and the base to go on from. */

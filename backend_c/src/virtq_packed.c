@@ -416,6 +416,97 @@ static void packed_rx_notify(struct vpti_rxq *q)
 
 static const struct vpti_rxq_ops packed_rxq_ops = { .deliver = packed_deliver, .notify = packed_rx_notify };
 
+/* ---- with a record of what is in flight ---- */
+
+static void packed_recorded_begin(struct vpti_virtq *v, uint32_t to)
+{
+	vpti_inflight_packed_begin(&v->inflight, (uint16_t)index_of(v, to), wrap_of(v, to));
+}
+
+static void packed_recorded_commit(struct vpti_virtq *v, uint32_t to)
+{
+	vpti_inflight_packed_commit(&v->inflight, (uint16_t)index_of(v, to), wrap_of(v, to));
+}
+
+/* Chain by chain, or all by the one descriptor that stands for them: the driver sees each step by a single store. */
+static void packed_release_recorded(struct vpti_txq *q, const struct vpti_burst *b, uint32_t n)
+{
+	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
+	uint32_t first = v->next_used, at = first, from = v->published, i;
+
+	for (i = 0; i < n; i++) {
+		at = advance(v, at, COOKIE_COUNT(b->cookie[i]));
+		if (v->in_order && i + 1 < n)
+			continue;
+		packed_recorded_begin(v, at);
+		mark_used(v, first, COOKIE_ID(b->cookie[i]), 0, 0);
+		packed_recorded_commit(v, at);
+		first = at;
+	}
+	v->next_used = v->next_avail = v->published = at;
+	log_if_wanted(v, from);
+	count_untold(v);
+}
+
+/*
+ * One packet of n chains, which end at a place. A driver that sees the first takes the others for granted, so that one is
+ * marked last; until then the others, marked already, must not be lost.
+ */
+static void finish_packet(struct vpti_virtq *v, const struct vpti_used_mark *used, uint32_t n, uint32_t end)
+{
+	uint32_t saved = 0, i;
+
+	for (i = 0; n > 1 && i < n; i++) {
+		uint32_t from = used[i].position, to = i + 1 < n ? used[i + 1].position : end;
+
+		saved = vpti_inflight_packed_save(&v->inflight, v, saved, index_of(v, from), advance(v, to, 2u * v->num - from));
+	}
+	packed_recorded_begin(v, end);
+	for (i = n; i--;)
+		mark_used(v, used[i].position, used[i].id, used[i].len, VPTI_DESC_WRITE);
+	vpti_inflight_packed_forget(&v->inflight, saved);
+	packed_recorded_commit(v, end);
+}
+
+/* vpti_virtq_rx.finish, packet by packet. Nobody else has a lease, so what has been reserved ends at next_used. */
+static void packed_finish_recorded(struct vpti_virtq *v, const struct vpti_room *room)
+{
+	uint32_t at, i = 0;
+
+	for (at = 0; at < room->nused; at += room->nbuf[i++]) {
+		uint32_t next = at + room->nbuf[i];
+
+		finish_packet(v, &room->used[at], room->nbuf[i], next < room->nused ? room->used[next].position : v->next_used);
+	}
+}
+
+static uint32_t packed_deliver_recorded(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
+{
+	static const struct vpti_virtq_rx layout = {
+		.begin = packed_begin, .fit = packed_fit, .finish = packed_finish_recorded, .publish = packed_publish,
+	};
+	struct vpti_virtq *v = &vpti_virtq_rxq(q)->v;
+	uint32_t done;
+
+	vpti_lock(&v->inflight.lock); /* one worker at a time: see virtq_split.c */
+	done = vpti_virtq_deliver(q, room, pkt, n, &layout);
+	vpti_unlock(&v->inflight.lock);
+	return done;
+}
+
+static const struct vpti_txq_ops packed_recorded_txq_ops = {
+	.take = packed_take,
+	.release = packed_release_recorded,
+	.arm = packed_arm,
+	.pending = packed_pending,
+	.disarm = packed_disarm,
+	.notify = packed_tx_notify,
+};
+
+static const struct vpti_rxq_ops packed_recorded_rxq_ops = {
+	.deliver = packed_deliver_recorded, .notify = packed_rx_notify,
+};
+
 /* ---- control thread ---- */
 
 static int packed_bind(struct vpti_virtq *v, const struct vpti_mem *mem, const struct vpt_vring *ring)
@@ -460,6 +551,9 @@ static uint64_t packed_used_size(uint32_t num)
 const struct vpti_virtq_layout vpti_virtq_packed = {
 	.tx = &packed_txq_ops,
 	.rx = &packed_rxq_ops,
+	.recorded_tx = &packed_recorded_txq_ops,
+	.recorded_rx = &packed_recorded_rxq_ops,
+	.resume = vpti_inflight_resume_packed,
 	.bind = packed_bind,
 	.set_base = packed_set_base,
 	.base = packed_base,

@@ -349,6 +349,46 @@ static void split_rx_notify(struct vpti_rxq *q)
 
 static const struct vpti_rxq_ops split_rxq_ops = { .deliver = split_deliver, .notify = split_rx_notify };
 
+/* ---- with a record of what is in flight ---- */
+
+/*
+ * used->idx is what counts; the record follows, for another back-end to compare. One worker at a time fills a receive queue:
+ * if several did, one could be killed while another's packets, which their senders have been told are done, wait behind its
+ * own for being published.
+ */
+static void split_release_recorded(struct vpti_txq *q, const struct vpti_burst *b, uint32_t n)
+{
+	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
+
+	split_release(q, b, n);
+	vpti_inflight_split_reached(&v->inflight, (uint16_t)v->published);
+}
+
+static uint32_t split_deliver_recorded(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
+{
+	struct vpti_virtq *v = &vpti_virtq_rxq(q)->v;
+	uint32_t done;
+
+	vpti_lock(&v->inflight.lock);
+	done = split_deliver(q, room, pkt, n);
+	vpti_inflight_split_reached(&v->inflight, (uint16_t)v->published);
+	vpti_unlock(&v->inflight.lock);
+	return done;
+}
+
+static const struct vpti_txq_ops split_recorded_txq_ops = {
+	.take = split_take,
+	.release = split_release_recorded,
+	.arm = split_arm,
+	.pending = split_pending,
+	.disarm = split_disarm,
+	.notify = split_tx_notify,
+};
+
+static const struct vpti_rxq_ops split_recorded_rxq_ops = {
+	.deliver = split_deliver_recorded, .notify = split_rx_notify,
+};
+
 /* ---- control thread ---- */
 
 static uint64_t split_used_size(uint32_t num)
@@ -391,6 +431,9 @@ static uint32_t split_base(const struct vpti_virtq *v)
 const struct vpti_virtq_layout vpti_virtq_split = {
 	.tx = &split_txq_ops,
 	.rx = &split_rxq_ops,
+	.recorded_tx = &split_recorded_txq_ops,
+	.recorded_rx = &split_recorded_rxq_ops,
+	.resume = vpti_inflight_resume_split,
 	.bind = split_bind,
 	.set_base = split_set_base,
 	.base = split_base,

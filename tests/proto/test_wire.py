@@ -18,6 +18,7 @@ from vpt.vhost_user import (
     U64,
     Decoder,
     Empty,
+    Inflight,
     Log,
     MemReg,
     MemTable,
@@ -45,6 +46,7 @@ SAMPLES: dict[type[Payload], Payload] = {
     VringFd: VringFd(2),
     MemTable: MemTable((REGION, REGION)),
     MemReg: MemReg(REGION),
+    Inflight: Inflight(8192, 64, 2, 256),
     Log: Log(0x8000, 0x1000),
 }
 
@@ -101,8 +103,10 @@ def test_every_message_comes_back_as_it_was_sent(request_: Request) -> None:
 @pytest.mark.parametrize("request_", list(Request), ids=lambda r: r.name)
 def test_every_reply_comes_back_as_it_was_sent(request_: Request) -> None:
     payload = SAMPLES[SPECS[request_].reply_payload]
-    (message,) = Decoder(replies=True).feed(encode(request_, payload, reply=True))
-    assert (message.request, message.payload) == (request_, payload)
+    fds = some_fds(SPECS[request_].reply_fds[0])
+    (message,) = Decoder(replies=True).feed(encode(request_, payload, reply=True), fds)
+    with message:
+        assert (message.request, message.payload, message.fds) == (request_, payload, fds)
 
 
 def test_every_request_has_rules() -> None:

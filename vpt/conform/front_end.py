@@ -6,6 +6,7 @@ Blocking, with time-outs; the back-end runs in another thread or process.
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from vpt.conform.split_queue import Buffer, SplitQueue, pieces
 from vpt.vhost_user import (
     U64,
     Decoder,
+    Inflight,
     MemReg,
     MemTable,
     Message,
@@ -39,11 +41,13 @@ F = VirtioFeature
 Queue = SplitQueue | PackedQueue
 TIMEOUT_S = 10.0
 VNET_HDR = 12
+FIRST_LAP = 0x8000_8000  # base of a packed ring: index 0, wrap counter 1, for both sides
 ALL_PROTOCOL = (
     ProtocolFeature.MQ
     | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.NET_MTU
+    | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
@@ -72,6 +76,14 @@ class Received:
     header: bytes
     frame: bytes
     buffers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The record of what is in flight, which the front-end keeps for the back-end. fd: owned."""
+
+    info: Inflight
+    fd: int
 
 
 @dataclass(slots=True)
@@ -103,24 +115,29 @@ class FrontEnd:
         buffer_size: int = 2048,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        if isinstance(target, socket.socket):
-            self.sock = target
-        else:
-            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.sock.settimeout(timeout_s)
-            self.sock.connect(str(target))
-        self.sock.settimeout(timeout_s)
-        self._decoder = Decoder(replies=True)
-        self._inbox: list[Message] = []
+        self._timeout_s = timeout_s
+        self._connect(target)
         self.wanted = int(features)
         self.features = 0
         self.offered = 0
-        self.protocol = 0
         self.pairs_wanted = pairs
         self.num = num
         self.memory = memory or GuestMemory()
         self.buffer_size = buffer_size
         self.pairs: list[_Pair] = []
+        self.record: Record | None = None
+
+    def _connect(self, target: Path | str | socket.socket) -> None:
+        if isinstance(target, socket.socket):
+            self.sock = target
+        else:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(self._timeout_s)
+            self.sock.connect(str(target))
+        self.sock.settimeout(self._timeout_s)
+        self._decoder = Decoder(replies=True)
+        self._inbox: list[Message] = []
+        self.protocol = 0
 
     def __enter__(self) -> Self:
         return self
@@ -141,6 +158,9 @@ class FrontEnd:
         for queue in self.queues():
             queue.close()
         self.pairs.clear()
+        if self.record is not None:
+            os.close(self.record.fd)
+            self.record = None
         self.memory.close()
 
     def queues(self) -> list[Queue]:
@@ -283,12 +303,51 @@ class FrontEnd:
         """Enable or disable a ring."""
         self.do(Request.SET_VRING_ENABLE, VringState(index, int(on)))
 
-    def start(self, *, protocol: int | None = int(ALL_PROTOCOL), fill: int | None = None) -> Self:
-        """The whole way to running and enabled rings, with `fill` receive buffers posted per pair."""
+    def ask_record(self) -> Record:
+        """Let the back-end make a record of what is in flight, to keep."""
+        self.send(Request.GET_INFLIGHT_FD, Inflight(0, 0, 2 * self.pairs_wanted, self.num))
+        message = self.reply()
+        assert isinstance(message.payload, Inflight)
+        fd = message.take_fd()
+        assert fd is not None
+        self.record = Record(message.payload, fd)
+        return self.record
+
+    def give_record(self) -> None:
+        """Hand it in, as has to be done with each connection."""
+        assert self.record is not None
+        self.do(Request.SET_INFLIGHT_FD, self.record.info, [self.record.fd])
+
+    def resume(self, target: Path | str | socket.socket, *, protocol: int = int(ALL_PROTOCOL)) -> Self:
+        """Go on with the same rings at a back-end that has come back, by the record of what is in flight.
+
+        Ring bases are those of the beginning, as of a front-end that did not count.
+        """
+        self.disconnect()
+        self._connect(target)
+        self.negotiate(protocol)
+        self.share_memory()
+        self.give_record()
+        for index in range(len(self.queues())):
+            self.start_ring(index, base=FIRST_LAP if self.features & F.RING_PACKED else 0)
+            self.enable_ring(index)
+        self.ask(Request.GET_FEATURES)
+        return self
+
+    def start(
+        self, *, protocol: int | None = int(ALL_PROTOCOL), fill: int | None = None, record: bool = False
+    ) -> Self:
+        """The whole way to running and enabled rings, with `fill` receive buffers posted per pair.
+
+        record: have one kept of what is in flight.
+        """
         self.negotiate(protocol)
         self.share_memory()
         if not self.pairs:
             self.make_queues()
+        if record:
+            self.ask_record()
+            self.give_record()
         for index in range(len(self.queues())):
             self.start_ring(index)
             if self.features & F.PROTOCOL_FEATURES:

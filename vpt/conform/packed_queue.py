@@ -77,6 +77,11 @@ class PackedQueue:
         """Descriptors not in flight."""
         return len(self._free)
 
+    @property
+    def unfinished(self) -> int:
+        """Chains that the device has not given back yet."""
+        return len(self._chains) - (self.used_idx - self.last_used & 0xFFFF)
+
     def peek_free(self, count: int) -> list[int]:
         """The ids that the next chain of `count` will take, the one it goes by first."""
         return self._free[: -count - 1 : -1]

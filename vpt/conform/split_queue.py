@@ -85,6 +85,11 @@ class SplitQueue:
         """Descriptors not in flight."""
         return len(self._free)
 
+    @property
+    def unfinished(self) -> int:
+        """Chains that the device has not given back yet."""
+        return len(self._chains) - (self.used_idx - self.last_used & 0xFFFF)
+
     def peek_free(self, count: int) -> list[int]:
         """The descriptors that the next chain of `count` will take, its head first."""
         return self._free[: -count - 1 : -1]

@@ -36,12 +36,14 @@ from vpt.dataplane._pure import (
     vec_rx,
     vec_tx,
     vhost_features,
+    vhost_inflight_size,
     vhost_max_mem_regions,
 )
 from vpt.dataplane._types import (
     Event,
     EventType,
     Feature,
+    InflightRecord,
     Kind,
     MacEntry,
     MemRegion,
@@ -69,6 +71,7 @@ __all__ = [
     "Event",
     "EventType",
     "Feature",
+    "InflightRecord",
     "Kind",
     "MacEntry",
     "MemRegion",
@@ -105,5 +108,6 @@ __all__ = [
     "vec_rx",
     "vec_tx",
     "vhost_features",
+    "vhost_inflight_size",
     "vhost_max_mem_regions",
 ]

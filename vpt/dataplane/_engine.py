@@ -20,6 +20,7 @@ from vpt.dataplane._pure import region_opts, vec_count
 from vpt.dataplane._types import (
     Event,
     EventType,
+    InflightRecord,
     Kind,
     MacEntry,
     MemRegion,
@@ -388,6 +389,11 @@ class Port:
     def vring_log(self, index: int, on: bool, used_gpa: int) -> None:
         """Whether writes to a ring's used part are logged, and at which address."""
         self._check(lib.vpt_vhost_vring_log(self._handle(), index, on, used_gpa), f"log of ring {index}")
+
+    def vhost_inflight_set(self, record: InflightRecord | None) -> None:
+        """The record of what is in flight, for rings that are started from now on. EBUSY: rings run."""
+        c_record = new("struct vpt_inflight *", asdict(record)) if record else ffi.NULL
+        self._check(lib.vpt_vhost_inflight_set(self._handle(), c_record), "record of what is in flight")
 
     def vhost_reset(self) -> None:
         """Stop all rings; forget features, memory, log and breakdown: as before the first message."""

@@ -23,6 +23,7 @@ __all__ = [
     "vec_rx",
     "vec_tx",
     "vhost_features",
+    "vhost_inflight_size",
     "vhost_max_mem_regions",
 ]
 
@@ -89,6 +90,11 @@ def event_passed(at: int, old: int, new_index: int, slots: int) -> bool:
 def vhost_features() -> int:
     """virtio-net, vhost and ring feature bits that the data plane implements."""
     return int(lib.vpt_vhost_features())
+
+
+def vhost_inflight_size(*, packed: bool, queues: int, queue_size: int) -> int:
+    """Bytes that a record of what is in flight takes, for so many queues of so many descriptors."""
+    return int(lib.vpt_vhost_inflight_size(packed, queues, queue_size))
 
 
 def vhost_max_mem_regions() -> int:

@@ -191,6 +191,17 @@ class MemRegion:
 
 
 @dataclass(frozen=True, slots=True)
+class InflightRecord:
+    """A front-end's record of what is in flight: where in its file, for how many queues of which size."""
+
+    mmap_size: int
+    mmap_offset: int
+    queues: int
+    queue_size: int
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
 class Vring:
     """A virtqueue that is to be started. Addresses are the front-end's (uva); fd -1: none."""
 

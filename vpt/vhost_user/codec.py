@@ -189,7 +189,7 @@ class Decoder:
         payload = self._payload_type(request).unpack(body)
         spec = SPECS.get(request)
         if spec is not None:
-            fewest, most = (0, 0) if self._replies else spec.fds
+            fewest, most = spec.reply_fds if self._replies else spec.fds
             if not fewest <= len(self._fds) <= most:
                 raise RuleError(
                     Rule.BAD_FD_COUNT, f"{len(self._fds)} with {spec.request.name}, {fewest}..{most} allowed"

@@ -11,6 +11,7 @@ class ProtocolFeature(IntFlag):
     LOG_SHMFD = 1 << 1
     REPLY_ACK = 1 << 3
     NET_MTU = 1 << 4
+    INFLIGHT_SHMFD = 1 << 12
     RESET_DEVICE = 1 << 13
     CONFIGURE_MEM_SLOTS = 1 << 15
     STATUS = 1 << 16

@@ -58,6 +58,7 @@ class Rule(StrEnum):
     BAD_FD = "bad_fd"
     BAD_MEMORY = "bad_memory"
     BAD_RING = "bad_ring"
+    BAD_INFLIGHT = "bad_inflight"
 
 
 class RuleError(ProtocolError):
@@ -95,6 +96,8 @@ class Request(IntEnum):
     GET_QUEUE_NUM = 17
     SET_VRING_ENABLE = 18
     NET_SET_MTU = 20
+    GET_INFLIGHT_FD = 31
+    SET_INFLIGHT_FD = 32
     RESET_DEVICE = 34
     GET_MAX_MEM_SLOTS = 36
     ADD_MEM_REG = 37
@@ -273,6 +276,37 @@ class MemReg(Payload):
 
 
 @dataclass(frozen=True, slots=True)
+class Inflight(Payload):
+    """Where the record of what is in flight lies in its file, and for how many queues of which size.
+
+    Four fields of 20 bytes in all; a C compiler makes a structure of 24 of them, and front-ends send either.
+    """
+
+    WIRE: ClassVar[Struct] = Struct("=QQHH")
+    mmap_size: int
+    mmap_offset: int
+    queues: int
+    queue_size: int
+    padding: int = 4  # bytes behind it
+
+    @classmethod
+    def size_ok(cls, size: int) -> bool:
+        """With or without padding."""
+        return size in (cls.WIRE.size, cls.WIRE.size + 4)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The fields, and how it was sent."""
+        mmap_size, mmap_offset, queues, queue_size = cls.WIRE.unpack_from(data)
+        return cls(mmap_size, mmap_offset, queues, queue_size, len(data) - cls.WIRE.size)
+
+    def pack(self) -> bytes:
+        """The bytes on the wire."""
+        fields = (self.mmap_size, self.mmap_offset, self.queues, self.queue_size)
+        return self.WIRE.pack(*fields) + bytes(self.padding)
+
+
+@dataclass(frozen=True, slots=True)
 class Opaque(Payload):
     """Payload of a request that is not in the table."""
 
@@ -307,16 +341,17 @@ class Rings(Enum):
 class MessageSpec:
     """Rules of one message.
 
-    payload: what it carries. fds: fewest and most descriptors. reply: payload of its own reply; without one,
-    it is acknowledged with a U64 (0: done) if REPLY_ACK was negotiated and the sender asked. needs: protocol
-    feature that must have been negotiated. before_owner: may come ahead of SET_OWNER. rings: state that it
-    needs the named ring in.
+    payload: what it carries. fds: fewest and most descriptors. reply: payload of its own reply, reply_fds:
+    descriptors with that; without one, it is acknowledged with a U64 (0: done) if REPLY_ACK was negotiated
+    and the sender asked. needs: protocol feature that must have been negotiated. before_owner: may come ahead
+    of SET_OWNER. rings: state that it needs the named ring in.
     """
 
     request: Request
     payload: type[Payload] = Empty
     fds: tuple[int, int] = (0, 0)
     reply: type[Payload] | None = None
+    reply_fds: tuple[int, int] = (0, 0)
     needs: ProtocolFeature = _NONE
     before_owner: bool = False
     rings: Rings = Rings.ANY
@@ -351,6 +386,8 @@ _SPECS = (
     MessageSpec(Request.GET_QUEUE_NUM, reply=U64, needs=_F.MQ, before_owner=True),
     MessageSpec(Request.SET_VRING_ENABLE, VringState),
     MessageSpec(Request.NET_SET_MTU, U64, needs=_F.NET_MTU),
+    MessageSpec(Request.GET_INFLIGHT_FD, Inflight, reply=Inflight, reply_fds=(1, 1), needs=_F.INFLIGHT_SHMFD),
+    MessageSpec(Request.SET_INFLIGHT_FD, Inflight, fds=(1, 1), needs=_F.INFLIGHT_SHMFD),
     MessageSpec(Request.RESET_DEVICE, needs=_F.RESET_DEVICE),
     MessageSpec(Request.GET_MAX_MEM_SLOTS, reply=U64, needs=_F.CONFIGURE_MEM_SLOTS, before_owner=True),
     MessageSpec(Request.ADD_MEM_REG, MemReg, fds=(1, 1), needs=_F.CONFIGURE_MEM_SLOTS),

@@ -293,6 +293,23 @@ int vpt_vhost_mem_add(vpt_port *p, const struct vpt_mem_region *region);
 int vpt_vhost_mem_del(vpt_port *p, const struct vpt_mem_region *region);
 uint32_t vpt_vhost_max_mem_regions(void);                                  /* any thread */
 
+struct vpt_inflight {
+	uint64_t mmap_size;        /* bytes, from there on */
+	uint64_t mmap_offset;      /* multiple of 64 */
+	uint32_t queues;           /* 1..256 */
+	uint32_t queue_size;       /* 1..32768: descriptors that each queue's region has room for */
+	int32_t fd;
+	uint32_t pad;
+};
+
+/* Bytes that a record for so many queues of so many descriptors takes. Pure. */
+uint64_t vpt_vhost_inflight_size(int packed, uint32_t queues, uint32_t queue_size); /* any thread */
+/*
+ * The record of what is in flight (vhost-user, "Inflight I/O tracking") for rings that are started from now on; NULL: none.
+ * It takes precedence over a ring's base. -EINVAL: numbers; -EBADF: no file of that size; -EBUSY: rings run.
+ */
+int vpt_vhost_inflight_set(vpt_port *p, const struct vpt_inflight *record);
+
 struct vpt_vring {
 	uint32_t num;              /* entries, 1..32768; split: a power of two */
 	uint32_t base;             /* split: next available index; packed: as SET_VRING_BASE carries it, lower half */
@@ -307,7 +324,7 @@ struct vpt_vring {
  * Ring index: 2*i is the receive queue of pair i, 2*i+1 its transmit queue, as virtio-net numbers them (the peer's
  * receive, so the host writes 2*i and reads 2*i+1).
  * start: -EINVAL num, base, alignment; -EFAULT not in the memory table; -EBADF not an eventfd; -EBUSY runs already; -ERANGE
- *        its used part is beyond the log in use.
+ *        its used part is beyond the log in use; -EILSEQ the record of what is in flight contradicts itself or the ring.
  * stop: 0 and *base = where to go on; -ENOENT: was not running. Waits for workers.
  */
 int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *ring);
@@ -528,6 +545,8 @@ int64_t vpt_offload_frames(const struct vpt_vnet_hdr *hdr, const void *frame, ui
 
 #define VPT_MAX_WORKERS 32u
 #define VPT_MAX_MEM_REGIONS 512u
+#define VPT_MAX_VRINGS 256u
+#define VPT_MAX_RING 32768u
 #define VPT_STATS_MAGIC 0x5354415453545056ull
 #define VPT_STATS_VERSION 1u
 

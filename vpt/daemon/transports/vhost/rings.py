@@ -7,6 +7,8 @@ two is found without one.
 
 from __future__ import annotations
 
+import errno
+
 from vpt.daemon.transports.vhost.state import Group, Ring, State, is_eventfd, payload_of, port_refuses
 from vpt.dataplane import Vring
 from vpt.vhost_user import (
@@ -126,7 +128,7 @@ def _start(state: State, ring: Ring, kick_fd: int) -> None:
         call_fd=ring.call_fd,
     )
     state.port.vring_enable(ring.index, ring.enabled or state.always_enabled)
-    with port_refuses(Rule.BAD_RING, f"ring {ring.index}"):
+    with port_refuses(Rule.BAD_RING, f"ring {ring.index}", or_by={errno.EILSEQ: Rule.BAD_INFLIGHT}):
         state.port.vring_start(ring.index, vring)
     ring.running = True
 

@@ -16,7 +16,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
-from vpt.daemon.transports.vhost import device, log, memory, negotiation, rings
+from vpt.daemon.transports.vhost import device, inflight, log, memory, negotiation, rings
 from vpt.daemon.transports.vhost.state import Group, Handler, Reply, State
 from vpt.vhost_user import (
     U64,
@@ -36,7 +36,14 @@ from vpt.vhost_user import (
 if TYPE_CHECKING:
     from vpt.dataplane import Port
 
-_GROUPS: tuple[Group, ...] = (negotiation.GROUP, device.GROUP, memory.GROUP, rings.GROUP, log.GROUP)
+_GROUPS: tuple[Group, ...] = (
+    negotiation.GROUP,
+    device.GROUP,
+    memory.GROUP,
+    log.GROUP,
+    inflight.GROUP,
+    rings.GROUP,
+)
 _HANDLERS: dict[Request, Handler] = {
     request: handler for group in _GROUPS for request, handler in group.handlers.items()
 }

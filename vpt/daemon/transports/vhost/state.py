@@ -150,9 +150,10 @@ def is_eventfd(fd: int) -> bool:
 
 
 @contextmanager
-def port_refuses(rule: Rule, what: str) -> Iterator[None]:
-    """Turn the data plane's refusal into a broken rule of the protocol."""
+def port_refuses(rule: Rule, what: str, *, or_by: Mapping[int, Rule] | None = None) -> Iterator[None]:
+    """Turn the data plane's refusal into a broken rule of the protocol. or_by: other rules, by errno."""
     try:
         yield
     except DataplaneError as error:
+        rule = (or_by or {}).get(error.errno, rule)
         raise RuleError(rule, f"{what}: {os.strerror(error.errno)}") from error
