@@ -82,4 +82,10 @@ COMMANDS = (
         "vpt.cli.bench:bench",
         "Measure, compare what was measured, and say what to expect.",
     ),
+    Row(
+        "Measure",
+        "conform",
+        "vpt.cli.conform:conform",
+        "Test a vhost-user net back-end: any, by its socket.",
+    ),
 )

@@ -21,10 +21,12 @@ from vpt.conform.split_queue import Buffer, SplitQueue, pieces
 from vpt.vhost_user import (
     U64,
     Decoder,
+    DeviceStatus,
     Inflight,
     MemReg,
     MemTable,
     Message,
+    Opaque,
     Payload,
     ProtocolFeature,
     Request,
@@ -59,12 +61,16 @@ OFFLOADS = (
 )
 
 
+class Failure(AssertionError):  # noqa: N818 - the back-end's, and no error of ours
+    """The back-end did what it may not, or did not do what it must."""
+
+
 def eventually(probe: Callable[[], T], what: str = "", timeout_s: float = TIMEOUT_S) -> T:
-    """The first true value of probe(); AssertionError when it takes too long."""
+    """The first true value of probe(); Failure when it takes too long."""
     end = time.monotonic() + timeout_s
     while not (value := probe()):
         if time.monotonic() > end:
-            raise AssertionError(f"did not happen in {timeout_s} s: {what or probe}")
+            raise Failure(f"did not happen in {timeout_s:g} s: {what or probe}")
         time.sleep(0.0005)
     return value
 
@@ -115,7 +121,7 @@ class FrontEnd:
         buffer_size: int = 2048,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._connect(target)
         self.wanted = int(features)
         self.features = 0
@@ -132,9 +138,9 @@ class FrontEnd:
             self.sock = target
         else:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.sock.settimeout(self._timeout_s)
+            self.sock.settimeout(self.timeout_s)
             self.sock.connect(str(target))
-        self.sock.settimeout(self._timeout_s)
+        self.sock.settimeout(self.timeout_s)
         self._decoder = Decoder(replies=True)
         self._inbox: list[Message] = []
         self.protocol = 0
@@ -146,6 +152,11 @@ class FrontEnd:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+    def set_timeout(self, timeout_s: float) -> None:
+        """How long to wait for anything from now on."""
+        self.timeout_s = timeout_s
+        self.sock.settimeout(timeout_s)
 
     def disconnect(self) -> None:
         """Close the socket only; memory and rings stay."""
@@ -201,9 +212,13 @@ class FrontEnd:
     def ask(self, request: int, payload: Payload | None = None) -> Payload:
         """Send a message that has a reply of its own; returns the reply's payload."""
         self.send(request, payload)
+        return self._reply_to(request).payload
+
+    def _reply_to(self, request: int) -> Message:
         message = self.reply()
-        assert message.request == request
-        return message.payload
+        if message.request != request:
+            raise Failure(f"request {request} was answered by a reply to {message.request}")
+        return message
 
     def ask_u64(self, request: int) -> int:
         """The same for those that are answered with a number."""
@@ -214,15 +229,18 @@ class FrontEnd:
     def try_(self, request: int, payload: Payload | None = None, fds: Sequence[int] = ()) -> int:
         """Send a message and ask for an acknowledgement; returns it. 0: done."""
         self.send(request, payload, fds, need_reply=True)
-        message = self.reply()
-        assert message.request == request
-        assert isinstance(message.payload, U64)
-        return message.payload.value
+        payload = self._reply_to(request).payload
+        if isinstance(payload, Opaque):  # to a request that is not in the table
+            payload = U64.unpack(payload.data)
+        assert isinstance(payload, U64)
+        return payload.value
 
     def do(self, request: int, payload: Payload | None = None, fds: Sequence[int] = ()) -> None:
         """Send a message that must succeed."""
         if self.protocol & ProtocolFeature.REPLY_ACK:
-            assert self.try_(request, payload, fds) == 0, Request(request).name
+            answer = self.try_(request, payload, fds)
+            if answer != 0:
+                raise Failure(f"{Request(request).name} was refused: {answer:#x}")
         else:
             self.send(request, payload, fds)
 
@@ -296,7 +314,8 @@ class FrontEnd:
         """Stop a ring; returns its base."""
         state = self.ask(Request.GET_VRING_BASE, VringState(index, 0))
         assert isinstance(state, VringState)
-        assert state.index == index
+        if state.index != index:
+            raise Failure(f"GET_VRING_BASE of ring {index} was answered with ring {state.index}")
         return state.num
 
     def enable_ring(self, index: int, on: bool = True) -> None:
@@ -331,8 +350,15 @@ class FrontEnd:
         for index in range(len(self.queues())):
             self.start_ring(index, base=FIRST_LAP if self.features & F.RING_PACKED else 0)
             self.enable_ring(index)
+        self.driver_ok()
         self.ask(Request.GET_FEATURES)
         return self
+
+    def driver_ok(self) -> None:
+        """Tell that the driver is at work, where that is told: there are back-ends that wait for it."""
+        if self.protocol & ProtocolFeature.STATUS:
+            s = DeviceStatus
+            self.do(Request.SET_STATUS, U64(s.ACKNOWLEDGE | s.DRIVER | s.FEATURES_OK | s.DRIVER_OK))
 
     def start(
         self, *, protocol: int | None = int(ALL_PROTOCOL), fill: int | None = None, record: bool = False
@@ -352,6 +378,7 @@ class FrontEnd:
             self.start_ring(index)
             if self.features & F.PROTOCOL_FEATURES:
                 self.enable_ring(index)
+        self.driver_ok()
         for pair in range(len(self.pairs)):
             self.fill(pair, fill)
         self.ask(Request.GET_FEATURES)  # what went unacknowledged has been acted on when the answer is there
@@ -414,7 +441,7 @@ class FrontEnd:
             need = max(1, len(sizes) + 1, -(-(len(frame) + VNET_HDR) // self.buffer_size))
             if tx.free < need:
                 tx.kick()
-                eventually(lambda: (list(tx.take_used()), tx.free >= need)[1], "room in the transmit ring")  # noqa: B023
+                self._wait(lambda: (list(tx.take_used()), tx.free >= need)[1], "room in the transmit ring")  # noqa: B023
             self.queue_frame(frame, header, pair=pair, sizes=sizes, indirect=indirect)
         tx.kick()
         self.flush(pair)
@@ -422,7 +449,10 @@ class FrontEnd:
     def flush(self, pair: int = 0) -> None:
         """Wait until the back-end has taken all that was sent."""
         tx = self.pairs[pair].tx
-        eventually(lambda: (list(tx.take_used()), tx.free == tx.num)[1], "transmit ring to be emptied")
+        self._wait(lambda: (list(tx.take_used()), tx.free == tx.num)[1], "transmit ring to be emptied")
+
+    def _wait(self, probe: Callable[[], T], what: str) -> T:
+        return eventually(probe, what, self.timeout_s)
 
     def poll(self, pair: int = 0, *, refill: bool = True) -> list[Received]:
         """Packets that have arrived; their buffers are posted again."""
@@ -440,7 +470,7 @@ class FrontEnd:
             self.fill(pair)
         return out
 
-    def receive(self, count: int = 1, *, pair: int = 0, timeout_s: float = TIMEOUT_S) -> list[Received]:
+    def receive(self, count: int = 1, *, pair: int = 0) -> list[Received]:
         """Wait for that many packets, and take what else has arrived with them."""
         got: list[Received] = []
 
@@ -448,5 +478,5 @@ class FrontEnd:
             got.extend(self.poll(pair))
             return len(got) >= count
 
-        eventually(enough, f"{count} packets", timeout_s)
+        self._wait(enough, f"{count} packets")
         return got

@@ -19,15 +19,20 @@ UVA_OFFSET = (
     0x7000_0000_0000  # front-end address = guest-physical address + this: neither may be taken for the other
 )
 MIB = 1 << 20
+UNTOUCHED = 0xA5  # what guarded memory is filled with
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a region shall be: guest-physical address, bytes, offset in its file."""
+    """Where a region shall be: guest-physical address, bytes, offset in its file, bytes that follow there.
+
+    With a guard, file and region are filled with UNTOUCHED, see GuestMemory.untouched().
+    """
 
     gpa: int
     size: int
     offset: int = 0
+    guard: int = 0
 
 
 class GuestRegion:
@@ -35,8 +40,11 @@ class GuestRegion:
 
     def __init__(self, span: Span) -> None:
         self.fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, span.offset + span.size)
-        self.map = mmap.mmap(self.fd, span.offset + span.size)
+        length = span.offset + span.size + span.guard
+        os.ftruncate(self.fd, length)
+        self.map = mmap.mmap(self.fd, length)
+        if span.guard:
+            self.map[:] = bytes([UNTOUCHED]) * length
         self.info = Region(span.gpa, span.size, span.gpa + UVA_OFFSET, span.offset)
         self._base = span.offset
         # Indices must be stored whole: struct's little-endian formats write byte by byte.
@@ -80,6 +88,7 @@ class GuestMemory:
 
     def __init__(self, spans: Sequence[Span] = (Span(GPA_BASE, 16 * MIB),)) -> None:
         self.regions = [GuestRegion(span) for span in spans]
+        self._guarded = spans[0].guard > 0
         self._next = spans[0].gpa
 
     def __enter__(self) -> Self:
@@ -153,6 +162,14 @@ class GuestMemory:
     def load32(self, gpa: int) -> int:
         """One 32-bit load."""
         return self.region_of(gpa).load32(gpa)
+
+    def untouched(self) -> bool:
+        """With a guard: is all as it was that was not allocated, in the first region and around it?"""
+        if not self._guarded:
+            return True
+        region = self.regions[0]
+        below, above = region.map[: region.index(region.info.gpa)], region.map[region.index(self._next) :]
+        return below + above == bytes([UNTOUCHED]) * (len(below) + len(above))
 
     @staticmethod
     def uva(gpa: int) -> int:
