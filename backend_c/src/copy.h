@@ -31,6 +31,48 @@ static inline void vpti_put(struct vpti_cursor *c, const uint8_t *src, uint32_t 
 	}
 }
 
+/*
+ * The header as it was just written, in the same pieces: a load that spans two stores has to wait until they, and all
+ * stores before them, are in the cache, one miss on the receiver's memory after the other.
+ *
+ * A buffer that has been round before mostly has this very header already. Then the line is left alone, and a driver that only
+ * looks whether the header is as expected finds it in its own cache (DPDK's does; its frames start on the next line).
+ */
+static inline void vpti_put_header(uint8_t *d, const struct vpt_vnet_hdr *hdr, uint32_t hdr_len)
+{
+	const uint8_t *h = (const uint8_t *)hdr;
+
+	if (vpti_likely(hdr_len == sizeof(*hdr))) {
+		uint64_t there, here;
+		uint32_t there_end, here_end;
+
+		memcpy(&there, d, sizeof(there));
+		memcpy(&here, h, sizeof(here));
+		memcpy(&there_end, d + sizeof(there), sizeof(there_end));
+		memcpy(&here_end, h + sizeof(here), sizeof(here_end));
+		if (there != here)
+			memcpy(d, &here, sizeof(here));
+		if (there_end != here_end)
+			memcpy(d + sizeof(here), &here_end, sizeof(here_end));
+	} else {
+		memcpy(d, h, VPTI_HDR_COMMON);
+	}
+}
+
+/*
+ * Bytes of a frame. Small ones are most of what comes at high rates: two pieces that may overlap, of a length that the
+ * compiler knows, instead of a call that first finds out how long it is (a quarter of the time of copying 64 bytes).
+ */
+static inline void vpti_copy_frame(uint8_t *d, const uint8_t *s, uint32_t len)
+{
+	if (len - 32 <= 32) {
+		memcpy(d, s, 32);
+		memcpy(d + len - 32, s + len - 32, 32);
+	} else {
+		memcpy(d, s, len);
+	}
+}
+
 /* General case: any number of fragments on both sides, cut anywhere. */
 static inline void vpti_copy_runs(const struct vpti_run *run, uint32_t nrun, const struct vpt_vnet_hdr *hdr,
 				  uint32_t hdr_len, const struct vpti_pkt *p)
@@ -66,17 +108,11 @@ static inline void vpti_copy(const struct vpti_run *run, uint32_t nrun, const st
 		return;
 	}
 	if (hdr_len) {
-		/*
-		 * In the pieces in which it was just written. A load that spans two stores has to wait until they, and all
-		 * stores before them, are in the cache: one miss on the receiver's memory after the other.
-		 */
-		memcpy(d, hdr, VPTI_HDR_COMMON);
-		if (vpti_likely(hdr_len == sizeof(*hdr)))
-			memcpy(d + VPTI_HDR_COMMON, &hdr->num_buffers, sizeof(hdr->num_buffers));
+		vpti_put_header(d, hdr, hdr_len);
 		d += hdr_len;
 	}
 	/* The whole frame in one aligned go, then the checked header over it: cheaper than starting at an odd offset of 14. */
-	memcpy(d, p->first.p, p->len);
+	vpti_copy_frame(d, p->first.p, p->len);
 	memcpy(d, p->eth, VPTI_ETH_HLEN);
 }
 

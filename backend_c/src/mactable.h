@@ -9,8 +9,10 @@
 #ifndef VPTI_MACTABLE_H
 #define VPTI_MACTABLE_H
 
+#include <endian.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "util.h"
 #include "vpt/vpt.h"
@@ -43,8 +45,12 @@ void vpti_mactable_fini(struct vpti_mactable *t);
 
 static inline uint64_t vpti_mac48(const uint8_t *a)
 {
-	return (uint64_t)a[0] << 40 | (uint64_t)a[1] << 32 | (uint64_t)a[2] << 24 | (uint64_t)a[3] << 16 |
-	       (uint64_t)a[4] << 8 | a[5];
+	uint32_t high;
+	uint16_t low;
+
+	memcpy(&high, a, sizeof(high));
+	memcpy(&low, a + sizeof(high), sizeof(low));
+	return (uint64_t)be32toh(high) << 16 | be16toh(low);
 }
 
 static inline struct vpti_mac_bucket *vpti_mac_bucket(const struct vpti_mactable *t, uint64_t mac)

@@ -40,22 +40,34 @@ void vpti_mem_free(struct vpti_mem *m);
 /* Index of the range that holds a guest-physical address, m->n if none does. */
 uint32_t vpti_mem_find(const struct vpti_mem *m, uint64_t gpa);
 
-/*
- * Host address of a guest-physical one, and in *contig how many bytes follow there in one piece; NULL if nowhere.
- * hint: index of the range found last.
- */
-static inline uint8_t *vpti_mem_gpa(const struct vpti_mem *m, uint64_t gpa, uint64_t *contig, uint32_t *hint)
-{
-	uint32_t i = VPTI_READ(*hint);
+/* The range found last, by value: a loop keeps it in registers. All zero: none yet. */
+struct vpti_mem_near {
+	uint64_t gpa;
+	uint64_t size;
+	uint8_t *hva;
+};
 
-	if (vpti_unlikely(i >= m->n || gpa - m->r[i].gpa >= m->r[i].size)) {
-		i = vpti_mem_find(m, gpa);
+/* Host address of a guest-physical one, and in *contig how many bytes follow there in one piece; NULL if nowhere. */
+static inline uint8_t *vpti_mem_gpa(const struct vpti_mem *m, uint64_t gpa, uint64_t *contig, struct vpti_mem_near *near)
+{
+	if (vpti_unlikely(gpa - near->gpa >= near->size)) {
+		uint32_t i = vpti_mem_find(m, gpa);
+
 		if (i == m->n)
 			return NULL;
-		VPTI_WRITE(*hint, i);
+		*near = (struct vpti_mem_near){ m->r[i].gpa, m->r[i].size, m->r[i].hva };
 	}
-	*contig = m->r[i].size - (gpa - m->r[i].gpa);
-	return m->r[i].hva + (gpa - m->r[i].gpa);
+	*contig = near->size - (gpa - near->gpa);
+	return near->hva + (gpa - near->gpa);
+}
+
+/* Host address of [gpa, gpa + len) if all of it is in one range, NULL if not. */
+static inline uint8_t *vpti_mem_span(const struct vpti_mem *m, uint64_t gpa, uint32_t len, struct vpti_mem_near *near)
+{
+	uint64_t contig;
+	uint8_t *p = vpti_mem_gpa(m, gpa, &contig, near);
+
+	return vpti_likely(p && contig >= len) ? p : NULL;
 }
 
 /* Host address of [uva, uva + len), which must lie in one region; NULL if not. */

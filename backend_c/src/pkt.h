@@ -3,7 +3,9 @@
 #ifndef VPTI_PKT_H
 #define VPTI_PKT_H
 
+#include <endian.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "vpt/abi.h"
 
@@ -36,5 +38,24 @@ struct vpti_pkt {
 	struct vpt_vnet_hdr hdr;
 	uint8_t eth[VPTI_ETH_HLEN];
 };
+
+/* 48 bits of address, in the order in which they are sent; of p->eth, where two bytes more can be read than an address has. */
+static inline uint64_t vpti_pkt_mac(const uint8_t *at)
+{
+	uint64_t word;
+
+	memcpy(&word, at, sizeof(word));
+	return be64toh(word) >> 16;
+}
+
+static inline uint64_t vpti_pkt_dst(const struct vpti_pkt *p)
+{
+	return vpti_pkt_mac(p->eth);
+}
+
+static inline uint64_t vpti_pkt_src(const struct vpti_pkt *p)
+{
+	return vpti_pkt_mac(p->eth + 6);
+}
 
 #endif /* VPTI_PKT_H */

@@ -115,6 +115,7 @@ int vpti_queue_new(struct vpt_port *p, uint32_t index, size_t txq_size, size_t r
 	t->port = r->port = p;
 	t->index = r->index = index;
 	t->c = r->c = block->c;
+	r->shared = p->engine->nworkers > 1;
 	t->last_src = UINT64_MAX;
 	p->txq[index] = t;
 	p->rxq[index] = r;
@@ -301,7 +302,7 @@ int vpt_port_add(vpt_switch *sw, const struct vpt_port_opts *opts, vpt_port **ou
 	p->worker = p->opts.worker < 0 ? least_loaded(e) : e->worker[p->opts.worker];
 	p->link = true;
 	p->lossless = p->opts.flags & VPT_PORT_LOSSLESS;
-	p->max_len = p->opts.mtu + L2_OVERHEAD;
+	p->max_len = VPTI_MIN(p->opts.mtu + L2_OVERHEAD, VPT_MAX_FRAME);
 	p->txq = calloc(p->opts.pairs, sizeof(*p->txq));
 	p->rxq = calloc(p->opts.pairs, sizeof(*p->rxq));
 	rc = -ENOMEM;

@@ -116,6 +116,7 @@ struct vpti_rxq {
 	uint64_t *c;
 	uint32_t index;
 	bool live;
+	bool shared;               /* the engine has several workers */
 	struct vpti_lock lock;
 	struct vpti_leases leases;
 } __attribute__((aligned(64)));
@@ -185,6 +186,22 @@ void vpti_port_taken_down(struct vpt_port *p);
 static inline bool vpti_port_runs(const struct vpt_port *p)
 {
 	return vpti_likely(!VPTI_READ(p->broken) && VPTI_READ(p->link));
+}
+
+/*
+ * For what workers share of an rxq. An only worker takes no lock: the exchange would wait until all that it has written to the
+ * peer's memory is in the cache, twice per delivery.
+ */
+static inline void vpti_rxq_lock(struct vpti_rxq *q)
+{
+	if (q->shared)
+		vpti_lock(&q->lock);
+}
+
+static inline void vpti_rxq_unlock(struct vpti_rxq *q)
+{
+	if (q->shared)
+		vpti_unlock(&q->lock);
 }
 
 /* After touching a peer's memory: did any of it vanish? */

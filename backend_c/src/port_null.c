@@ -3,20 +3,27 @@
 #include "engine.h"
 #include "take.h"
 
+/* As wide as every 64-bit processor reads at once; several sums, for each waits for the one before it. */
+typedef uint64_t words __attribute__((vector_size(16)));
+
+#define SUMS 4u
+
 static uint64_t read_all(const struct vpti_frag *f)
 {
-	uint64_t sum = 0;
-	uint32_t i;
+	words sum[SUMS] = { { 0 } }, word;
+	uint64_t rest = 0;
+	uint32_t i, k;
 
-	for (i = 0; i + 8 <= f->len; i += 8) {
-		uint64_t word;
-
-		memcpy(&word, f->p + i, sizeof(word));
-		sum += word;
+	for (i = 0; i + sizeof(sum) <= f->len; i += sizeof(sum)) {
+		for (k = 0; k < SUMS; k++) {
+			memcpy(&word, f->p + i + k * sizeof(word), sizeof(word));
+			sum[k] += word;
+		}
 	}
 	for (; i < f->len; i++)
-		sum += f->p[i];
-	return sum;
+		rest += f->p[i];
+	word = sum[0] + sum[1] + sum[2] + sum[3];
+	return word[0] + word[1] + rest;
 }
 
 static uint32_t null_deliver(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
@@ -35,11 +42,11 @@ static uint32_t null_deliver(struct vpti_rxq *q, struct vpti_room *room, struct 
 			sum += read_all(&pkt[i]->more[k]);
 	}
 	__asm__ __volatile__("" : : "r"(sum)); /* the reads are the point */
-	vpti_lock(&q->lock);
+	vpti_rxq_lock(q);
 	vpti_count(q->c, VPT_C_RX_PACKETS, n);
 	vpti_count(q->c, VPT_C_RX_BYTES, bytes);
 	vpti_count(q->c, VPT_C_RX_BATCHES, 1);
-	vpti_unlock(&q->lock);
+	vpti_rxq_unlock(q);
 	return n;
 }
 

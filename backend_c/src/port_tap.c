@@ -143,13 +143,13 @@ static uint32_t tap_deliver(struct vpti_rxq *q, struct vpti_room *room, struct v
 			sent++;
 		}
 	}
-	vpti_lock(&q->lock);
+	vpti_rxq_lock(q);
 	vpti_count(q->c, VPT_C_RX_PACKETS, sent);
 	vpti_count(q->c, VPT_C_RX_BYTES, bytes);
 	vpti_count(q->c, VPT_C_RX_COPIES, sent);
 	vpti_count(q->c, VPT_C_RX_BATCHES, 1);
 	vpti_count(q->c, VPT_C_RX_DROP_DOWN, refused);
-	vpti_unlock(&q->lock);
+	vpti_rxq_unlock(q);
 	return i;
 }
 

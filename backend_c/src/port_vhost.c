@@ -277,7 +277,7 @@ static int bind_ring(const struct vpt_port *p, struct vpti_virtq *v, const struc
 	if (rc)
 		return rc;
 	v->mem = mem;
-	v->hint = 0;
+	v->near = (struct vpti_mem_near){ 0 };
 	v->num = (uint16_t)cfg->num;
 	v->event_idx = p->features & VPTI_F_EVENT_IDX;
 	v->indirect = p->features & VPTI_F_INDIRECT_DESC;

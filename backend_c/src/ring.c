@@ -238,14 +238,14 @@ static uint32_t deliver_run(struct vpti_ring_rxq *x, struct vpti_room *room, str
 	uint64_t bytes = 0;
 	uint32_t ticket, i;
 
-	vpti_lock(&q->lock);
+	vpti_rxq_lock(q);
 	n = vpti_leases_full(&q->leases) ? 0 : reserve(x, room, pkt, n);
 	if (!n) {
-		vpti_unlock(&q->lock);
+		vpti_rxq_unlock(q);
 		return 0;
 	}
 	ticket = vpti_lease_take(&q->leases, r->tail);
-	vpti_unlock(&q->lock);
+	vpti_rxq_unlock(q);
 
 	for (i = 0; i < n; i++) {
 		const struct vpti_run *run = &room->run[room->first[i]];
@@ -254,7 +254,7 @@ static uint32_t deliver_run(struct vpti_ring_rxq *x, struct vpti_room *room, str
 		bytes += pkt[i]->len;
 	}
 
-	vpti_lock(&q->lock);
+	vpti_rxq_lock(q);
 	if (vpti_lease_finish(&q->leases, ticket, &r->published)) {
 		VPTI_WRITE(r->ktoa->hwcur, r->published);
 		/* Slots and buffers are filled: pairs with the peer's acquire of hwtail before it reads them. */
@@ -264,7 +264,7 @@ static uint32_t deliver_run(struct vpti_ring_rxq *x, struct vpti_room *room, str
 	vpti_count(q->c, VPT_C_RX_BYTES, bytes);
 	vpti_count(q->c, VPT_C_RX_COPIES, n);
 	vpti_count(q->c, VPT_C_RX_BATCHES, 1);
-	vpti_unlock(&q->lock);
+	vpti_rxq_unlock(q);
 	return n;
 }
 
@@ -279,9 +279,9 @@ static uint32_t ring_deliver(struct vpti_rxq *q, struct vpti_room *room, struct 
 		while (run < n && !never_fits(&x->r, pkt[run]))
 			run++;
 		if (run == i) {
-			vpti_lock(&q->lock);
+			vpti_rxq_lock(q);
 			vpti_count(q->c, VPT_C_RX_DROP_TOO_BIG, 1);
-			vpti_unlock(&q->lock);
+			vpti_rxq_unlock(q);
 			pkt[i++]->cause = VPT_C_RX_DROP_TOO_BIG;
 			continue;
 		}
@@ -297,10 +297,10 @@ static void ring_rx_notify(struct vpti_rxq *q)
 {
 	bool sent;
 
-	vpti_lock(&q->lock);
+	vpti_rxq_lock(q);
 	sent = ring_interrupt(&vpti_ring_rxq(q)->r);
 	vpti_count(q->c, sent ? VPT_C_RX_INTERRUPTS : VPT_C_RX_INTERRUPTS_SUPPRESSED, 1);
-	vpti_unlock(&q->lock);
+	vpti_rxq_unlock(q);
 }
 
 const struct vpti_rxq_ops vpti_ring_rxq_ops = { .deliver = ring_deliver, .notify = ring_rx_notify };

@@ -19,17 +19,24 @@
 
 #define NONE 0xffu
 
-/* Per destination, the packets of the burst as a list of their numbers, in order. */
+/* Packets that follow each other in the burst and have one destination. */
+struct run {
+	uint8_t first, n;
+	uint8_t next;              /* run of the same destination; they are numbered in the order of their packets */
+};
+
+/* Per destination, its runs. */
 struct chain {
 	uint8_t first, last;
 };
 
-_Static_assert(VPTI_BURST < NONE, "packet numbers fit the links");
+_Static_assert(VPTI_BURST < NONE, "numbers of packets and runs fit");
 
 /* A worker's notes during one burst. Chains are empty between bursts. */
 struct vpti_pass {
 	struct chain to[VPTI_MAX_PORTS];
-	uint8_t next[VPTI_BURST];
+	struct run run[VPTI_BURST];
+	uint32_t nrun;
 	uint16_t touched[VPTI_BURST];
 	uint32_t ntouched;
 	struct chain flood;
@@ -50,28 +57,33 @@ void vpti_pass_free(struct vpti_pass *pass)
 	free(pass);
 }
 
-static void chain_add(struct vpti_pass *pass, struct chain *c, uint8_t i)
+/* A new run, of packet i for now, at the end of a chain. */
+static struct run *chain_add(struct vpti_pass *pass, struct chain *c, uint32_t i)
 {
-	pass->next[i] = NONE;
+	uint8_t number = (uint8_t)pass->nrun++;
+	struct run *run = &pass->run[number];
+
+	*run = (struct run){ .first = (uint8_t)i, .n = 1, .next = NONE };
 	if (c->first == NONE)
-		c->first = i;
+		c->first = number;
 	else
-		pass->next[c->last] = i;
-	c->last = i;
+		pass->run[c->last].next = number;
+	c->last = number;
+	return run;
 }
 
 /* Packets dropped on the way to a queue; the counters belong to whoever holds its lock. */
 static void count_rx(struct vpti_rxq *q, enum vpt_counter which, uint32_t n)
 {
-	vpti_lock(&q->lock);
+	vpti_rxq_lock(q);
 	vpti_count(q->c, which, n);
-	vpti_unlock(&q->lock);
+	vpti_rxq_unlock(q);
 }
 
 /* Learn where the packet came from; false if it must not be forwarded. */
 static bool learn(struct vpt_switch *sw, struct vpti_txq *q, struct vpti_pkt *p, uint32_t tick)
 {
-	uint64_t src = vpti_mac48(p->eth + 6);
+	uint64_t src = vpti_pkt_src(p);
 
 	if (vpti_likely(src == q->last_src && tick == q->last_tick))
 		return true;
@@ -115,16 +127,24 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 {
 	uint64_t last_dst = 0; /* a run to one destination is looked up once */
 	uint16_t last_slot = VPTI_MAC_NONE;
+	struct run *run = NULL;
 	uint32_t i;
 
-	pass->ntouched = 0;
+	pass->ntouched = pass->nrun = 0;
 	for (i = 0; i < b->n; i++) {
 		struct vpti_pkt *p = &b->pkt[i];
 		uint64_t dst;
 
-		if (p->dst == VPTI_DST_DROP || !learn(sw, q, p, tick))
+		if (vpti_unlikely(p->dst == VPTI_DST_DROP) || !learn(sw, q, p, tick)) {
+			run = NULL;
 			continue;
-		dst = vpti_mac48(p->eth);
+		}
+		dst = vpti_pkt_dst(p);
+		if (vpti_likely(run && dst == last_dst)) {
+			run->n++;
+			continue;
+		}
+		run = NULL;
 		if (dst != last_dst) {
 			last_dst = dst;
 			last_slot = p->eth[0] & 1 ? VPTI_MAC_NONE : vpti_mac_lookup(&sw->macs, dst, tick);
@@ -136,28 +156,29 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 		if (vpti_unlikely(q->port->lossless) && destination_changes(pass, last_slot))
 			break;
 		if (last_slot == VPTI_MAC_NONE) {
-			chain_add(pass, &pass->flood, (uint8_t)i);
+			run = chain_add(pass, &pass->flood, i);
 		} else {
 			if (pass->to[last_slot].first == NONE)
 				pass->touched[pass->ntouched++] = last_slot;
-			chain_add(pass, &pass->to[last_slot], (uint8_t)i);
+			run = chain_add(pass, &pass->to[last_slot], i);
 		}
 	}
 	return i;
 }
 
-/* The packets for one destination, in the order sent: those for it alone and those for everybody. Numbers go to *which. */
-static uint32_t merge(struct vpti_pass *pass, struct vpti_burst *b, uint16_t slot, uint8_t *which)
+/* The packets for one destination, in the order sent: those for it alone and those for everybody. */
+static uint32_t merge(struct vpti_pass *pass, struct vpti_burst *b, uint16_t slot)
 {
 	uint8_t u = pass->to[slot].first, f = pass->flood.first;
-	uint32_t n = 0;
+	uint32_t n = 0, i;
 
 	while (u != NONE || f != NONE) {
 		uint8_t *from = f == NONE || (u != NONE && u < f) ? &u : &f;
+		const struct run *run = &pass->run[*from];
 
-		which[n] = *from;
-		pass->list[n++] = &b->pkt[*from];
-		*from = pass->next[*from];
+		for (i = 0; i < run->n; i++)
+			pass->list[n++] = &b->pkt[run->first + i];
+		*from = run->next;
 	}
 	return n;
 }
@@ -277,7 +298,6 @@ static uint32_t deliver_to(struct vpti_worker *w, struct vpti_txq *from, uint16_
 static void flood(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *b)
 {
 	struct vpti_port_list *list = vpti_rcu_get(q->port->sw->list);
-	uint8_t which[VPTI_BURST];
 	uint32_t i;
 
 	for (i = 0; i < list->n; i++) {
@@ -285,7 +305,7 @@ static void flood(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *
 
 		if (slot == q->port->slot)
 			continue;
-		deliver_to(w, q, slot, merge(w->pass, b, slot, which), false);
+		deliver_to(w, q, slot, merge(w->pass, b, slot), false);
 		w->pass->to[slot] = (struct chain){ NONE, NONE };
 	}
 }
@@ -294,17 +314,16 @@ static void flood(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *
 static uint32_t unicast(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *b, uint32_t n)
 {
 	struct vpti_pass *pass = w->pass;
-	uint8_t which[VPTI_BURST];
 	uint32_t i, k, done = n;
 
 	for (i = 0; i < pass->ntouched; i++) {
 		uint16_t slot = pass->touched[i];
 
-		n = merge(pass, b, slot, which);
+		n = merge(pass, b, slot);
 		pass->to[slot] = (struct chain){ NONE, NONE };
 		k = deliver_to(w, q, slot, n, q->port->lossless);
 		if (k < n)
-			done = which[k];
+			done = (uint32_t)(pass->list[k] - b->pkt);
 	}
 	return done;
 }

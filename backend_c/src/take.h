@@ -50,6 +50,7 @@ static inline void vpti_read_eth(struct vpti_pkt *p)
 static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
 {
 	const struct vpt_port *port = q->port;
+	bool plain = !(p->hdr.flags & VPT_VNET_NEEDS_CSUM) && p->hdr.gso_type == VPT_GSO_NONE;
 
 	p->dst = VPTI_DST_FLOOD;
 	p->cause = 0;
@@ -57,30 +58,25 @@ static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
 		vpti_drop(q, p, VPT_C_TX_DROP_RUNT);
 		return;
 	}
-	if (vpti_unlikely(p->len > VPT_MAX_FRAME))
-		goto oversize;
+	if (vpti_unlikely(p->len > (p->hdr.gso_type == VPT_GSO_NONE ? port->max_len : VPT_MAX_FRAME))) {
+		vpti_drop(q, p, VPT_C_TX_DROP_OVERSIZE);
+		return;
+	}
+	vpti_read_eth(p);
+	if (vpti_likely(plain)) {
+		memset(&p->hdr, 0, sizeof(p->hdr));
+		return;
+	}
 	p->hdr.num_buffers = 0;
 	p->hdr.flags &= VPT_VNET_NEEDS_CSUM;
-	if (vpti_likely(p->hdr.gso_type == VPT_GSO_NONE)) {
+	if (p->hdr.gso_type == VPT_GSO_NONE)
 		p->hdr.gso_size = 0;
-		if (vpti_unlikely(p->len > port->max_len))
-			goto oversize;
-		if (vpti_likely(!p->hdr.flags)) {
-			memset(&p->hdr, 0, sizeof(p->hdr));
-			vpti_read_eth(p);
-			return;
-		}
-	}
 	if (!p->hdr.flags) {
 		p->hdr.csum_start = 0;
 		p->hdr.csum_offset = 0;
 	}
-	vpti_read_eth(p);
 	if (!vpti_vnet_check(p, port->sends))
 		vpti_drop(q, p, VPT_C_TX_DROP_BAD_HEADER);
-	return;
-oversize:
-	vpti_drop(q, p, VPT_C_TX_DROP_OVERSIZE);
 }
 
 #endif /* VPTI_TAKE_H */

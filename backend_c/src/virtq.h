@@ -100,7 +100,7 @@ struct vpti_virtq {
 			struct vpti_packed_event *device_event;
 		};
 	};
-	uint32_t hint;             /* memory range found last */
+	struct vpti_mem_near near;
 	uint16_t num;
 	uint16_t mask;             /* split */
 	uint32_t next_avail;

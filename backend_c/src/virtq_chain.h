@@ -24,7 +24,7 @@ VPTI_INLINE int vpti_emit(struct vpti_virtq *v, uint64_t addr, uint32_t left, vp
 {
 	while (left) {
 		uint64_t contig;
-		uint8_t *p = vpti_mem_gpa(v->mem, addr, &contig, &v->hint);
+		uint8_t *p = vpti_mem_gpa(v->mem, addr, &contig, &v->near);
 		uint32_t k;
 		int rc;
 
@@ -48,7 +48,7 @@ static inline bool vpti_read_indirect(struct vpti_virtq *v, uint64_t table, uint
 
 	while (done < sizeof(struct vpti_desc)) {
 		uint64_t contig;
-		const uint8_t *p = vpti_mem_gpa(v->mem, addr + done, &contig, &v->hint);
+		const uint8_t *p = vpti_mem_gpa(v->mem, addr + done, &contig, &v->near);
 		uint32_t k;
 
 		if (!p)
@@ -62,16 +62,46 @@ static inline bool vpti_read_indirect(struct vpti_virtq *v, uint64_t table, uint
 
 /* ---- tx: the driver's buffers into a packet of a burst ---- */
 
-#define VPTI_AHEAD 8u /* packets: further than a miss takes, nearer than the cache holds */
+/*
+ * A burst is taken in steps, each one tight loop over all of it: descriptors, buffers, headers. Every step only asks for the cache
+ * lines of the next, so that the misses, each as long as the work on ten packets, are under way together.
+ */
 
-/* Fetch the beginning of a buffer that is going to be read soon; the driver has just written the header there. Only a hint. */
-VPTI_INLINE void vpti_look_ahead(struct vpti_virtq *v, uint64_t addr)
+/**
+ * vpti_gather_one() - The packet that is one buffer in one piece of memory, as nearly every one is
+ * @flags:	those of its descriptor that say otherwise
+ * @header:	out: where its header is, for vpti_gather_end_all()
+ *
+ * Return: whether it was one, and is in the burst
+ */
+VPTI_INLINE bool vpti_gather_one(struct vpti_virtq *v, struct vpti_burst *b, uint64_t addr, uint32_t len, uint32_t flags,
+				 struct vpti_mem_near *near, const uint8_t **header, uint32_t cookie)
 {
-	uint64_t contig;
-	const uint8_t *p = vpti_mem_gpa(v->mem, addr, &contig, &v->hint);
+	const uint8_t *at = vpti_mem_span(v->mem, addr, len, near);
+	struct vpti_pkt *p = &b->pkt[b->n];
 
-	if (vpti_likely(p != NULL))
-		__builtin_prefetch(p);
+	if (vpti_unlikely(flags || !at || len <= v->hdr_len))
+		return false;
+	__builtin_prefetch(at);
+	__builtin_prefetch(at + v->hdr_len); /* often on a line of its own: drivers align the frame, not the header */
+	p->first = (struct vpti_frag){ at + v->hdr_len, len - v->hdr_len };
+	p->nmore = 0;
+	p->len = len - v->hdr_len;
+	*header = at;
+	b->cookie[b->n++] = cookie;
+	return true;
+}
+
+/* The last step: headers, those that no walk has copied yet, and checks. */
+VPTI_INLINE void vpti_gather_end_all(struct vpti_txq *q, struct vpti_burst *b, const uint8_t *const *header)
+{
+	uint32_t i;
+
+	for (i = 0; i < b->n; i++) {
+		if (vpti_likely(header[i] != NULL))
+			memcpy(&b->pkt[i].hdr, header[i], VPTI_HDR_COMMON); /* a sender's num_buffers means nothing */
+		vpti_take_check(q, &b->pkt[i]);
+	}
 }
 
 struct vpti_gather {
@@ -212,24 +242,61 @@ enum vpti_fit { VPTI_FIT, VPTI_FIT_NO_CHAINS, VPTI_FIT_NO_ROOM, VPTI_FIT_TOO_BIG
 
 /**
  * struct vpti_virtq_rx - what a ring layout adds to delivering
- * @begin:	look how many chains there are: a budget for fit(), ~index if the driver's index is impossible
+ * @begin:	look how many chains there are: a budget for fit(), ~index if the driver's index is impossible. Asks for the
+ *		descriptors that n packets take
+ * @fit_ones:	of the packets from i on, as many as fit one buffer in one piece each; 0 is no verdict on the first
  * @fit:	chains for packet i of the room, with the queue's lock held; next_avail and next_used move only if it fits
  * @finish:	the packets are copied, outside the lock: mark the chains used where that is not yet visible
  * @publish:	everything from `from` up to v->published is finished, with the lock held: show it to the driver, and log it
  */
 struct vpti_virtq_rx {
-	int (*begin)(const struct vpti_virtq *v);
+	int (*begin)(const struct vpti_virtq *v, uint32_t n);
+	uint32_t (*fit_ones)(struct vpti_virtq *v, struct vpti_room *room, uint32_t i, struct vpti_pkt *const *pkt, uint32_t n,
+			     int *budget);
 	enum vpti_fit (*fit)(struct vpti_virtq_rxq *x, struct vpti_room *room, uint32_t i, uint32_t len, int *budget);
 	void (*finish)(struct vpti_virtq *v, const struct vpti_room *room);
 	void (*publish)(struct vpti_virtq *v, uint32_t from);
 };
 
+/*
+ * Ask for the lines that a packet's beginning is written to. To own a line at once saves the second trip that a store to a shared
+ * one takes; but a header alone on its line is often there already (vpti_put_header()), and then stays the driver's, too.
+ */
+VPTI_INLINE void vpti_expect_write(const struct vpti_virtq *v, const uint8_t *p)
+{
+	const uint8_t *frame = p + v->hdr_len;
+
+	if ((uintptr_t)frame % VPTI_CACHELINE)
+		vpti_prefetch_write(p);
+	else
+		__builtin_prefetch(p);
+	vpti_prefetch_write(frame + VPTI_ETH_HLEN);
+}
+
+/**
+ * vpti_fit_one() - Is this buffer room for packet i of the room, in one piece? Note it if so
+ * @need:	bytes, header included
+ */
+VPTI_INLINE bool vpti_fit_one(const struct vpti_virtq *v, struct vpti_room *room, uint32_t i, uint32_t need, uint64_t addr,
+			      uint32_t len, struct vpti_mem_near *near)
+{
+	uint8_t *p = vpti_mem_span(v->mem, addr, len, near);
+
+	if (vpti_unlikely(!p || len < need || room->nrun == VPTI_ROOM_FRAGS))
+		return false;
+	vpti_expect_write(v, p);
+	room->first[i] = room->nrun;
+	room->run[room->nrun++] = (struct vpti_run){ p, need };
+	room->nbuf[i] = 1;
+	return true;
+}
+
 /* Room for packets from pkt[0] on; how many, and in *why what ended it. */
 VPTI_INLINE uint32_t vpti_virtq_reserve(struct vpti_virtq_rxq *x, struct vpti_room *room, struct vpti_pkt *const *pkt,
 					uint32_t n, enum vpti_fit *why, const struct vpti_virtq_rx *layout)
 {
-	int budget = layout->begin(&x->v);
-	uint32_t i;
+	int budget = layout->begin(&x->v, n);
+	uint32_t i = 0;
 
 	*why = VPTI_FIT;
 	room->nrun = room->nused = 0;
@@ -242,16 +309,19 @@ VPTI_INLINE uint32_t vpti_virtq_reserve(struct vpti_virtq_rxq *x, struct vpti_ro
 		*why = VPTI_FIT_BROKEN;
 		return 0;
 	}
-	for (i = 0; i < n; i++) {
+	for (;;) {
+		i += layout->fit_ones(&x->v, room, i, pkt, n, &budget);
+		if (vpti_likely(i == n))
+			break;
 		room->first[i] = room->nrun;
 		*why = layout->fit(x, room, i, pkt[i]->len, &budget);
 		if (*why != VPTI_FIT) {
 			room->nrun = room->first[i];
 			break;
 		}
-		/* The vnet header and, as drivers align the frame behind it, the next line. A prefetch faults nowhere. */
-		vpti_prefetch_write(room->run[room->first[i]].p);
-		vpti_prefetch_write(room->run[room->first[i]].p + VPTI_CACHELINE);
+		vpti_expect_write(&x->v, room->run[room->first[i]].p);
+		if (++i == n)
+			break;
 	}
 	room->first[i] = room->nrun;
 	return i;
@@ -284,16 +354,16 @@ VPTI_INLINE uint32_t vpti_virtq_deliver_run(struct vpti_virtq_rxq *x, struct vpt
 	uint32_t ticket, done, from;
 	uint64_t bytes;
 
-	vpti_lock(&q->lock);
+	vpti_rxq_lock(q);
 	done = vpti_virtq_reserve(x, room, pkt, n, why, layout);
 	if (vpti_unlikely(*why == VPTI_FIT_TOO_BIG))
 		vpti_count(q->c, VPT_C_RX_DROP_TOO_BIG, 1);
 	if (!done) {
-		vpti_unlock(&q->lock);
+		vpti_rxq_unlock(q);
 		return 0;
 	}
 	ticket = vpti_lease_take(&q->leases, x->v.next_used);
-	vpti_unlock(&q->lock);
+	vpti_rxq_unlock(q);
 
 	bytes = vpti_virtq_copy(&x->v, room, pkt, done);
 	log = vpti_rcu_get(x->v.log);
@@ -301,7 +371,7 @@ VPTI_INLINE uint32_t vpti_virtq_deliver_run(struct vpti_virtq_rxq *x, struct vpt
 		vpti_log_room(&x->v, log, room);
 	layout->finish(&x->v, room);
 
-	vpti_lock(&q->lock);
+	vpti_rxq_lock(q);
 	from = x->v.published;
 	if (vpti_lease_finish(&q->leases, ticket, &x->v.published))
 		layout->publish(&x->v, from);
@@ -309,7 +379,7 @@ VPTI_INLINE uint32_t vpti_virtq_deliver_run(struct vpti_virtq_rxq *x, struct vpt
 	vpti_count(q->c, VPT_C_RX_BYTES, bytes);
 	vpti_count(q->c, VPT_C_RX_COPIES, done);
 	vpti_count(q->c, VPT_C_RX_BATCHES, 1);
-	vpti_unlock(&q->lock);
+	vpti_rxq_unlock(q);
 	return done;
 }
 

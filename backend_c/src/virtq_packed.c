@@ -48,11 +48,18 @@ static uint32_t from_wire(const struct vpti_virtq *v, uint32_t wire)
 
 /* ---- descriptors ---- */
 
+#define TURN (VPTI_PACKED_AVAIL | VPTI_PACKED_USED) /* the flags that say whose a descriptor is */
+#define KIND (VPTI_DESC_NEXT | VPTI_DESC_WRITE | VPTI_DESC_INDIRECT)
+
+/* The turn of a descriptor that is available. */
+static inline uint16_t available_at(const struct vpti_virtq *v, uint32_t position)
+{
+	return wrap_of(v, position) ? VPTI_PACKED_AVAIL : VPTI_PACKED_USED;
+}
+
 static inline bool is_available(const struct vpti_virtq *v, uint32_t position, uint16_t flags)
 {
-	bool avail = flags & VPTI_PACKED_AVAIL, used = flags & VPTI_PACKED_USED;
-
-	return avail == wrap_of(v, position) && used != wrap_of(v, position);
+	return (flags & TURN) == available_at(v, position);
 }
 
 static inline uint16_t flags_at(const struct vpti_virtq *v, uint32_t position)
@@ -61,13 +68,29 @@ static inline uint16_t flags_at(const struct vpti_virtq *v, uint32_t position)
 	return VPTI_LOAD_ACQUIRE(v->packed[index_of(v, position)].flags);
 }
 
+/* The second half of a descriptor is one aligned word: one access has all of it. */
+union half {
+	struct {
+		uint32_t len;
+		uint16_t id;
+		uint16_t flags;
+	};
+	uint64_t word;
+};
+
+_Static_assert(offsetof(struct vpti_packed_desc, len) == 8 && sizeof(union half) == 8, "the second half");
+
+static inline uint64_t *half_of(struct vpti_packed_desc *d)
+{
+	return (uint64_t *)(void *)&d->len;
+}
+
 static inline void read_desc(const struct vpti_virtq *v, uint32_t position, struct vpti_packed_desc *d)
 {
-	const struct vpti_packed_desc *from = &v->packed[index_of(v, position)];
+	struct vpti_packed_desc *from = &v->packed[index_of(v, position)];
+	union half h = { .word = VPTI_LOAD_ACQUIRE(*half_of(from)) }; /* as in flags_at() */
 
-	d->addr = VPTI_READ(from->addr);
-	d->len = VPTI_READ(from->len);
-	d->id = VPTI_READ(from->id);
+	*d = (struct vpti_packed_desc){ .addr = VPTI_READ(from->addr), .len = h.len, .id = h.id, .flags = h.flags };
 }
 
 /* All of an indirect table, in order (2.8.7: NEXT and id mean nothing in it). */
@@ -151,12 +174,11 @@ VPTI_INLINE int walk(struct vpti_virtq *v, uint32_t position, uint16_t first, ui
 /* write: VPTI_DESC_WRITE if the length means something, which it does for buffers that the device writes (2.8.6) */
 static inline void mark_used(struct vpti_virtq *v, uint32_t position, uint16_t id, uint32_t len, uint16_t write)
 {
-	struct vpti_packed_desc *d = &v->packed[index_of(v, position)];
-	uint16_t flags = wrap_of(v, position) ? VPTI_PACKED_AVAIL | VPTI_PACKED_USED : 0;
+	uint16_t flags = (wrap_of(v, position) ? TURN : 0) | write;
+	union half h = { .len = len, .id = id, .flags = flags };
 
-	VPTI_WRITE(d->id, id);
-	VPTI_WRITE(d->len, len);
-	VPTI_STORE_RELEASE(d->flags, flags | write); /* pairs with the driver's barrier after it reads the flags */
+	/* Pairs with the driver's barrier after it reads the flags. */
+	VPTI_STORE_RELEASE(*half_of(&v->packed[index_of(v, position)]), h.word);
 }
 
 /* ---- the dirty log ---- */
@@ -238,33 +260,68 @@ static void packed_quiet(struct vpti_virtq *v)
 #define COOKIE_ID(cookie) ((uint16_t)(cookie))
 #define COOKIE_COUNT(cookie) ((cookie) >> 16)
 
+/*
+ * A burst's worth of descriptors, as far as they are available; how many. Few instructions per descriptor let the processor run
+ * ahead to the next lines while it waits for the first.
+ */
+static uint32_t read_burst(const struct vpti_virtq *v, struct vpti_packed_desc *d)
+{
+	uint32_t at = v->next_avail, n;
+
+	for (n = 0; n < VPTI_BURST; n++) {
+		read_desc(v, at, &d[n]);
+		if (!is_available(v, at, d[n].flags))
+			break;
+		at = advance(v, at, 1);
+	}
+	return n;
+}
+
+/**
+ * gather() - One chain into the burst
+ * @count:	out: its descriptors in the ring
+ *
+ * Return: 1 taken; 0 no room left in this burst, take it with the next; -reason
+ */
+static int gather(struct vpti_virtq *v, struct vpti_burst *b, uint32_t at, uint16_t first, uint32_t *count)
+{
+	struct vpti_gather g;
+	uint32_t steps = 0;
+	uint16_t id = 0;
+	int rc;
+
+	vpti_gather_begin(&g, v, b);
+	rc = walk(v, at, first, 0, vpti_gather_piece, &g, &id, count, &steps);
+	return vpti_unlikely(rc < 0) ? rc : vpti_gather_end(&g, rc, COOKIE(*count, id));
+}
+
 static void packed_take(struct vpti_txq *q, struct vpti_burst *b)
 {
 	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
-	uint32_t at = v->next_avail, ahead = VPTI_MIN(VPTI_AHEAD, v->num), i;
+	struct vpti_packed_desc d[VPTI_BURST];
+	const uint8_t *header[VPTI_BURST];
+	struct vpti_mem_near near = v->near;
+	uint32_t n = read_burst(v, d), at = v->next_avail, i, count;
 	int rc = 1;
 
-	while (b->n < VPTI_BURST) {
-		uint16_t flags = flags_at(v, at), id = 0;
-		struct vpti_gather g;
-		uint32_t count = 0, steps = 0;
+	for (i = 0; i < n; i += count) {
+		uint32_t odd = (d[i].flags & KIND) | (d[i].id >= v->num);
 
-		if (!is_available(v, at, flags))
-			break;
-		vpti_look_ahead(v, VPTI_READ(v->packed[index_of(v, advance(v, at, ahead))].addr));
-		vpti_gather_begin(&g, v, b);
-		rc = walk(v, at, flags, 0, vpti_gather_piece, &g, &id, &count, &steps);
-		if (vpti_likely(rc >= 0))
-			rc = vpti_gather_end(&g, rc, COOKIE(count, id));
-		if (vpti_unlikely(rc <= 0))
-			break;
-		__builtin_prefetch(b->pkt[b->n - 1].first.p);
+		count = 1;
+		if (!v->in_order) /* each is going to be marked used */
+			vpti_prefetch_write(&v->packed[index_of(v, at)]);
+		if (vpti_unlikely(!vpti_gather_one(v, b, d[i].addr, d[i].len, odd, &near, &header[b->n], COOKIE(1, d[i].id)))) {
+			header[b->n] = NULL;
+			rc = gather(v, b, at, d[i].flags, &count);
+			if (vpti_unlikely(rc <= 0))
+				break;
+		}
 		at = advance(v, at, count);
 	}
+	v->near = near;
 	if (vpti_unlikely(rc < 0))
 		vpti_port_break(q->port, (uint32_t)-rc, q->index, index_of(v, at));
-	for (i = 0; i < b->n; i++)
-		vpti_take_check(q, &b->pkt[i]);
+	vpti_gather_end_all(q, b, header);
 }
 
 /* In order, one used descriptor stands for all up to its id (2.8.9). */
@@ -329,11 +386,44 @@ static const struct vpti_txq_ops packed_txq_ops = {
 
 /* ---- rx: the driver's buffers are written ---- */
 
-/* vpti_virtq_rx.begin: a packed ring has no count to look at; each chain shows for itself */
-static int packed_begin(const struct vpti_virtq *v)
+/*
+ * vpti_virtq_rx.begin: a packed ring has no count to look at; each chain shows for itself. The driver has posted its buffers
+ * long ago, and their descriptors will be marked used: all lines are asked for at once, to be owned.
+ */
+static int packed_begin(const struct vpti_virtq *v, uint32_t n)
 {
-	(void)v;
+	uint32_t at = index_of(v, v->next_avail), i;
+
+	for (i = 0; i < VPTI_MIN(n, v->num); i += VPTI_CACHELINE / sizeof(*v->packed)) {
+		vpti_prefetch_write(&v->packed[at]);
+		at += VPTI_CACHELINE / sizeof(*v->packed);
+		at = at < v->num ? at : 0;
+	}
 	return 0;
+}
+
+/* vpti_virtq_rx.fit_ones */
+static uint32_t packed_fit_ones(struct vpti_virtq *v, struct vpti_room *room, uint32_t i, struct vpti_pkt *const *pkt,
+				uint32_t n, int *budget)
+{
+	uint32_t end = i + VPTI_MIN(n - i, VPTI_ROOM_FRAGS - room->nused), at;
+	struct vpti_mem_near near = v->near;
+
+	(void)budget;
+	for (at = i; at < end; at++) {
+		uint32_t need = pkt[at]->len + v->hdr_len;
+		struct vpti_packed_desc d;
+
+		read_desc(v, v->next_avail, &d);
+		if (vpti_unlikely((d.flags & (TURN | KIND)) != (available_at(v, v->next_avail) | VPTI_DESC_WRITE)) ||
+		    vpti_unlikely(d.id >= v->num || !vpti_fit_one(v, room, at, need, d.addr, d.len, &near)))
+			break;
+		room->used[room->nused++] = (struct vpti_used_mark){ .position = v->next_used, .len = need, .id = d.id };
+		v->next_avail = advance(v, v->next_avail, 1);
+		v->next_used = advance(v, v->next_used, 1);
+	}
+	v->near = near;
+	return at - i;
 }
 
 /* vpti_virtq_rx.fit: one chain, or with mergeable buffers as many as it takes; they are marked used after the copy. */
@@ -398,7 +488,8 @@ static void packed_publish(struct vpti_virtq *v, uint32_t from)
 static uint32_t packed_deliver(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
 {
 	static const struct vpti_virtq_rx layout = {
-		.begin = packed_begin, .fit = packed_fit, .finish = packed_finish, .publish = packed_publish,
+		.begin = packed_begin, .fit_ones = packed_fit_ones, .fit = packed_fit, .finish = packed_finish,
+		.publish = packed_publish,
 	};
 
 	return vpti_virtq_deliver(q, room, pkt, n, &layout);
@@ -408,10 +499,10 @@ static void packed_rx_notify(struct vpti_rxq *q)
 {
 	bool sent;
 
-	vpti_lock(&q->lock);
+	vpti_rxq_lock(q);
 	sent = call_driver(&vpti_virtq_rxq(q)->v);
 	vpti_count(q->c, sent ? VPT_C_RX_INTERRUPTS : VPT_C_RX_INTERRUPTS_SUPPRESSED, 1);
-	vpti_unlock(&q->lock);
+	vpti_rxq_unlock(q);
 }
 
 static const struct vpti_rxq_ops packed_rxq_ops = { .deliver = packed_deliver, .notify = packed_rx_notify };

@@ -10,16 +10,22 @@
 #include "notify.h"
 #include "virtq_chain.h"
 
-static struct vpti_desc read_desc(const struct vpti_desc *d)
+/* In two aligned words, of which each is read once. */
+VPTI_INLINE struct vpti_desc read_desc(const struct vpti_desc *from)
 {
-	return (struct vpti_desc){
-		.addr = VPTI_READ(d->addr), .len = VPTI_READ(d->len), .flags = VPTI_READ(d->flags), .next = VPTI_READ(d->next),
-	};
+	const uint64_t *word = (const uint64_t *)(const void *)from;
+	uint64_t copy[] = { VPTI_READ(word[0]), VPTI_READ(word[1]) };
+	struct vpti_desc d;
+
+	memcpy(&d, copy, sizeof(d));
+	return d;
 }
+
+#define DESC_MEANING (VPTI_DESC_NEXT | VPTI_DESC_WRITE | VPTI_DESC_INDIRECT)
 
 /**
  * walk() - Follow a chain, each descriptor once
- * @head:	index of its first descriptor, checked
+ * @d:		its first descriptor, as it was read
  * @write:	VPTI_DESC_WRITE for buffers that the device writes, 0 for those it reads
  * @emit:	called for each piece; non-zero ends the walk with that value
  * @steps:	increased by the number of descriptors looked at
@@ -29,10 +35,9 @@ static struct vpti_desc read_desc(const struct vpti_desc *d)
  *
  * Return: 0, -reason (enum vpt_reason), or what emit said
  */
-VPTI_INLINE int walk(struct vpti_virtq *v, uint16_t head, uint16_t write, vpti_piece_fn emit, void *ctx,
+VPTI_INLINE int walk(struct vpti_virtq *v, struct vpti_desc d, uint16_t write, vpti_piece_fn emit, void *ctx,
 		     uint32_t *steps)
 {
-	struct vpti_desc d = read_desc(&v->desc[head]);
 	uint32_t limit = *steps + VPTI_MIN(v->num, VPTI_MAX_CHAIN), entries = 0;
 	uint64_t table = 0;
 	int rc;
@@ -77,10 +82,7 @@ static int available(const struct vpti_virtq *v)
 
 static void put_used(struct vpti_virtq *v, uint16_t at, uint32_t id, uint32_t len)
 {
-	struct vpti_used_elem *e = &v->used->ring[at & v->mask];
-
-	VPTI_WRITE(e->id, id);
-	VPTI_WRITE(e->len, len);
+	v->used->ring[at & v->mask] = (struct vpti_used_elem){ id, len }; /* nobody looks before the index moves */
 }
 
 static const uint16_t *used_event(const struct vpti_virtq *v)
@@ -159,24 +161,39 @@ static bool call_driver(struct vpti_virtq *v)
  *
  * Return: 1 taken; 0 no room left in this burst, take it with the next; -reason
  */
-static int gather(struct vpti_virtq_txq *t, struct vpti_burst *b, uint16_t head)
+static int gather(struct vpti_virtq *v, struct vpti_burst *b, uint16_t head, struct vpti_desc first)
 {
 	struct vpti_gather g;
 	uint32_t steps = 0;
 	int rc;
 
-	vpti_gather_begin(&g, &t->v, b);
-	rc = walk(&t->v, head, 0, vpti_gather_piece, &g, &steps);
+	vpti_gather_begin(&g, v, b);
+	rc = walk(v, first, 0, vpti_gather_piece, &g, &steps);
 	return vpti_unlikely(rc < 0) ? rc : vpti_gather_end(&g, rc, head);
+}
+
+/* The heads of the next n chains; how many of them are possible. */
+static uint32_t read_heads(const struct vpti_virtq *v, uint16_t *head, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i < n; i++) {
+		head[i] = VPTI_READ(v->avail->ring[(v->next_avail + i) & v->mask]);
+		if (vpti_unlikely(head[i] >= v->num))
+			break;
+		__builtin_prefetch(&v->desc[head[i]]);
+	}
+	return i;
 }
 
 static void split_take(struct vpti_txq *q, struct vpti_burst *b)
 {
-	struct vpti_virtq_txq *t = vpti_virtq_txq(q);
-	struct vpti_virtq *v = &t->v;
+	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
+	const uint8_t *header[VPTI_BURST];
 	uint16_t head[VPTI_BURST];
-	int n = available(v);
-	int i, rc = 0;
+	int n = available(v), rc = 1;
+	struct vpti_mem_near near = v->near;
+	uint32_t good, i;
 
 	if (n == 0)
 		return;
@@ -185,27 +202,23 @@ static void split_take(struct vpti_txq *q, struct vpti_burst *b)
 		return;
 	}
 	n = VPTI_MIN(n, (int)VPTI_BURST);
-	for (i = 0; i < n; i++) {
-		head[i] = VPTI_READ(v->avail->ring[(uint16_t)(v->next_avail + i) & v->mask]);
-		if (vpti_unlikely(head[i] >= v->num)) {
-			vpti_port_break(q->port, VPT_REASON_BAD_DESC, q->index, head[i]);
-			n = i;
-			break;
-		}
-		__builtin_prefetch(&v->desc[head[i]]);
-	}
-	for (i = 0; i < n; i++) {
-		if (vpti_likely(i + (int)VPTI_AHEAD < n))
-			vpti_look_ahead(v, VPTI_READ(v->desc[head[i + (int)VPTI_AHEAD]].addr));
-		rc = gather(t, b, head[i]);
+	good = read_heads(v, head, (uint32_t)n);
+	for (i = 0; i < good; i++) {
+		struct vpti_desc d = read_desc(&v->desc[head[i]]);
+
+		if (vpti_likely(vpti_gather_one(v, b, d.addr, d.len, d.flags & DESC_MEANING, &near, &header[i], head[i])))
+			continue;
+		header[i] = NULL;
+		rc = gather(v, b, head[i], d);
 		if (vpti_unlikely(rc <= 0))
 			break;
-		__builtin_prefetch(b->pkt[i].first.p);
 	}
+	v->near = near;
 	if (vpti_unlikely(rc < 0))
 		vpti_port_break(q->port, (uint32_t)-rc, q->index, head[i]);
-	for (i = 0; i < (int)b->n; i++)
-		vpti_take_check(q, &b->pkt[i]);
+	else if (vpti_unlikely(i < (uint32_t)n && rc))
+		vpti_port_break(q->port, VPT_REASON_BAD_DESC, q->index, head[good]);
+	vpti_gather_end_all(q, b, header);
 }
 
 static void split_release(struct vpti_txq *q, const struct vpti_burst *b, uint32_t n)
@@ -269,10 +282,42 @@ static const struct vpti_txq_ops split_txq_ops = {
 
 /* ---- rx: the driver's buffers are written ---- */
 
-/* vpti_virtq_rx.begin */
-static int split_begin(const struct vpti_virtq *v)
+/* vpti_virtq_rx.begin. The driver has posted its buffers long ago: all descriptors are asked for at once. */
+static int split_begin(const struct vpti_virtq *v, uint32_t n)
 {
-	return available(v);
+	int left = available(v);
+	uint32_t i;
+
+	for (i = 0; i < n && (int)i < left; i++)
+		__builtin_prefetch(&v->desc[VPTI_READ(v->avail->ring[(v->next_avail + i) & v->mask]) & v->mask]);
+	return left;
+}
+
+/* vpti_virtq_rx.fit_ones */
+static uint32_t split_fit_ones(struct vpti_virtq *v, struct vpti_room *room, uint32_t i, struct vpti_pkt *const *pkt,
+			       uint32_t n, int *budget)
+{
+	uint32_t end = i + VPTI_MIN(n - i, (uint32_t)*budget), at;
+	struct vpti_mem_near near = v->near;
+
+	for (at = i; at < end; at++) {
+		uint32_t need = pkt[at]->len + v->hdr_len;
+		uint16_t head = VPTI_READ(v->avail->ring[(v->next_avail + at - i) & v->mask]);
+		struct vpti_desc d;
+
+		if (vpti_unlikely(head >= v->num))
+			break;
+		d = read_desc(&v->desc[head]);
+		if (vpti_unlikely((d.flags & DESC_MEANING) != VPTI_DESC_WRITE) ||
+		    vpti_unlikely(!vpti_fit_one(v, room, at, need, d.addr, d.len, &near)))
+			break;
+		put_used(v, (uint16_t)(v->next_used + at - i), head, need);
+	}
+	v->near = near;
+	v->next_avail = (uint16_t)(v->next_avail + at - i);
+	v->next_used = (uint16_t)(v->next_used + at - i);
+	*budget -= (int)(at - i);
+	return at - i;
 }
 
 /* vpti_virtq_rx.fit: one chain, or with mergeable buffers as many as it takes. The used entries lie beyond the published ones. */
@@ -294,7 +339,7 @@ static enum vpti_fit split_fit(struct vpti_virtq_rxq *x, struct vpti_room *room,
 		s.got = 0;
 		rc = -VPT_REASON_BAD_DESC;
 		if (vpti_likely(head < v->num))
-			rc = walk(v, head, VPTI_DESC_WRITE, vpti_scatter_piece, &s, &steps);
+			rc = walk(v, read_desc(&v->desc[head]), VPTI_DESC_WRITE, vpti_scatter_piece, &s, &steps);
 		if (vpti_unlikely(rc < 0)) {
 			vpti_port_break(x->q.port, (uint32_t)-rc, x->q.index, head);
 			return VPTI_FIT_BROKEN;
@@ -331,7 +376,8 @@ static void split_publish(struct vpti_virtq *v, uint32_t from)
 static uint32_t split_deliver(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
 {
 	static const struct vpti_virtq_rx layout = {
-		.begin = split_begin, .fit = split_fit, .finish = split_finish, .publish = split_publish,
+		.begin = split_begin, .fit_ones = split_fit_ones, .fit = split_fit, .finish = split_finish,
+		.publish = split_publish,
 	};
 
 	return vpti_virtq_deliver(q, room, pkt, n, &layout);
@@ -341,10 +387,10 @@ static void split_rx_notify(struct vpti_rxq *q)
 {
 	bool sent;
 
-	vpti_lock(&q->lock);
+	vpti_rxq_lock(q);
 	sent = call_driver(&vpti_virtq_rxq(q)->v);
 	vpti_count(q->c, sent ? VPT_C_RX_INTERRUPTS : VPT_C_RX_INTERRUPTS_SUPPRESSED, 1);
-	vpti_unlock(&q->lock);
+	vpti_rxq_unlock(q);
 }
 
 static const struct vpti_rxq_ops split_rxq_ops = { .deliver = split_deliver, .notify = split_rx_notify };

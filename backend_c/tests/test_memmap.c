@@ -46,22 +46,26 @@ static void every_byte_is_found_and_no_other(void)
 	}
 }
 
-static void hint_only_saves_the_search(void)
+static void range_found_last_only_saves_the_search(void)
 {
 	struct vpti_mem *m = make(RANGES);
 	uint64_t contig;
-	uint32_t hint, i;
+	uint32_t last, i;
 
 	for (i = 0; i < RANGES; i++)
 		m->r[i].hva = (uint8_t *)m + i;
-	for (hint = 0; hint < RANGES + 2; hint++) {
-		uint32_t h = hint;
+	for (last = 0; last <= RANGES; last++) {
+		struct vpti_mem_near near = { 0 };
 
-		CHECK(vpti_mem_gpa(m, start_of(2) + 5, &contig, &h) == (uint8_t *)m + 2 + 5);
+		if (last < RANGES)
+			CHECK(vpti_mem_gpa(m, start_of(last), &contig, &near));
+		CHECK(!vpti_mem_gpa(m, start_of(2) + SIZE, &contig, &near));
+		CHECK(vpti_mem_gpa(m, start_of(2) + 5, &contig, &near) == (uint8_t *)m + 2 + 5);
 		CHECK_EQ(contig, SIZE - 5);
-		CHECK_EQ(h, 2);
-		h = hint;
-		CHECK(!vpti_mem_gpa(m, start_of(2) + SIZE, &contig, &h));
+		CHECK_EQ(near.gpa, start_of(2));
+		CHECK(vpti_mem_span(m, start_of(2) + 5, SIZE - 5, &near));
+		CHECK(!vpti_mem_span(m, start_of(2) + 5, SIZE - 4, &near));
+		CHECK(!vpti_mem_span(m, start_of(3) + 5, SIZE, &near)); /* the next one touches it, and is not it */
 	}
 	free(m);
 }
@@ -70,7 +74,7 @@ int main(void)
 {
 	static const struct test_case cases[] = {
 		TEST(every_byte_is_found_and_no_other),
-		TEST(hint_only_saves_the_search),
+		TEST(range_found_last_only_saves_the_search),
 	};
 
 	return test_run(cases, ARRAY_LEN(cases));

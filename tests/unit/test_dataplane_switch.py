@@ -224,8 +224,11 @@ def test_lossless_sender_waits_also_for_what_follows_a_broadcast(no_leaks: None)
                     return
                 sent += 1
 
-        send_what_fits()
-        until(lambda: stats.read().port(a.port.id)["tx_blocked"] > 0, "the sender to be blocked")
+        def blocked() -> bool:
+            send_what_fits()  # what the worker took before the first ring was full left room
+            return stats.read().port(a.port.id)["tx_blocked"] > 0
+
+        until(blocked, "the sender to be blocked")
         while not got or got[-1] < total - 1:
             send_what_fits()
             got.append(int.from_bytes(b.recv()[14:18], "big"))

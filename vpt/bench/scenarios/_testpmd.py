@@ -79,7 +79,9 @@ class Testpmd:
         # No busy loop may outlive a benchmark that is killed. By lines: stdio would keep output from a file.
         command = ["setpriv", "--pdeathsig", "KILL", "stdbuf", "-oL", program]
         command += ["--lcores", f"0@{cpu},1@{cpu}", "-m", str(_MEMORY_MIB), "--no-pci", "--no-telemetry"]
-        command += ["--single-file-segments"] if memory_is_huge() else ["--no-huge"]
+        # In memory: in memfds, which leave no files behind and need no mount.
+        huge = ["--in-memory", "--single-file-segments", "--iova-mode=va"]
+        command += huge if memory_is_huge() else ["--no-huge"]
         command += [f"--vdev={device}" for device in devices]
         command += ["--", "-i", "--total-num-mbufs=8192", "--no-mlockall", "--no-flush-rx", *options]
         with self._output.open("wb") as output:
