@@ -574,7 +574,8 @@ static void packed_finish_recorded(struct vpti_virtq *v, const struct vpti_room 
 static uint32_t packed_deliver_recorded(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
 {
 	static const struct vpti_virtq_rx layout = {
-		.begin = packed_begin, .fit = packed_fit, .finish = packed_finish_recorded, .publish = packed_publish,
+		.begin = packed_begin, .fit_ones = packed_fit_ones, .fit = packed_fit, .finish = packed_finish_recorded,
+		.publish = packed_publish,
 	};
 	struct vpti_virtq *v = &vpti_virtq_rxq(q)->v;
 	uint32_t done;
