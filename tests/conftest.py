@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from support.leaks import open_fds, shared_mappings
+
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 
@@ -54,26 +56,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """The same as a mark: @pytest.mark.needs("cpio")."""
     for mark in item.iter_markers("needs"):
         _need(*mark.args)
-
-
-def open_fds() -> dict[int, str]:
-    """This process's file descriptors and what they are."""
-    fds = {}
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            fds[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:
-            continue  # the one that listed the folder
-    return fds
-
-
-def shared_mappings() -> list[str]:
-    """This process's shared file mappings: regions, guests' memory, counters.
-
-    But for the one that interrupts are sent through: made when the first is, and kept (fd.c).
-    """
-    maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
-    return sorted(fields[5] for fields in maps if fields[1][3] == "s" and not fields[5].startswith("/[aio]"))
 
 
 @pytest.fixture

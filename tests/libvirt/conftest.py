@@ -7,17 +7,20 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from support.libvirt import Libvirt, Vpt
+from support.libvirt import Libvirt, Vpt, live_xml
+from support.libvirtd import Libvirtd
 from vpt.cli import main
 from vpt.daemon.client import Client
 from vpt.daemon.daemon import Settings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.runtime import locate
 from vpt.guest import Image, build_image
+from vpt.libvirt_plugin.xml import NAMESPACE, alias_of, plugs_in
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +37,46 @@ def libvirt(image: Image, embedded_libvirt: tuple[Path, Any]) -> Iterator[Libvir
         if domain.isActive():
             domain.destroy()
         domain.undefine()
+
+
+@pytest.fixture(scope="session")
+def guests(libvirt: Libvirt) -> Iterator[SimpleNamespace]:
+    """Two running domains: "left" as QEMU's old machine, "right" as a PCI Express one."""
+    left, right = libvirt.define("left"), libvirt.define("right", machine="q35")
+    left.start(), right.start()
+    yield SimpleNamespace(left=left.wait_ready(), right=right.wait_ready())
+    libvirt.remove(left)
+    libvirt.remove(right)
+
+
+@pytest.fixture
+def untouched(guests: SimpleNamespace, vptd: Client) -> Iterator[None]:
+    """A test that ends with what it began with: no port, no device, the XML of before."""
+    before = [live_xml(guest) for guest in (guests.left, guests.right)]
+    yield
+    ports = [port["name"] for port in vptd.call("port.list")["ports"]]
+    after = [live_xml(guest) for guest in (guests.left, guests.right)]
+    # One test that fails should not fail all the others.
+    for guest in (guests.left, guests.right):
+        for plug in plugs_in(guest.domain.XMLDesc()) if guest.domain.isActive() else ():
+            guest.domain.detachDeviceAlias(alias_of(plug.name), 1)
+            guest.domain.setMetadata(2, None, "vpt", NAMESPACE, 1)
+            guest.wait_until("[ ! -e /sys/class/net/eth0 ]", 5, "the interface to go")
+    for port in ports:
+        vptd.call("port.del", name=port)
+    assert ports == []
+    assert after == before
+
+
+@pytest.fixture(scope="session")
+def libvirtd(image: Image) -> Iterator[Libvirtd]:
+    """The system's libvirtd, with our hook."""
+    daemon = Libvirtd(image)
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,23 +5,20 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from support.libvirt import NEEDS, QEMU_CONF, Libvirt, need_user
+from support.libvirt import NEEDS, assert_traffic_between_its_interfaces
+from support.libvirtd import NOBODY, Libvirtd
 from vpt.cli import main
 from vpt.daemon.client import Client
+from vpt.daemon.daemon import Settings
+from vpt.daemon.embedded import EmbeddedDaemon
+from vpt.daemon.runtime import locate
 from vpt.guest import Image
-from vpt.libvirt_plugin import hook
 from vpt.libvirt_plugin.xml import Plug, add_port
 
 DOMAIN = (
@@ -30,9 +27,9 @@ DOMAIN = (
 )
 
 
-def plugged(xml: str, runtime: Path) -> str:
+def plugged(xml: str, runtime: Path, **more: str) -> str:
     for name, kind in (("h1", "vhost-user"), ("h2", "passthrough")):
-        settings = {"mac": f"52:54:00:00:01:0{name[1]}", "pairs": 1}
+        settings = {"mac": f"52:54:00:00:01:0{name[1]}", "pairs": 1, **more}
         socket = f"{runtime}/ports/{name}.sock"
         xml = add_port(xml, Plug(name, "sw0", kind, socket, str(runtime), settings))  # type: ignore[arg-type]
     return xml
@@ -111,91 +108,60 @@ def test_install_and_remove_touch_only_what_is_ours(
         code, said = vpt(command)
         assert (code, "is not vpt's" in said) == (1, True)
     assert path.read_text() == "#!/bin/sh\n"
-    assert hook.default_dir().name == "hooks"
 
 
 # ---- a real libvirtd ----
-
-_LIBVIRTD = """
-unix_sock_dir = "{root}/sock"
-auth_unix_rw = "none"
-log_outputs = "3:file:{root}/libvirtd.log"
-"""
-
-# It keeps its state in the places that it was built with: they are ours in its own view of the file system.
-_START = """
-set -e
-for dir in /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /run/libvirt; do
-    mkdir -p $dir "$1$dir"
-    mount --bind "$1$dir" $dir
-done
-exec libvirtd --config "$1/libvirtd.conf" --pid-file "$1/libvirtd.pid"
-"""
-
-
-@pytest.fixture
-def libvirtd(image: Image) -> Iterator[Libvirt]:
-    """A system libvirtd with folders of its own and our hook."""
-    if os.geteuid() or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
-        pytest.skip("needs root and mount namespaces: the system's libvirtd has fixed folders")
-    import libvirt
-
-    need_user()
-    root = Path(tempfile.mkdtemp(prefix="vpt-ld-"))
-    (root / "sock").mkdir()
-    (root / "etc/libvirt").mkdir(parents=True)
-    (root / "etc/libvirt/qemu.conf").write_text(QEMU_CONF.format(root=root))
-    (root / "libvirtd.conf").write_text(_LIBVIRTD.format(root=root))
-    assert main(["libvirt", "hook", "install", "--hooks-dir", str(root / "etc/libvirt/hooks")]) == 0
-    argv = ["unshare", "-m", "sh", "-c", _START, "sh", str(root)]
-    daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
-    uri = f"qemu+unix:///system?socket={root}/sock/libvirt-sock"
-    try:
-        yield Libvirt(root, connect(libvirt, uri, daemon), image)
-    finally:
-        daemon.terminate()
-        daemon.wait(20)
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def connect(libvirt: Any, uri: str, daemon: subprocess.Popen[bytes]) -> Any:
-    end = time.monotonic() + 40
-    while True:
-        try:
-            return libvirt.open(uri)
-        except libvirt.libvirtError:
-            assert daemon.poll() is None, "libvirtd ended"
-            assert time.monotonic() < end, "libvirtd does not answer"
-            time.sleep(0.1)
 
 
 @pytest.mark.vm
 @pytest.mark.needs(*NEEDS, "libvirtd", "unshare")
 def test_a_libvirtd_starts_a_domain_with_two_ports(
-    libvirtd: Libvirt, runtime: Path, vptd: Client, tmp_path: Path
+    libvirtd: Libvirtd, runtime: Path, vptd: Client, tmp_path: Path
 ) -> None:
+    cold_start(libvirtd, runtime, vptd, tmp_path)
+
+
+@pytest.mark.vm
+@pytest.mark.needs(*NEEDS, "libvirtd", "unshare", "setpriv")
+def test_the_libvirtd_of_a_user_without_rights_does_so_too(image: Image, tmp_path: Path) -> None:
+    """Its hook runs as that user, and vptd's group lets it in: to vptd and to the sockets of its ports."""
+    daemon = Libvirtd(image, session=True)
+    paths = locate(daemon.root / "vpt")
+    try:
+        daemon.start()
+        with EmbeddedDaemon(Settings(paths, keeper=False, group=NOBODY)), Client(paths.control) as vptd:
+            vptd.call("switch.add", name="sw0")
+            cold_start(daemon, paths.runtime, vptd, tmp_path, socket_mode="0660")
+    finally:
+        daemon.close()
+
+
+def cold_start(daemon: Libvirtd, runtime: Path, vptd: Client, nowhere: Path, **settings: str) -> None:
     import libvirt
 
+    libvirtd = daemon.libvirt
     guest = libvirtd.define("cold", machine="q35")
     bare = guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    owner = f"session-{daemon.user}" if daemon.user else "system"
     try:
         # No vptd there: the start fails, and the user reads why.
-        libvirtd.connection.defineXML(plugged(bare, tmp_path))
-        with pytest.raises(libvirt.libvirtError, match=re.escape(f"--runtime-dir {tmp_path} daemon start")):
+        libvirtd.connection.defineXML(plugged(bare, nowhere))
+        with pytest.raises(libvirt.libvirtError, match=re.escape(f"--runtime-dir {nowhere} daemon start")):
             guest.domain.create()
         libvirtd.connection.defineXML(bare)
-        libvirtd.connection.defineXML(plugged(bare, runtime))
+        libvirtd.connection.defineXML(plugged(bare, runtime, **settings))
         assert names(vptd) == []
         guest.start()
-        assert names(vptd) == ["h1", "h2"]
+        ports = vptd.call("port.list")["ports"]
+        assert {port["name"] for port in ports} == {"h1", "h2"}
+        assert {port["owner"] for port in ports} == {f"libvirt:{owner}:{guest.domain.UUIDString()}"}
         guest.wait_ready()
         guest.run("ip link set eth0 up; ip link set eth1 up")
         guest.wait_until(
             "! grep -q 0 /sys/class/net/eth0/carrier /sys/class/net/eth1/carrier", 10, "carriers"
         )
+        assert_traffic_between_its_interfaces(guest)
         guest.stop()
         assert names(vptd) == []
     finally:
-        with suppress(libvirt.libvirtError):
-            libvirtd.remove(guest)
-        libvirtd.connection.close()
+        libvirtd.remove(guest)

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from support.libvirt import Vpt
+from support.vptd import wait_for
 from vpt.daemon.client import Client
 from vpt.guest import Guest, Image, ping
 from vpt.qemu import find_qemu
-from vpt.qemu.qmp import QmpSession
+from vpt.qemu.qmp import QmpSession, listener_pid
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs("qemu-system-x86_64", "busybox", "/boot/vmlinuz-*")]
 
@@ -24,15 +25,16 @@ PORTS = [part for i in range(3) for part in ("-device", f"pcie-root-port,id=rp{i
 
 @pytest.fixture(scope="module")
 def boot(image: Image) -> Iterator[Callable[..., tuple[Guest, str]]]:
-    """boot(name, extra): a guest that is ready, and the path of its QMP socket."""
+    """boot(name, extra): a guest, and the path of its QMP socket. wait: until the guest is ready."""
     folder = Path(tempfile.mkdtemp(prefix="vpt-qmp-"))
     with ExitStack() as stack:
 
-        def start(name: str, *extra: str) -> tuple[Guest, str]:
+        def start(name: str, *extra: str, wait: bool = True) -> tuple[Guest, str]:
             qmp = folder / f"{name}.qmp"
             guest = Guest(image, find_qemu(), name=name, accel="tcg", qmp=qmp, extra=extra)
             stack.enter_context(guest)
-            return guest.wait_ready(), str(qmp)
+            wait_for(lambda: listener_pid(qmp), "QEMU's QMP socket")
+            return (guest.wait_ready() if wait else guest), str(qmp)
 
         yield start
     shutil.rmtree(folder)
@@ -78,7 +80,7 @@ def test_both_kinds_with_traffic_and_nothing_is_left(
 def test_what_can_not_be_leaves_nothing(
     boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client, tmp_path: Path
 ) -> None:
-    _, qmp = boot("bare")
+    _, qmp = boot("bare", wait=False)
     code, _, err = vpt("attach", qmp, "--switch", "sw0")
     assert (code, "no spare pcie-root-port" in err, "hint:" in err) == (1, True, True)
     code, _, err = vpt("attach", qmp, "--switch", "sw0", "--config")
@@ -98,7 +100,7 @@ def test_what_can_not_be_leaves_nothing(
 def test_a_device_that_qemu_refuses_takes_its_port_along(
     boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client
 ) -> None:
-    _, qmp = boot("full", *PORTS)
+    _, qmp = boot("full", *PORTS, wait=False)
     with QmpSession(Path(qmp)) as qemu:
         # The id of the port's network back-end is taken, and the chardev was made before it.
         qemu.execute("netdev_add", type="hubport", id="vpt-p1-net", hubid=0)

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
+import re
 import socket
 import subprocess
 from collections.abc import Callable
@@ -89,13 +91,13 @@ class DomainGuest(Guest):
     def __init__(self, image: Image, domain: Any, folder: Path) -> None:
         super().__init__(image, find_qemu(), name=domain.name(), accel="tcg")
         self.domain = domain
-        self._folder = folder
+        self.folder = folder
 
     def start(self) -> Self:
         """Start the domain and connect to its channel."""
         self.domain.create()
         channel = socket.socket(socket.AF_UNIX)
-        channel.connect(str(self._folder / "agent"))
+        channel.connect(str(self.folder / "agent"))
         channel.setblocking(False)
         self._channel, self._received = channel, b""
         return self
@@ -116,19 +118,74 @@ class DomainGuest(Guest):
             self.domain.destroy()
 
 
-class Libvirt:
-    """The embedded driver: one for all tests, because a process can have one."""
+def ok(result: tuple[int, str, str]) -> str:
+    """What a command printed that must have done what it was told; a warning is no error."""
+    code, out, err = result
+    assert code == 0, out + err
+    assert all(line.startswith("warning: this libvirt") for line in err.splitlines()), err
+    return out
 
-    def __init__(self, root: Path, connection: Any, image: Image) -> None:
+
+def live_xml(guest: DomainGuest) -> str:
+    """Without metadata: libvirt leaves an empty element, and we a mark where a passthrough port has been."""
+    return re.sub("  <metadata/>\n|  <metadata>.*</metadata>\n", "", guest.domain.XMLDesc(), flags=re.DOTALL)
+
+
+def qmp(guest: DomainGuest, command: str, **arguments: Any) -> Any:
+    """What the domain's QEMU answers."""
+    import libvirt_qemu
+
+    line = json.dumps({"execute": command, "arguments": arguments})
+    answer = json.loads(libvirt_qemu.qemuMonitorCommand(guest.domain, line, 0))
+    assert "return" in answer, answer
+    return answer["return"]
+
+
+def qemu_pid(guest: DomainGuest) -> int:
+    """Process of the domain's QEMU: its command line has the domain's name, and folders of this libvirt."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            if f"guest={guest.name}," in line and str(guest.folder.parent) in line:
+                found.append(int(entry.name))
+    assert len(found) == 1, found
+    return found[0]
+
+
+def assert_traffic_between_its_interfaces(guest: Guest, first: str = "eth0", second: str = "eth1") -> None:
+    """Both on one switch: ARP requests go out of one and come in at the other, answers the other way.
+
+    The kernel must be told that it may hear from itself.
+    """
+    guest.run(
+        f"ip addr replace 10.6.0.1/24 dev {first}; ip addr replace 10.6.1.1/24 dev {second};"
+        f"ip link set {first} up; ip link set {second} up;"
+        f"for dev in all {first} {second}; do cd /proc/sys/net/ipv4/conf/$dev;"
+        "echo 1 > accept_local; echo 0 > rp_filter; done"
+    )
+    guest.wait_until(f"arping -c 3 -w 3 -I {first} 10.6.1.1", 40, "an answer to ARP through both ports")
+
+
+class Libvirt:
+    """Domains of a libvirt: the embedded driver (one for all tests, a process can have one), or a libvirtd.
+
+    user: that QEMU runs as and must be able to write files as, None: root
+    """
+
+    def __init__(self, root: Path, connection: Any, image: Image, user: int | None = None) -> None:
         self.uri = f"qemu:///embed?root={root}"
         self.root = root
         self.connection = connection
         self.image = image
+        self._user = user
 
     def define(self, name: str, *, machine: str = "pc", shared: bool = True, append: str = "") -> DomainGuest:
         """A domain that does not run yet."""
         folder = self.root / name
         folder.mkdir(exist_ok=True)
+        if self._user is not None:
+            os.chown(folder, self._user, self._user)
         xml = _DOMAIN.format(
             name=name,
             machine=machine,
@@ -143,7 +200,10 @@ class Libvirt:
         return DomainGuest(self.image, self.connection.defineXML(xml), folder)
 
     def remove(self, guest: DomainGuest) -> None:
-        """Stop and undefine."""
-        guest.stop()
+        """Stop and undefine, as the connection knows it now: libvirtd may have been another one before."""
+        with contextlib.suppress(Exception):
+            guest.domain = self.connection.lookupByName(guest.name)
+        with contextlib.suppress(Exception):
+            guest.stop()
         with contextlib.suppress(Exception):
             guest.domain.undefine()

@@ -135,6 +135,29 @@ def run_vpt(runtime: Path, *arguments: str, **environment: str) -> subprocess.Co
     )
 
 
+# The interpreter may be where only root can read it: all that is needed is loaded first.
+_AS_NOBODY = """
+import os, sys
+import vpt.cli.attach, vpt.libvirt_plugin.attach, vpt.libvirt_plugin.qmp, vpt.libvirt_plugin.rules
+from vpt.cli import main
+from vpt.libvirt_plugin._connection import binding
+binding()
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run_vpt_as_nobody(runtime: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same as a user without rights. Needs root."""
+    return subprocess.run(
+        [sys.executable, "-c", _AS_NOBODY, "--runtime-dir", str(runtime), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
 def vpt_json(runtime: Path, *arguments: str) -> dict[str, Any]:
     """The object that `vpt ARGUMENTS... --json` prints; it must succeed."""
     done = run_vpt(runtime, *arguments, "--json")

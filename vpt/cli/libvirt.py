@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""vpt libvirt: render, hook."""
+"""vpt libvirt: render, watch, hook."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -71,6 +72,32 @@ def render(
     click.echo(after, nl=False)
 
 
+@libvirt.command()
+@click.option("--connect", "uri", metavar="URI", help="Which libvirt.  [default: libvirt's own]")
+@click.option("--once", is_flag=True, help="Put right what is wrong now, and end.")
+def watch(uri: str | None, once: bool) -> None:
+    """Follow libvirt's domains: delete the ports that one leaves behind, and connect those that lost QEMU.
+
+    A port that was made for a domain goes when the domain has ended or is undefined, unless its configuration
+    has the port. After a restart of vptd, QEMU is connected again where libvirt keeps it from doing that by
+    itself (9.0 does, for devices attached while the domain runs).
+
+    Runs until it is stopped; libvirtd and vptd may come and go. As a service: vpt-libvirt-watch.service.
+
+    \b
+    Examples:
+      vpt libvirt watch --connect qemu:///system
+      vpt daemon stop && vpt daemon start && vpt libvirt watch --once
+    """
+    from vpt.daemon.manager import notify
+    from vpt.libvirt_plugin.watch import Watch
+
+    follower = Watch(paths(), uri, click.echo)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: follower.stop())
+    follower.run(once=once, ready=lambda: notify("READY=1"))
+
+
 @libvirt.group()
 def hook() -> None:
     """Let libvirt bring a domain's ports up before it starts, and take them down after it has stopped."""
@@ -79,14 +106,14 @@ def hook() -> None:
 _DIR = click.option(
     "--hooks-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="libvirt's folder of hooks.  [default: /etc/libvirt/hooks, or the user's for users]",
+    help="libvirt's folder of hooks.  [default: /etc/libvirt/hooks]",
 )
 
 
 @hook.command()
 @_DIR
 def install(hooks_dir: Path | None) -> None:
-    """Put the hook where libvirt looks for it.
+    """Put the hook where libvirt looks for it: the system's, and that of each user's session.
 
     A domain whose vptd is not there then does not start, and the error says what to do.
 
@@ -96,7 +123,7 @@ def install(hooks_dir: Path | None) -> None:
     """
     from vpt.libvirt_plugin import hook as plugin
 
-    where = hooks_dir or plugin.default_dir()
+    where = hooks_dir or plugin.HOOKS
     restart = plugin.install(where)
     click.echo(f"installed {plugin.status(where).path}")
     if restart:
@@ -114,7 +141,7 @@ def remove(hooks_dir: Path | None) -> None:
     """
     from vpt.libvirt_plugin import hook as plugin
 
-    where = hooks_dir or plugin.default_dir()
+    where = hooks_dir or plugin.HOOKS
     removed = plugin.remove(where)
     click.echo(f"removed {plugin.status(where).path}" if removed else f"there was no hook in {where}")
 
@@ -131,7 +158,7 @@ def status(hooks_dir: Path | None, as_json: bool) -> None:
     """
     from vpt.libvirt_plugin import hook as plugin
 
-    found = plugin.status(hooks_dir or plugin.default_dir())
+    found = plugin.status(hooks_dir or plugin.HOOKS)
     if as_json:
         emit_json("libvirt-hook", {"path": str(found.path), "state": found.state})
     else:

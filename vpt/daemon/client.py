@@ -54,6 +54,10 @@ class Client:
     ) -> None:
         self.close()
 
+    def fileno(self) -> int:
+        """For poll(): readable between calls means that vptd has hung up."""
+        return self._sock.fileno()
+
     def close(self) -> None:
         """Hang up. Harmless the second time."""
         self._file.close()

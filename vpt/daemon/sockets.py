@@ -167,8 +167,13 @@ def _bind_error(path: str, error: OSError) -> Exception:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return UsageError(f"no such folder: {folder}", hint=f"mkdir -p {folder}")
     if os.path.lexists(path):
-        if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
+        found = os.stat(path, follow_symlinks=False)
+        if not stat.S_ISSOCK(found.st_mode):
             return ExistsError(f"{path} exists and is not a socket", hint="choose another path with --socket")
+        if found.st_uid != os.geteuid():
+            return ExistsError(
+                f"{path} is a socket of user {found.st_uid}", hint=f"if nothing needs it: rm {path}"
+            )
         if is_stale(path):
             return ExistsError(
                 f"{path} is a socket that nobody listens on, but it is not known to be vpt's",

@@ -6,4 +6,5 @@ rules    what must hold and libvirt does not check
 attach   a port and its device, made together or not at all
 qmp      the same on a plain QEMU
 hook     ports that come up before a domain starts
+watch    no port that outlives its domain, or stays unconnected
 """

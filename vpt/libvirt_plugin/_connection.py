@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, VptError
 
-__all__ = ["binding", "events", "find_domain", "open_libvirt", "translate"]
+__all__ = ["NO_LIBVIRT", "binding", "events", "find_domain", "open_libvirt", "owner_of", "translate", "which"]
+
+NO_LIBVIRT = "no-libvirt"
+"""Code of the error that says that nobody is there."""
 
 _WAKE_MS = 100
 
@@ -88,6 +93,7 @@ def open_libvirt(uri: str | None) -> Iterator[Any]:
             raise MissingError(
                 f"no libvirt at {where}: {error}",
                 hint="systemctl start libvirtd; or name another: --connect URI, or a VM's QMP socket",
+                code=NO_LIBVIRT,
             ) from error
         try:
             yield connection
@@ -107,6 +113,22 @@ def find_domain(connection: Any, name: str) -> Any:
                 hint=f"virsh -c {connection.getURI()} list --all; a QMP socket is named with its folder",
             ) from None
         raise translate(error, name, "look it up") from error
+
+
+def which(connection: Any) -> str:
+    """Which libvirt of this host it is: "system", "session-UID", "embed-ROOT". The hook says it as well."""
+    uri = urlsplit(connection.getURI())
+    driver = str(uri.path).strip("/")
+    if driver == "session":
+        return f"session-{os.geteuid()}"
+    if driver == "embed":
+        return f"embed-{''.join(parse_qs(uri.query).get('root', []))}"
+    return driver
+
+
+def owner_of(connection: Any, domain: Any) -> str:
+    """What ports that were made for the domain are marked with in vptd."""
+    return f"libvirt:{which(connection)}:{domain.UUIDString()}"
 
 
 def translate(error: Exception, name: str, what: str) -> VptError:

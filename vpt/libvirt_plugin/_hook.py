@@ -11,6 +11,7 @@ error is in the error that the user sees when the domain does not start.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from typing import Any
@@ -30,7 +31,11 @@ class HookError(Exception):
 def ports_of(text: bytes) -> Ports:
     """Parameters of port.add, and the runtime dir of the vptd, for each port that the metadata names."""
     found: Ports = []
-    for element in ElementTree.fromstring(text).iterfind(f"metadata/{NAMESPACE}ports/{NAMESPACE}port"):
+    domain = ElementTree.fromstring(text)
+    # As owner_of() in vpt/libvirt_plugin/_connection.py has it.
+    which = f"session-{os.geteuid()}" if os.geteuid() else "system"
+    owner = f"libvirt:{which}:{domain.findtext('uuid')}"
+    for element in domain.iterfind(f"metadata/{NAMESPACE}ports/{NAMESPACE}port"):
         params: dict[str, Any] = {key.replace("-", "_"): value for key, value in element.attrib.items()}
         runtime_dir = params.pop("runtime_dir")
         # Where the socket is follows from the runtime dir and the name.
@@ -38,7 +43,7 @@ def ports_of(text: bytes) -> Ports:
         params.update({key: int(params[key]) for key in NUMBERS if key in params})
         if "policy" in params:
             params["policy"] = {"kind": params["policy"]}
-        found.append((runtime_dir, params))
+        found.append((runtime_dir, {**params, "owner": owner}))
     return found
 
 

@@ -9,36 +9,22 @@ never let go of the device.
 from __future__ import annotations
 
 import secrets
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vpt.daemon.client import Client
-from vpt.errors import ConflictError, GuestError, NotFoundError, UsageError, VptError
+from vpt.daemon.runtime import locate
+from vpt.errors import GuestError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import rules
-from vpt.libvirt_plugin._connection import binding, find_domain, translate
-from vpt.libvirt_plugin.xml import (
-    NAMESPACE,
-    PREFIX,
-    Plug,
-    add_port,
-    alias_of,
-    device_xml,
-    diff,
-    domain_element,
-    is_spent,
-    metadata_xml,
-    plugs_in,
-    remove_port,
-)
+from vpt.libvirt_plugin._connection import which
+from vpt.libvirt_plugin._domain import Target
+from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
+from vpt.libvirt_plugin.watch import is_watched
+from vpt.libvirt_plugin.xml import Plug, add_port, diff, domain_element, plugs_in, remove_port
 
 __all__ = ["Attached", "Detached", "Request", "attach", "detach", "free_name", "print_diff", "random_mac"]
-
-_DEVICE_S = 15.0
-_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,121 +66,6 @@ class Detached:
     deleted: bool
 
 
-class _Target:
-    """A domain, and which of its two descriptions a change is for."""
-
-    def __init__(self, connection: Any, name: str) -> None:
-        self.lib = binding()
-        self.connection = connection
-        self.name = name
-        self.domain = find_domain(connection, name)
-        with self.asking("look at it"):
-            self.active = bool(self.domain.isActive())
-            self.persistent = bool(self.domain.isPersistent())
-            self.state = self.domain.state()[0]
-
-    @contextmanager
-    def asking(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except self.lib.libvirtError as error:
-            raise translate(error, self.name, what) from error
-
-    def live_xml(self) -> str:
-        with self.asking("read the running domain"):
-            return str(self.domain.XMLDesc(0))
-
-    def config_xml(self) -> str:
-        flags = self.lib.VIR_DOMAIN_XML_INACTIVE | self.lib.VIR_DOMAIN_XML_SECURE
-        with self.asking("read its configuration"):
-            return str(self.domain.XMLDesc(flags))
-
-    def define(self, xml: str) -> None:
-        with self.asking("change its configuration"):
-            # One that somebody has undefined meanwhile must not come back.
-            if not self.domain.isPersistent():
-                raise ConflictError(f"{self.name} has been undefined meanwhile", hint="virsh list --all")
-            self.connection.defineXML(xml)
-
-    def require_live(self) -> None:
-        if not self.active:
-            raise ConflictError(
-                f"{self.name} does not run",
-                hint=f"virsh start {self.name}; or change its configuration: --config",
-            )
-        if self.state != self.lib.VIR_DOMAIN_RUNNING:
-            # It could take a new device now, but never let one go.
-            raise ConflictError(
-                f"{self.name} is paused, and only a running guest takes or lets go of a device",
-                hint=f"virsh resume {self.name}",
-            )
-
-    def require_config(self) -> None:
-        if not self.persistent:
-            raise ConflictError(
-                f"{self.name} is transient: it has no configuration beside the running domain", hint="--live"
-            )
-
-    def plug_live(self, plug: Plug) -> None:
-        # libvirt would put ivshmem, as conventional PCI, behind a bridge, whose window holds one region only.
-        free = rules.free_root_ports(self.live_xml())
-        bus = free[0] if free and plug.kind == "passthrough" else None
-        with _watch(self) as changed:
-            with self.asking("attach the device"):
-                self.domain.attachDeviceFlags(device_xml(plug, bus), self.lib.VIR_DOMAIN_AFFECT_LIVE)
-            if not changed(lambda: rules.alias_in(self.live_xml(), plug.name)):
-                raise GuestError(
-                    f"libvirt says that {plug.name} is attached, and {self.name} does not have it",
-                    hint=f"virsh dumpxml {self.name}",
-                )
-        self.note_live([*plugs_in(self.live_xml()), plug])
-
-    def unplug_live(self, name: str) -> None:
-        with _watch(self) as changed:
-            with self.asking("detach the device"):
-                self.domain.detachDeviceAlias(alias_of(name), self.lib.VIR_DOMAIN_AFFECT_LIVE)
-            if not changed(lambda: not rules.alias_in(self.live_xml(), name)):
-                raise GuestError(
-                    f"{self.name} did not let go of {name} within {_DEVICE_S:.0f} s, so the port stays",
-                    hint="a guest must be up, with PCI hotplug, to eject a device: try again later, or shut"
-                    " it down after vpt detach --config",
-                )
-
-    def note_live(self, plugs: list[Plug], *, spent: bool = False) -> None:
-        """What the running domain has, in its metadata."""
-        kind = self.lib.VIR_DOMAIN_METADATA_ELEMENT
-        text = metadata_xml(plugs, spent=spent or is_spent(self.live_xml()))
-        with self.asking("note the port in its metadata"):
-            self.domain.setMetadata(kind, text, PREFIX, NAMESPACE, self.lib.VIR_DOMAIN_AFFECT_LIVE)
-
-
-@contextmanager
-def _watch(target: _Target) -> Iterator[Callable[[Callable[[], bool]], bool]]:
-    """changed(condition): wait until it holds. Looks when libvirt reports a device, and now and then."""
-    lib, wake = target.lib, threading.Event()
-
-    def on_event(*_args: Any) -> None:
-        wake.set()
-
-    kinds = (lib.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, lib.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED)
-
-    def changed(condition: Callable[[], bool]) -> bool:
-        end = time.monotonic() + _DEVICE_S
-        while not condition():
-            if time.monotonic() > end:
-                return False
-            wake.wait(_POLL_S)
-            wake.clear()
-        return True
-
-    with ExitStack() as undo:
-        with target.asking("follow its events"):
-            for kind in kinds:
-                handle = target.connection.domainEventRegisterAny(target.domain, kind, on_event, None)
-                undo.callback(target.connection.domainEventDeregisterAny, handle)
-        yield changed
-
-
 # ---- attach ----
 
 
@@ -202,7 +73,7 @@ def _watch(target: _Target) -> Iterator[Callable[[Callable[[], bool]], bool]]:
 class _Plan:
     """Everything that can be known before anything is changed."""
 
-    target: _Target
+    target: Target
     plug: Plug
     live: bool
     config: bool
@@ -211,7 +82,7 @@ class _Plan:
 
 
 def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
-    target = _Target(connection, request.vm)
+    target = Target(connection, request.vm)
     live = request.live or (target.active and not request.config)
     config = request.config or not live
     if live:
@@ -264,7 +135,7 @@ def attach(connection: Any, vptd: Client, request: Request) -> Attached:
     plan = _plan(connection, vptd, request)
     target, plug = plan.target, plan.plug
     with ExitStack() as undo:
-        add_to_vptd(vptd, plug)
+        add_to_vptd(vptd, plug, target.owner)
         undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
         if plan.config:
             if _is_valid(plan.before):
@@ -280,15 +151,31 @@ def attach(connection: Any, vptd: Client, request: Request) -> Attached:
             target.plug_live(plug)
         undo.pop_all()
     where = tuple(name for name, wanted in (("live", plan.live), ("config", plan.config)) if wanted)
-    return Attached(target.name, plug, where, tuple(rules.warnings(plan.before)))
+    return Attached(target.name, plug, where, tuple(_warnings(plan)))
 
 
-def add_to_vptd(vptd: Client, plug: Plug) -> None:
-    """Make the port in vptd, as the plug has it."""
+def _warnings(plan: _Plan) -> list[str]:
+    found = rules.warnings(plan.before)
+    target, plug = plan.target, plan.plug
+    if (
+        plan.live
+        and plug.kind == "vhost-user"
+        and int(target.connection.getLibVersion()) in SAYS_NO_RECONNECT
+        and not is_watched(locate(plug.runtime_dir), which(target.connection))
+    ):
+        found.append(
+            "this libvirt keeps QEMU from connecting again when vptd is restarted; to have that done, run:"
+            " vpt libvirt watch"
+        )
+    return found
+
+
+def add_to_vptd(vptd: Client, plug: Plug, owner: str) -> None:
+    """Make the port in vptd, as the plug has it. owner: the VM that it must not outlive."""
     settings = dict(plug.settings)
     if "policy" in settings:
         settings["policy"] = {"kind": settings["policy"]}
-    vptd.call("port.add", name=plug.name, switch=plug.switch, kind=plug.kind, **settings)
+    vptd.call("port.add", name=plug.name, switch=plug.switch, kind=plug.kind, owner=owner, **settings)
 
 
 def _is_valid(xml: str) -> bool:
@@ -306,7 +193,7 @@ def _quietly(action: Callable[[], object]) -> None:
         action()
 
 
-def _unplug_again(target: _Target, name: str) -> None:
+def _unplug_again(target: Target, name: str) -> None:
     if rules.alias_in(target.live_xml(), name):
         target.unplug_live(name)
     left = plugs_in(target.live_xml())
@@ -331,7 +218,7 @@ def detach(
     port: none is needed if the domain has one only. Neither live nor config: wherever it is.
     open_vptd: gives the client for a runtime dir.
     """
-    target = _Target(connection, vm)
+    target = Target(connection, vm)
     in_live = plugs_in(target.live_xml()) if target.active else []
     in_config = plugs_in(target.config_xml()) if target.persistent else []
     plug = _choose(vm, port, [*in_live, *in_config])
@@ -370,7 +257,7 @@ def _choose(vm: str, port: str | None, found: list[Plug]) -> Plug:
     return next(iter(plugs.values()))
 
 
-def _take_out(target: _Target, plug: Plug, *, live: bool, config: bool) -> None:
+def _take_out(target: Target, plug: Plug, *, live: bool, config: bool) -> None:
     with ExitStack() as undo:
         if config:
             before = target.config_xml()

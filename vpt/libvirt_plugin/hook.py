@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vpt.errors import ExistsError, MissingError
 
-__all__ = ["HookStatus", "default_dir", "install", "remove", "status"]
+__all__ = ["HOOKS", "HookStatus", "install", "remove", "status"]
+
+HOOKS = Path("/etc/libvirt/hooks")
+"""Where each libvirtd looks, the system's and that of a user's session, which runs them as that user."""
 
 _SOURCE = Path(__file__).with_name("_hook.py")
 _MARK = b"vpt's hook for libvirt"
@@ -22,14 +24,6 @@ class HookStatus:
 
     path: Path
     state: Literal["installed", "outdated", "foreign", "absent"]
-
-
-def default_dir() -> Path:
-    """Of the system's libvirt for root, else of the user's session."""
-    if os.geteuid() == 0:
-        return Path("/etc/libvirt/hooks")
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "libvirt/hooks"
 
 
 def status(hooks: Path) -> HookStatus:
@@ -60,7 +54,8 @@ def install(hooks: Path) -> bool:
         beside.replace(before.path)
     except PermissionError:
         raise MissingError(
-            f"no permission to write to {before.path.parent}", hint="run as root, or give --hooks-dir"
+            f"no permission to write to {before.path.parent}",
+            hint="run as root: sudo vpt libvirt hook install; users' own libvirt looks there as well",
         ) from None
     return restart
 
@@ -74,7 +69,9 @@ def remove(hooks: Path) -> bool:
     try:
         before.path.unlink()
     except PermissionError:
-        raise MissingError(f"no permission to remove {before.path}", hint="run as root") from None
+        raise MissingError(
+            f"no permission to remove {before.path}", hint="run as root: sudo vpt libvirt hook remove"
+        ) from None
     return True
 
 

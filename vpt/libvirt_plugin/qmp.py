@@ -43,7 +43,7 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
         bus = _free_root_port(qemu) if express else None
         if plug.name in _names(qemu):
             raise ConflictError(f"{path} has a port {plug.name!r} already", hint="give another name: --port")
-        add_to_vptd(vptd, plug)
+        add_to_vptd(vptd, plug, _owner(path))
         undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
         for add, remove in _steps(plug, bus, no_vectors=tcg and qemu.version < _TCG_MSIX_WORKS):
             _execute(qemu, *add)
@@ -53,6 +53,10 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
         warnings = _warnings(qemu, tcg=tcg)
         undo.pop_all()
     return Attached(str(path), plug, ("live",), warnings)
+
+
+def _owner(path: Path) -> str:
+    return f"qmp:{path.absolute()}"
 
 
 def _make_plug(path: Path, vptd: Client, request: Request, express: bool) -> Plug:

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What attach and detach refuse: one clear message with a hint, the exit code, and all as it was before."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from support.libvirt import NEEDS, Libvirt, Vpt, ok, qmp
+from support.libvirtd import NOBODY
+from support.vptd import run_vpt_as_nobody
+from vpt.daemon.client import Client
+from vpt.daemon.daemon import Settings
+from vpt.daemon.embedded import EmbeddedDaemon
+from vpt.daemon.runtime import locate
+from vpt.libvirt_plugin import rules
+from vpt.libvirt_plugin._domain import Target
+
+pytestmark = [pytest.mark.vm, pytest.mark.needs(*NEEDS)]
+
+
+@dataclass
+class Scene:
+    libvirt: Libvirt
+    guests: SimpleNamespace
+    vptd: Client
+    runtime: Path
+    vpt: Vpt
+    patch: pytest.MonkeyPatch
+
+    def state(self) -> dict[str, object]:
+        """Both sides: each domain as it runs and as it is configured, ports, files, what QEMU has."""
+        domains = self.libvirt.connection.listAllDomains()
+        return {
+            "domains": {domain.name(): (domain.XMLDesc(0), domain.XMLDesc(2)) for domain in domains},
+            # Not their state: a guest that has just got one brings it up meanwhile.
+            "ports": self.vptd.call("config")["ports"],
+            "files": sorted(self.runtime.rglob("*")),
+            "qemu": [
+                sorted(item["label"] for item in qmp(guest, "query-chardev"))
+                for guest in (self.guests.left, self.guests.right)
+            ],
+        }
+
+
+@pytest.fixture
+def scene(
+    libvirt: Libvirt,
+    guests: SimpleNamespace,
+    vptd: Client,
+    runtime: Path,
+    vpt: Vpt,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Scene:
+    return Scene(libvirt, guests, vptd, runtime, vpt, monkeypatch)
+
+
+# ---- what is the matter ----
+
+
+@contextmanager
+def paused(scene: Scene) -> Iterator[None]:
+    scene.guests.left.domain.suspend()
+    yield
+    scene.guests.left.domain.resume()
+
+
+@contextmanager
+def private(scene: Scene) -> Iterator[None]:
+    guest = scene.libvirt.define("private", shared=False)
+    guest.start()
+    yield
+    scene.libvirt.remove(guest)
+
+
+@contextmanager
+def stopped(scene: Scene) -> Iterator[None]:
+    guest = scene.libvirt.define("stopped")
+    yield
+    scene.libvirt.remove(guest)
+
+
+@contextmanager
+def ends_meanwhile(scene: Scene) -> Iterator[None]:
+    guest = scene.libvirt.define("brief")
+    guest.start()
+    before = Target.plug_live
+
+    def plug_live(target: Target, *args: object) -> None:
+        guest.stop()
+        before(target, *args)  # type: ignore[arg-type]
+
+    scene.patch.setattr(Target, "plug_live", plug_live)
+    yield
+    scene.libvirt.remove(guest)
+
+
+@contextmanager
+def taken_by_a_file(scene: Scene) -> Iterator[None]:
+    path = scene.runtime / "ports/left.sock"
+    path.write_text("not ours")
+    yield
+    assert path.read_text() == "not ours"
+    path.unlink()
+
+
+@contextmanager
+def taken_by_a_program(scene: Scene) -> Iterator[None]:
+    path = scene.runtime / "ports/left.sock"
+    with closing(socket.socket(socket.AF_UNIX)) as other:
+        other.bind(str(path))
+        other.listen()
+        yield
+    path.unlink()
+
+
+@contextmanager
+def of_another_user(scene: Scene) -> Iterator[None]:
+    path = scene.runtime / "ports/left.sock"
+    with closing(socket.socket(socket.AF_UNIX)) as other:
+        other.bind(str(path))
+    os.chown(path, NOBODY, NOBODY)
+    yield
+    path.unlink()
+
+
+@contextmanager
+def vptd_is_down(scene: Scene) -> Iterator[None]:
+    control = locate(scene.runtime).control
+    away = control.with_suffix(".away")
+    control.rename(away)
+    yield
+    away.rename(control)
+
+
+@contextmanager
+def other_network_card(scene: Scene) -> Iterator[None]:
+    ok(scene.vpt("attach", "left", "--switch", "sw0", "--mac", "52:54:00:00:00:77"))
+    yield
+    ok(scene.vpt("detach", "left"))
+
+
+def nothing(_scene: Scene) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Case:
+    command: tuple[str, ...]
+    code: int
+    says: str
+    hint: str
+    given: Callable[[Scene], AbstractContextManager[None]] = nothing
+    uri: str | None = None
+
+
+def attach(vm: str, *more: str, switch: str = "sw0") -> tuple[str, ...]:
+    return ("attach", vm, "--switch", switch, *more)
+
+
+PASSTHROUGH = ("--kind", "passthrough")
+CASES = {
+    "no such domain": Case(attach("nosuch"), 1, "no domain 'nosuch'", "list --all"),
+    "a paused domain": Case(attach("left"), 1, "left is paused", "virsh resume left", paused),
+    "a domain that does not run, live": Case(
+        attach("stopped", "--live"), 1, "stopped does not run", "virsh start stopped", stopped
+    ),
+    "memory that is not shared": Case(attach("private"), 1, "memory is not shared", "--config", private),
+    "a domain that ends meanwhile": Case(
+        attach("brief"), 1, "domain is not running", "virsh domstate", ends_meanwhile
+    ),
+    "a file at the socket's path": Case(
+        attach("left"), 1, "exists and is not a socket", "--socket", taken_by_a_file
+    ),
+    "a program at the socket's path": Case(
+        attach("left"), 1, "another program listens on", "ss -xlp", taken_by_a_program
+    ),
+    "another user's socket there": Case(
+        attach("left"), 1, f"a socket of user {NOBODY}", "rm ", of_another_user
+    ),
+    "no vptd": Case(attach("left"), 1, "vptd is not running", "vpt daemon start", vptd_is_down),
+    "no libvirt": Case(
+        attach("left"), 3, "no libvirt at", "systemctl start libvirtd",
+        uri="qemu+unix:///system?socket=/nonexistent/sock",
+    ),
+    "no such switch": Case(attach("left", switch="nosuch"), 1, "no switch 'nosuch'", "vpt switch add"),
+    "a name that is none": Case(attach("left", "--port", "x" * 32), 2, "1 to 31 letters", ""),
+    "a name that a switch has": Case(
+        attach("left", "--port", "sw0"), 1, "there is a switch 'sw0' already", "vpt show sw0"
+    ),
+    "a multicast address": Case(attach("left", "--mac", "01:00:00:00:00:01"), 2, "multicast", ""),
+    "an address that the domain has": Case(
+        attach("left", "--mac", "52:54:00:00:00:77", "--port", "second"), 1,
+        "two devices with the MAC address", "--mac", other_network_card,
+    ),
+    "a port that the domain has": Case(
+        attach("left", "--port", "left"), 1, "has a port 'left' already", "--port", other_network_card
+    ),
+    "more slots than fit": Case(
+        attach("right", *PASSTHROUGH, "--slots", "4096"), 1, "do not fit", "--slots"
+    ),
+    "detach: no port at all": Case(("detach", "left"), 1, "no vpt port", "vpt attach left"),
+    "detach: no such port": Case(("detach", "left", "nosuch"), 1, "no port 'nosuch'", "its vpt ports"),
+    "detach: no such domain": Case(("detach", "nosuch"), 1, "no domain 'nosuch'", "list --all"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_can_not_be_is_said_in_one_line_and_nothing_changes(scene: Scene, case: Case) -> None:
+    with case.given(scene):
+        before = scene.state()
+        options = {"uri": case.uri} if case.uri else {}
+        code, out, err = scene.vpt(*case.command, **options)
+        after = scene.state()
+        if case.given is ends_meanwhile:
+            before["domains"]["brief"] = after["domains"]["brief"]  # type: ignore[index]
+    assert (code, out) == (case.code, ""), err
+    assert case.says in err
+    assert err.count("error:") == 1
+    if case.hint:
+        assert case.hint in err.partition("hint:")[2]
+    assert after == before
+
+
+def test_a_socket_path_that_is_too_long(scene: Scene) -> None:
+    """The control socket's path still fits an address, the port's does not."""
+    with tempfile.TemporaryDirectory(prefix=f"vpt-{'x' * 70}-", dir="/tmp") as folder:
+        paths = locate(folder)
+        with EmbeddedDaemon(Settings(paths, keeper=False)), Client(paths.control) as vptd:
+            vptd.call("switch.add", name="sw0")
+            before = scene.state()
+            code, _, err = scene.vpt(*attach("left", "--port", "a" * 31), runtime_dir=Path(folder))
+            assert (code, "the system allows 107" in err, "--runtime-dir" in err) == (2, True, True), err
+            assert vptd.call("port.list")["ports"] == []
+        assert scene.state() == before
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_domain_undefined_meanwhile_does_not_come_back(scene: Scene) -> None:
+    """Somebody is faster, between our look and our change."""
+    guest = scene.libvirt.define("brief")
+    before = scene.state()
+
+    def undefine(_xml: str) -> None:
+        if "brief" in [domain.name() for domain in scene.libvirt.connection.listAllDomains()]:
+            guest.domain.undefine()
+
+    scene.patch.setattr(rules, "validate", undefine)
+    code, _, err = scene.vpt(*attach("brief"))
+    assert (code, "brief went away" in err, "virsh list" in err) == (1, True, True), err
+    del before["domains"]["brief"]  # type: ignore[attr-defined]
+    assert scene.state() == before
+
+
+DENIED = {
+    "vptd": (attach("left"), "no permission to use", "sudo"),
+    "libvirt": (attach("left", "--connect", "{uri}"), "no permission to use libvirt", "group libvirt"),
+    "a QMP socket": (attach("{folder}/vm.qmp"), "no permission", "root"),
+}
+
+
+@pytest.mark.parametrize("whose", DENIED)
+def test_no_permission(scene: Scene, whose: str) -> None:
+    if os.geteuid():
+        pytest.skip("needs root: to be somebody else")
+    command, says, hint = DENIED[whose]
+    with tempfile.TemporaryDirectory() as folder, closing(socket.socket(socket.AF_UNIX)) as denied:
+        Path(folder).chmod(0o755)
+        # A socket that only root may connect to stands for libvirtd's and QEMU's: they are asked for no more.
+        denied.bind(f"{folder}/vm.qmp")
+        denied.listen()
+        Path(folder, "vm.qmp").chmod(0o600)
+        uri = f"qemu+unix:///system?socket={folder}/vm.qmp"
+        paths = locate(f"{folder}/vptd")
+        group = None if whose == "vptd" else NOBODY
+        with EmbeddedDaemon(Settings(paths, keeper=False, group=group)), Client(paths.control) as vptd:
+            vptd.call("switch.add", name="sw0")
+            before = scene.state()
+            words = [part.format(folder=folder, uri=uri) for part in command]
+            done = run_vpt_as_nobody(paths.runtime, *words)
+            assert (done.returncode, done.stdout) == (3, ""), done.stderr
+            assert says in done.stderr
+            assert hint in done.stderr.partition("hint:")[2]
+            assert vptd.call("port.list")["ports"] == []
+    assert scene.state() == before

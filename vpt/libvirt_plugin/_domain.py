@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A domain of libvirt's as vpt changes it: its two descriptions, and its devices while it runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from vpt.errors import ConflictError, GuestError
+from vpt.libvirt_plugin import rules
+from vpt.libvirt_plugin._connection import binding, find_domain, owner_of, translate
+from vpt.libvirt_plugin.xml import (
+    NAMESPACE,
+    PREFIX,
+    Plug,
+    alias_of,
+    device_xml,
+    is_spent,
+    metadata_xml,
+    plugs_in,
+)
+
+__all__ = ["Target"]
+
+_DEVICE_S = 15.0
+_POLL_S = 0.1
+
+
+class Target:
+    """A domain, and which of its two descriptions a change is for."""
+
+    def __init__(self, connection: Any, name: str) -> None:
+        self.lib = binding()
+        self.connection = connection
+        self.name = name
+        self.domain = find_domain(connection, name)
+        with self.asking("look at it"):
+            self.active = bool(self.domain.isActive())
+            self.persistent = bool(self.domain.isPersistent())
+            self.state = self.domain.state()[0]
+
+    @property
+    def owner(self) -> str:
+        """What ports made for it are marked with in vptd."""
+        return owner_of(self.connection, self.domain)
+
+    @contextmanager
+    def asking(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except self.lib.libvirtError as error:
+            raise translate(error, self.name, what) from error
+
+    def live_xml(self) -> str:
+        with self.asking("read the running domain"):
+            return str(self.domain.XMLDesc(0))
+
+    def config_xml(self) -> str:
+        flags = self.lib.VIR_DOMAIN_XML_INACTIVE | self.lib.VIR_DOMAIN_XML_SECURE
+        with self.asking("read its configuration"):
+            return str(self.domain.XMLDesc(flags))
+
+    def define(self, xml: str) -> None:
+        with self.asking("change its configuration"):
+            # One that somebody has undefined meanwhile must not come back.
+            if not self.domain.isPersistent():
+                raise ConflictError(f"{self.name} has been undefined meanwhile", hint="virsh list --all")
+            self.connection.defineXML(xml)
+
+    def require_live(self) -> None:
+        if not self.active:
+            raise ConflictError(
+                f"{self.name} does not run",
+                hint=f"virsh start {self.name}; or change its configuration: --config",
+            )
+        if self.state != self.lib.VIR_DOMAIN_RUNNING:
+            # It could take a new device now, but never let one go.
+            raise ConflictError(
+                f"{self.name} is paused, and only a running guest takes or lets go of a device",
+                hint=f"virsh resume {self.name}",
+            )
+
+    def require_config(self) -> None:
+        if not self.persistent:
+            raise ConflictError(
+                f"{self.name} is transient: it has no configuration beside the running domain", hint="--live"
+            )
+
+    def plug_live(self, plug: Plug) -> None:
+        # libvirt would put ivshmem, as conventional PCI, behind a bridge, whose window holds one region only.
+        free = rules.free_root_ports(self.live_xml())
+        bus = free[0] if free and plug.kind == "passthrough" else None
+        with _changes(self) as changed:
+            with self.asking("attach the device"):
+                self.domain.attachDeviceFlags(device_xml(plug, bus), self.lib.VIR_DOMAIN_AFFECT_LIVE)
+            if not changed(lambda: rules.alias_in(self.live_xml(), plug.name)):
+                raise GuestError(
+                    f"libvirt says that {plug.name} is attached, and {self.name} does not have it",
+                    hint=f"virsh dumpxml {self.name}",
+                )
+        self.note_live([*plugs_in(self.live_xml()), plug])
+
+    def unplug_live(self, name: str) -> None:
+        with _changes(self) as changed:
+            with self.asking("detach the device"):
+                self.domain.detachDeviceAlias(alias_of(name), self.lib.VIR_DOMAIN_AFFECT_LIVE)
+            if not changed(lambda: not rules.alias_in(self.live_xml(), name)):
+                raise GuestError(
+                    f"{self.name} did not let go of {name} within {_DEVICE_S:.0f} s, so the port stays",
+                    hint="a guest must be up, with PCI hotplug, to eject a device: try again later, or shut"
+                    " it down after vpt detach --config",
+                )
+
+    def note_live(self, plugs: list[Plug], *, spent: bool = False) -> None:
+        """What the running domain has, in its metadata."""
+        kind = self.lib.VIR_DOMAIN_METADATA_ELEMENT
+        text = metadata_xml(plugs, spent=spent or is_spent(self.live_xml()))
+        with self.asking("note the port in its metadata"):
+            self.domain.setMetadata(kind, text, PREFIX, NAMESPACE, self.lib.VIR_DOMAIN_AFFECT_LIVE)
+
+    def monitor(self, command: str, *, files: Sequence[int] = (), **arguments: Any) -> Any:
+        """What QEMU answers to a QMP command. libvirt notes that the domain was asked behind its back."""
+        qemu = importlib.import_module("libvirt_qemu")
+        line = json.dumps({"execute": command, "arguments": arguments})
+        with self.asking(f"ask QEMU to {command}"):
+            if files:
+                answer, _ = qemu.qemuMonitorCommandWithFiles(self.domain, line, list(files), 0)
+            else:
+                answer = qemu.qemuMonitorCommand(self.domain, line, 0)
+        found = json.loads(answer)
+        if "error" in found:
+            raise GuestError(f"QEMU refused {command}: {found['error']['desc']}")
+        return found["return"]
+
+
+@contextmanager
+def _changes(target: Target) -> Iterator[Callable[[Callable[[], bool]], bool]]:
+    """changed(condition): wait until it holds. Looks when libvirt reports a device, and now and then."""
+    lib, wake = target.lib, threading.Event()
+
+    def on_event(*_args: Any) -> None:
+        wake.set()
+
+    kinds = (lib.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, lib.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED)
+
+    def changed(condition: Callable[[], bool]) -> bool:
+        end = time.monotonic() + _DEVICE_S
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            wake.wait(_POLL_S)
+            wake.clear()
+        return True
+
+    with ExitStack() as undo:
+        with target.asking("follow its events"):
+            for kind in kinds:
+                handle = target.connection.domainEventRegisterAny(target.domain, kind, on_event, None)
+                undo.callback(target.connection.domainEventDeregisterAny, handle)
+        yield changed
