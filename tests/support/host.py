@@ -8,6 +8,7 @@ through the loop's thread, as the data plane demands.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -151,8 +152,13 @@ class Host:
                 transport.on_event(event)
 
 
-def open_things() -> tuple[int, int]:
-    """Descriptors and memory mappings of memfds that this process holds: what a leak would make grow."""
+def open_things() -> Counter[str]:
+    """What this process holds, by name: descriptors, and mappings of memfds. A leak shows, and of what."""
     with open("/proc/self/maps") as maps:
-        mapped = sum("memfd:" in line for line in maps)
-    return len(os.listdir("/proc/self/fd")), mapped
+        held = Counter(f"mapped {line.split()[5]}" for line in maps if "memfd:" in line)
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that listed the folder
+            held[os.readlink(f"/proc/self/fd/{fd}").split(":[")[0]] += (
+                1  # a socket's or pipe's number says nothing
+            )
+    return held

@@ -8,6 +8,7 @@ is there a log line but no flood of them, and is the port's state one of those i
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import USUAL, VNET_HDR, FrontEnd, eventually
 
 MAX_LOG_LINES = 12
+FAULTS = (
+    "protocol_errors",
+    "refused",
+    "broken",
+    "second_clients",
+)  # the transport's counters of what is worth a line
 MAC_X = b"\x52\x54\0\0\0\x99"  # the villain's
 
 
@@ -48,8 +55,9 @@ class Scene:
     two: FrontEnd
     lines: list[str]
     layout: int = 0  # features of the ring layout that the villain uses
+    ports: tuple[VhostPort, ...] = ()  # the neighbours'
     _sent: int = 0
-    _open: tuple[int, int] = (0, 0)
+    _open: Counter[str] = field(default_factory=Counter)
     _guests: list[FrontEnd] = field(default_factory=list)
     _handler: logging.Handler = field(default_factory=logging.NullHandler)
 
@@ -64,7 +72,7 @@ class Scene:
         log.addHandler(handler)
         a, b = host.vhost("a", mac=MAC_A), host.vhost("b", mac=MAC_B)
         one, two = FrontEnd(a.path).start(), FrontEnd(b.path).start()
-        scene = cls(host, host.vhost("x", **villain), one, two, lines, _handler=handler)
+        scene = cls(host, host.vhost("x", **villain), one, two, lines, ports=(a, b), _handler=handler)
         scene.neighbours_forward()
         scene._open = open_things()
         return scene
@@ -83,14 +91,25 @@ class Scene:
         return self._guests[-1]
 
     def neighbours_forward(self, count: int = 64) -> None:
-        """All packets between the neighbours arrive, in order."""
+        """All packets between the neighbours arrive, in order, and are counted: none twice, none dropped."""
         first = self._sent
         self._sent += count
+        before = self._neighbours_counters()
         self.one.transmit(*(frame(MAC_B, MAC_A, n, 100) for n in range(first, self._sent)))
         got: list[int] = []
         while len(got) < count:
             got += [number(r.frame) for r in self.two.receive() if r.frame[:12] == MAC_B + MAC_A]
         assert got == list(range(first, self._sent))
+        counted = self._neighbours_counters() - before
+        assert counted["a", "tx_packets"] == count
+        assert counted["b", "rx_packets"] >= count  # the villain may have sent some, too
+        assert not [name for port, name in counted if port == "a" and name.startswith("tx_drop")]
+
+    def _neighbours_counters(self) -> Counter[tuple[str, str]]:
+        read = self.host.stats.read()
+        return Counter(
+            {(p.port.name, name): n for p in self.ports for name, n in read.port(p.port.id).items()}
+        )
 
     def villain_leaves(self) -> None:
         """All connections to the villain's port end."""
@@ -100,13 +119,18 @@ class Scene:
         eventually(lambda: not self.villain.describe["connected"], "the transport to notice")
 
     def check(self, *, logged: bool = True) -> None:
-        """The questions that follow every act, and a guest that behaves finds the port as new."""
+        """The questions that follow every act, and a guest that behaves finds the port as new.
+
+        logged: there must be a line and a named counter; what was counted as a fault has a line anyhow.
+        """
         self.neighbours_forward()
+        faults = {name: n for name, n in self.villain.faults.items() if name in FAULTS}
         self.villain_leaves()
         assert open_things() == self._open
         said = [line for line in self.lines if line.startswith(f"port={self.villain.port.name} ")]
         assert len(said) <= MAX_LOG_LINES
-        if logged:
+        if logged or faults:
+            assert faults
             assert any("dropped" in line or "broken" in line or "refused" in line for line in said), said
         assert not self.villain.state().up
         with FrontEnd(self.villain.path) as fe:

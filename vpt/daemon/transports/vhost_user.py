@@ -91,6 +91,8 @@ class _Connection:
     def _answer(self, message: Message, reply: Reply | None) -> None:
         """Queue the reply. There is one at a time: nothing is read while one waits."""
         if reply is not None:
+            if reply.refused is not None:
+                self._owner.refused(reply.refused)
             self._out += encode(message.request, reply.payload, reply=True)
             self._out_fds, reply.fds = reply.fds, []
 
@@ -221,6 +223,10 @@ class VhostUserTransport:
         else:
             self._counters["disconnects"] += 1
             self._log.info("front-end disconnected: %s", detail)
+
+    def refused(self, error: RuleError) -> None:
+        """Take note of a negative acknowledgement; the session has counted it."""
+        self._log.warning("message refused: %s: %s", error.rule, error.detail)
 
     def crashed(self, client: _Connection) -> None:
         """A handler failed in a way that nobody foresaw: a traceback, and the port stays usable."""

@@ -100,11 +100,12 @@ class Session:
             self._admit(message)
             answer = _HANDLERS[Request(message.request)](self._state, message)
         except RuleError as error:
+            error = RuleError(error.rule, f"{message.name}: {error.detail}")
             if not acknowledge:
-                raise RuleError(error.rule, f"{message.name}: {error.detail}") from error
+                raise error from None
             self._counters[error.rule] += 1
             self._counters["refused"] += 1
-            return Reply(_NACK)
+            return Reply(_NACK, refused=error)
         if answer is None:
             return Reply(_ACK) if acknowledge else None
         return answer if isinstance(answer, Reply) else Reply(answer)

@@ -32,10 +32,14 @@ P = TypeVar("P", bound=Payload)
 
 @dataclass(slots=True)
 class Reply:
-    """An answer: its payload, and descriptors that travel with it. Owns them until they are sent."""
+    """An answer: its payload, and descriptors that travel with it. Owns them until they are sent.
+
+    refused: why, if it is a negative acknowledgement.
+    """
 
     payload: Payload
     fds: list[int] = field(default_factory=list)
+    refused: RuleError | None = None
 
     def close(self) -> None:
         """Close the descriptors: they have been sent, or nobody is left to send them to."""
