@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "bpf.h"
+#include "copy.h"
 #include "engine.h"
 #include "rcu.h"
 #include "switch.h"
@@ -129,8 +130,13 @@ static void make_options(struct options *o, const struct vpti_pkt *p, uint32_t d
 static uint32_t copy_frame(uint8_t *to, const struct vpti_pkt *p, uint32_t most)
 {
 	const struct vpti_frag *f = &p->first;
+	const struct vpti_run run = { to, most };
 	uint32_t n = 0, i;
 
+	if (p->tag) {
+		vpti_copy_runs(&run, 1, NULL, 0, p);
+		return VPTI_MIN(p->len, most);
+	}
 	for (i = 0; n < most; f = &p->more[i++]) {
 		uint32_t k = VPTI_MIN(f->len, most - n);
 
@@ -194,17 +200,24 @@ static void record(const struct vpti_tap *tap, uint32_t worker, const struct vpt
 	VPTI_STORE_RELEASE(ring->head, own->head); /* pairs with the observer's acquire: it sees whole blocks */
 }
 
-void vpti_capture_sent(struct vpti_worker *w, const struct vpt_port *p, const struct vpti_burst *b, uint32_t n)
+void vpti_capture_sent(struct vpti_worker *w, const struct vpt_port *p, struct vpti_burst *b, uint32_t n)
 {
+	const struct vpti_vlans *vlans = vpti_rcu_get(p->vlans);
 	uint64_t ns = real_ns();
 	const struct vpti_tap *tap;
 	uint32_t i;
 
+	for (i = 0; i < n; i++) {
+		if (vpti_vid(&b->pkt[i])) /* with the tag that it came with */
+			vpti_vlan_tag(vlans, &b->pkt[i]);
+	}
 	for (tap = vpti_rcu_get(p->taps); tap; tap = tap->next) {
 		for (i = 0; tap->capture->directions & VPT_CAPTURE_IN && i < n; i++)
 			record(tap, w->index, &b->pkt[i], ns, VPT_CAPTURE_IN,
 			       b->pkt[i].dst == VPTI_DST_DROP ? b->pkt[i].cause : 0);
 	}
+	for (i = 0; i < n; i++)
+		vpti_vlan_untag(&b->pkt[i]);
 }
 
 void vpti_capture_deliver(struct vpti_pkt *const *pkt, uint32_t n)

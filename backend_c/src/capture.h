@@ -56,7 +56,7 @@ struct vpti_tap {
 };
 
 /* Worker: the first n packets of a burst that the port's peer sent, dropped ones with their cause. */
-void vpti_capture_sent(struct vpti_worker *w, const struct vpt_port *p, const struct vpti_burst *b, uint32_t n);
+void vpti_capture_sent(struct vpti_worker *w, const struct vpt_port *p, struct vpti_burst *b, uint32_t n);
 /* Worker: before packets are delivered to a watched port. What became of them at other ports is forgotten. */
 void vpti_capture_deliver(struct vpti_pkt *const *pkt, uint32_t n);
 /* Worker: and after. Those refused one by one have their cause; the last `lost` were dropped for `cause`. */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "port.h"
+#include "vlan.h"
 
 #define VPTI_HDR_COMMON offsetof(struct vpt_vnet_hdr, num_buffers) /* a legacy header ends there */
 
@@ -79,10 +80,14 @@ static inline void vpti_copy_runs(const struct vpti_run *run, uint32_t nrun, con
 {
 	struct vpti_cursor c = { run, run + nrun, 0 };
 	uint32_t skip = VPTI_ETH_HLEN; /* comes from the private copy */
+	uint8_t head[VPTI_VLAN_HEAD];
 	uint32_t i;
 
 	vpti_put(&c, (const uint8_t *)hdr, hdr_len);
-	vpti_put(&c, p->eth, VPTI_ETH_HLEN);
+	if (vpti_unlikely(p->tag))
+		vpti_put(&c, head, vpti_vlan_head(p, head));
+	else
+		vpti_put(&c, p->eth, VPTI_ETH_HLEN);
 	for (i = 0; i <= p->nmore; i++) {
 		const struct vpti_frag *f = i ? &p->more[i - 1] : &p->first;
 		uint32_t cut = VPTI_MIN(skip, f->len);
@@ -110,6 +115,11 @@ static inline void vpti_copy(const struct vpti_run *run, uint32_t nrun, const st
 	if (hdr_len) {
 		vpti_put_header(d, hdr, hdr_len);
 		d += hdr_len;
+	}
+	if (vpti_unlikely(p->tag)) {
+		memcpy(d + VPTI_VLAN_HLEN, p->first.p, p->first.len);
+		vpti_vlan_head(p, d);
+		return;
 	}
 	/* The whole frame in one aligned go, then the checked header over it: cheaper than starting at an odd offset of 14. */
 	vpti_copy_frame(d, p->first.p, p->len);

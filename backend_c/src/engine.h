@@ -8,6 +8,7 @@
 #include "port.h"
 
 #define VPTI_MAX_WATCHES 16384u
+#define VPTI_NO_RETRY UINT64_MAX
 
 /* What a readable fd of a worker's epoll set means. */
 enum vpti_watch_kind { VPTI_WATCH_KICK, VPTI_WATCH_CFG, VPTI_WATCH_DATA };
@@ -50,6 +51,7 @@ struct vpti_worker {
 	bool stop;
 	uint32_t tick;             /* seconds since the engine started, coarse */
 	uint64_t *w;               /* counters */
+	uint64_t retry_ns;         /* how long a sender that waits for tokens is to be left alone; VPTI_NO_RETRY: none waits */
 	uint32_t ndirty;
 	struct vpti_rxq *dirty[256]; /* rx queues published to in this round */
 	struct vpti_burst burst;
@@ -95,6 +97,9 @@ int vpti_worker_replan(struct vpti_worker *w);     /* after a change to its queu
 int vpti_watch_add(struct vpti_worker *w, enum vpti_watch_kind kind, int fd, struct vpt_port *port,
 		   struct vpti_txq *q, struct vpti_watch **out);   /* duplicates fd */
 void vpti_watch_del(struct vpti_watch *watch);     /* waits for workers; NULL is fine */
+
+/* A queue's worker: what is next in it waits for tokens. ns: how long. */
+void vpti_worker_wait(struct vpti_worker *w, struct vpti_txq *q, uint64_t ns);
 
 /* Any thread: remember that an rx queue was published to, so that the pass ends with one look at its peer. */
 void vpti_worker_dirty(struct vpti_worker *w, struct vpti_rxq *q);

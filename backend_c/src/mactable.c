@@ -42,7 +42,7 @@ void vpti_mactable_fini(struct vpti_mactable *t)
 
 static bool expired(const struct vpti_mactable *t, uint32_t seen, uint32_t tick)
 {
-	return seen != VPTI_MAC_STATIC && (int32_t)(tick - seen) > (int32_t)t->age;
+	return seen != VPTI_MAC_STATIC && (int32_t)(tick - seen) > (int32_t)VPTI_READ(t->age);
 }
 
 static void count(struct vpti_mactable *t, uint16_t slot, int32_t by)
@@ -52,10 +52,11 @@ static void count(struct vpti_mactable *t, uint16_t slot, int32_t by)
 
 /* Replace an entry unless somebody else just did; keeps the per-port counts right either way. */
 static bool replace(struct vpti_mactable *t, struct vpti_mac_bucket *b, uint32_t i, uint64_t old, uint64_t new,
-		    uint32_t tick)
+		    uint16_t vid, uint32_t tick)
 {
 	if (!__atomic_compare_exchange_n(&b->e[i], &old, new, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		return false;
+	VPTI_WRITE(b->vid[i], vid);
 	VPTI_WRITE(b->seen[i], tick);
 	if (old)
 		count(t, (uint16_t)old, -1);
@@ -64,18 +65,39 @@ static bool replace(struct vpti_mactable *t, struct vpti_mac_bucket *b, uint32_t
 	return true;
 }
 
-enum vpti_learn vpti_mac_learn(struct vpti_mactable *t, uint64_t mac, uint16_t slot, uint32_t tick)
+uint16_t vpti_mac_configured(const struct vpti_mactable *t, uint64_t mac)
 {
-	struct vpti_mac_bucket *b = vpti_mac_bucket(t, mac);
-	uint64_t want = mac << 16 | slot;
-	uint32_t free_way = VPTI_MAC_WAYS;
+	const struct vpti_mac_bucket *b = vpti_mac_bucket(t, mac);
 	uint32_t i;
 
 	for (i = 0; i < VPTI_MAC_WAYS; i++) {
 		uint64_t e = VPTI_READ(b->e[i]);
+
+		if (vpti_mac_is(b, i, e, mac) && VPTI_READ(b->seen[i]) == VPTI_MAC_STATIC)
+			return (uint16_t)e;
+	}
+	return VPTI_MAC_NONE;
+}
+
+enum vpti_learn vpti_mac_learn(struct vpti_mactable *t, uint64_t key, uint16_t slot, uint32_t tick)
+{
+	struct vpti_mac_bucket *b = vpti_mac_bucket(t, key);
+	uint64_t want = key << 16 | slot; /* the VLAN falls out */
+	uint16_t vid = (uint16_t)(key >> 48);
+	uint32_t free_way = VPTI_MAC_WAYS;
+	uint32_t i;
+
+	if (vid) {
+		uint16_t owner = vpti_mac_configured(t, key & VPTI_MAC_BITS);
+
+		if (owner != VPTI_MAC_NONE)
+			return owner == slot ? VPTI_LEARNED : VPTI_LEARN_SPOOFED;
+	}
+	for (i = 0; i < VPTI_MAC_WAYS; i++) {
+		uint64_t e = VPTI_READ(b->e[i]);
 		uint32_t seen = VPTI_READ(b->seen[i]);
 
-		if (e && e >> 16 == mac) {
+		if (vpti_mac_is(b, i, e, key)) {
 			if (e == want) {
 				if (seen != tick && seen != VPTI_MAC_STATIC)
 					VPTI_WRITE(b->seen[i], tick);
@@ -85,7 +107,7 @@ enum vpti_learn vpti_mac_learn(struct vpti_mactable *t, uint64_t mac, uint16_t s
 				return VPTI_LEARN_SPOOFED;
 			if (VPTI_READ(t->count[slot]) >= t->limit[slot])
 				return VPTI_LEARN_FULL;
-			replace(t, b, i, e, want, tick);
+			replace(t, b, i, e, want, vid, tick);
 			return VPTI_LEARNED;
 		}
 		if (free_way == VPTI_MAC_WAYS && (!e || expired(t, seen, tick)))
@@ -93,7 +115,7 @@ enum vpti_learn vpti_mac_learn(struct vpti_mactable *t, uint64_t mac, uint16_t s
 	}
 	if (free_way == VPTI_MAC_WAYS || VPTI_READ(t->count[slot]) >= t->limit[slot])
 		return VPTI_LEARN_FULL;
-	replace(t, b, free_way, VPTI_READ(b->e[free_way]), want, tick);
+	replace(t, b, free_way, VPTI_READ(b->e[free_way]), want, vid, tick);
 	return VPTI_LEARNED;
 }
 
@@ -107,7 +129,7 @@ int vpti_mac_set_static(struct vpti_mactable *t, uint64_t mac, uint16_t slot)
 		uint64_t e = VPTI_READ(b->e[i]);
 		bool is_static = e && VPTI_READ(b->seen[i]) == VPTI_MAC_STATIC;
 
-		if (e && e >> 16 == mac) {
+		if (vpti_mac_is(b, i, e, mac)) {
 			if (is_static)
 				return (uint16_t)e == slot ? 0 : -EEXIST;
 			way = i;
@@ -119,12 +141,12 @@ int vpti_mac_set_static(struct vpti_mactable *t, uint64_t mac, uint16_t slot)
 	if (way == VPTI_MAC_WAYS)
 		return -ENOSPC;
 	/* A learner may get in between; then its entry is the one replaced in the next round. */
-	while (!replace(t, b, way, VPTI_READ(b->e[way]), mac << 16 | slot, VPTI_MAC_STATIC))
+	while (!replace(t, b, way, VPTI_READ(b->e[way]), mac << 16 | slot, 0, VPTI_MAC_STATIC))
 		;
 	return 0;
 }
 
-void vpti_mac_purge(struct vpti_mactable *t, uint16_t slot)
+void vpti_mac_purge(struct vpti_mactable *t, uint16_t slot, bool all)
 {
 	uint32_t i, k;
 
@@ -132,8 +154,8 @@ void vpti_mac_purge(struct vpti_mactable *t, uint16_t slot)
 		for (k = 0; k < VPTI_MAC_WAYS; k++) {
 			uint64_t e = VPTI_READ(t->b[i].e[k]);
 
-			if (e && (uint16_t)e == slot)
-				replace(t, &t->b[i], k, e, 0, 0);
+			if (e && (uint16_t)e == slot && (all || VPTI_READ(t->b[i].seen[k]) != VPTI_MAC_STATIC))
+				replace(t, &t->b[i], k, e, 0, 0, 0);
 		}
 	}
 }
@@ -154,7 +176,7 @@ void vpti_mac_sweep(struct vpti_mactable *t, uint32_t tick)
 			uint64_t e = VPTI_READ(b->e[k]);
 
 			if (e && expired(t, VPTI_READ(b->seen[k]), tick))
-				replace(t, b, k, e, 0, 0);
+				replace(t, b, k, e, 0, 0, 0);
 		}
 	}
 }

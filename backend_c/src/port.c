@@ -10,6 +10,7 @@
 #include "capture.h"
 #include "engine.h"
 #include "rcu.h"
+#include "rules.h"
 #include "switch.h"
 #include "take.h"
 
@@ -281,6 +282,7 @@ static void port_free(struct vpt_port *p)
 {
 	free(p->txq);
 	free(p->rxq);
+	vpti_rules_fini(p);
 	free(p);
 }
 
@@ -301,6 +303,7 @@ int vpt_port_add(vpt_switch *sw, const struct vpt_port_opts *opts, vpt_port **ou
 	p->kind = kinds[p->opts.kind].ops;
 	p->worker = p->opts.worker < 0 ? least_loaded(e) : e->worker[p->opts.worker];
 	p->link = true;
+	vpti_rules_init(p);
 	p->lossless = p->opts.flags & VPT_PORT_LOSSLESS;
 	p->max_len = VPTI_MIN(p->opts.mtu + L2_OVERHEAD, VPT_MAX_FRAME);
 	p->txq = calloc(p->opts.pairs, sizeof(*p->txq));
@@ -348,8 +351,9 @@ void vpt_port_del(vpt_port *p)
 	for (at = &sw->ports; *at != p; at = &(*at)->next)
 		;
 	*at = p->next;
+	VPTI_WRITE(sw->vlans, sw->vlans - (p->vlans != &vpti_vlans_all));
 	vpti_rcu_publish(sw->port[p->slot], NULL);
-	vpti_mac_purge(&sw->macs, p->slot);
+	vpti_mac_purge(&sw->macs, p->slot, true);
 	if (publish_list(sw)) /* no memory: the old list names an empty slot, which workers skip */
 		vpti_synchronize();
 	vpti_port_untap(p);

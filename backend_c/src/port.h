@@ -11,10 +11,12 @@
 
 #include <stdbool.h>
 
+#include "bucket.h"
 #include "lease.h"
 #include "offload.h"
 #include "pkt.h"
 #include "util.h"
+#include "vlan.h"
 #include "vpt/vpt.h"
 
 #define VPTI_MAX_PORTS 1024u      /* of one switch */
@@ -22,6 +24,9 @@
 #define VPTI_BURST_FRAGS 2048u    /* fragments of all of them */
 #define VPTI_ROOM_FRAGS 4096u     /* destination fragments of one delivery */
 #define VPTI_DELIVER 256u         /* packets delivered at a time: a burst, or some segments of one */
+
+/* What a port's peer may send to many: to everybody, to groups, to whom the switch does not know. */
+enum vpti_storm { VPTI_STORM_BROADCAST, VPTI_STORM_MULTICAST, VPTI_STORM_UNKNOWN, VPTI_STORMS };
 
 #define VPTI_DST_FLOOD 0xffffu
 #define VPTI_DST_DROP 0xfffeu
@@ -105,6 +110,7 @@ struct vpti_txq {
 	bool kicked;               /* a doorbell came since the last burst */
 	bool ready;                /* DATA watch: the fd has something to read */
 	bool dirty;                /* released something this pass */
+	bool waiting;              /* what is next has to wait for tokens: nothing to look at until w->retry_ns has passed */
 	uint64_t last_src;         /* source address learned last, and when: skips the table for a run of packets */
 	uint32_t last_tick;
 	struct vpti_txq *next;     /* worker's list, control thread only */
@@ -152,6 +158,12 @@ struct vpt_port {
 	bool link;
 	bool lossless;
 	struct vpti_tap *taps;     /* RCU; NULL unless somebody watches */
+	bool isolated;
+	uint64_t only_mac;         /* anti-spoofing: the source address it may use; 0: any */
+	const struct vpti_vlans *vlans; /* RCU */
+	struct vpti_rate tx;       /* from the peer; one worker takes tokens */
+	struct vpti_rate rx;       /* toward the peer; any worker takes tokens */
+	struct vpti_bucket storm[VPTI_STORMS]; /* one worker takes tokens */
 
 	/* control thread only */
 	uint32_t id;

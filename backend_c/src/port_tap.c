@@ -105,10 +105,13 @@ static int write_packet(int fd, const struct vpti_pkt *p)
 {
 	struct iovec iov[MAX_IOV];
 	uint32_t skip = VPTI_ETH_HLEN, i;
+	uint8_t head[VPTI_VLAN_HEAD];
 	int n = 2;
 
 	iov[0] = (struct iovec){ (void *)(uintptr_t)&p->hdr, sizeof(p->hdr) };
 	iov[1] = (struct iovec){ (void *)(uintptr_t)p->eth, VPTI_ETH_HLEN };
+	if (vpti_unlikely(p->tag))
+		iov[1] = (struct iovec){ head, vpti_vlan_head(p, head) };
 	for (i = 0; i <= p->nmore; i++) {
 		const struct vpti_frag *f = i ? &p->more[i - 1] : &p->first;
 		uint32_t cut = VPTI_MIN(skip, f->len);

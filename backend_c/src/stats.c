@@ -8,9 +8,9 @@
 
 #include "engine.h"
 
-_Static_assert(sizeof(struct vpt_stats_block) == 448, "block: 128 bytes of names, then counters in whole cache lines");
+_Static_assert(sizeof(struct vpt_stats_block) == 512, "block: 128 bytes of names, then counters in whole cache lines");
 _Static_assert(offsetof(struct vpt_stats_block, c) % 64 == 0 && offsetof(struct vpt_stats, block) % 64 == 0, "aligned");
-_Static_assert(VPT_C_RX_PACKETS == 16 && VPT_C_BROKEN == 32, "each writer has its own cache lines");
+_Static_assert(VPT_C_RX_PACKETS == 24 && VPT_C_BROKEN == 40, "each writer has its own cache lines");
 _Static_assert(VPT_C_BROKEN + VPT_REASON_COUNT <= VPT_C_COUNT, "a counter for each reason");
 
 static const char *const counter_names[VPT_C_COUNT] = {
@@ -29,6 +29,10 @@ static const char *const counter_names[VPT_C_COUNT] = {
 	[VPT_C_TX_DROP_NO_DEST] = "tx_drop_no_dest",
 	[VPT_C_TX_DROP_DISABLED] = "tx_drop_disabled",
 	[VPT_C_TX_MAC_LIMIT] = "tx_mac_limit",
+	[VPT_C_TX_DROP_VLAN] = "tx_drop_vlan",
+	[VPT_C_TX_DROP_ISOLATED] = "tx_drop_isolated",
+	[VPT_C_TX_DROP_RATE] = "tx_drop_rate",
+	[VPT_C_TX_DROP_STORM] = "tx_drop_storm",
 	[VPT_C_RX_PACKETS] = "rx_packets",
 	[VPT_C_RX_BYTES] = "rx_bytes",
 	[VPT_C_RX_BATCHES] = "rx_batches",
@@ -38,6 +42,8 @@ static const char *const counter_names[VPT_C_COUNT] = {
 	[VPT_C_RX_DROP_FULL] = "rx_drop_full",
 	[VPT_C_RX_DROP_DOWN] = "rx_drop_down",
 	[VPT_C_RX_DROP_TOO_BIG] = "rx_drop_too_big",
+	[VPT_C_RX_DROP_RATE] = "rx_drop_rate",
+	[VPT_C_RX_DROP_VLAN] = "rx_drop_vlan",
 	[VPT_C_RX_SW_CSUM] = "rx_sw_csum",
 	[VPT_C_RX_SW_GSO] = "rx_sw_gso",
 	[VPT_C_BROKEN + VPT_REASON_BAD_INDEX] = "broken_bad_index",

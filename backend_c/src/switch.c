@@ -15,6 +15,7 @@
 #include "capture.h"
 #include "engine.h"
 #include "rcu.h"
+#include "rules.h"
 #include "take.h"
 
 #define NONE 0xffu
@@ -39,6 +40,7 @@ struct vpti_pass {
 	uint32_t nrun;
 	uint16_t touched[VPTI_BURST];
 	uint32_t ntouched;
+	uint64_t now;              /* for the storm limits, once somebody floods; 0: not looked at yet */
 	struct chain flood;
 	struct vpti_pkt *list[VPTI_DELIVER];
 };
@@ -84,10 +86,12 @@ static void count_rx(struct vpti_rxq *q, enum vpt_counter which, uint32_t n)
 static bool learn(struct vpt_switch *sw, struct vpti_txq *q, struct vpti_pkt *p, uint32_t tick)
 {
 	uint64_t src = vpti_pkt_src(p);
+	uint64_t mac = src & VPTI_MAC_BITS, only;
 
-	if (vpti_likely(src == q->last_src && tick == q->last_tick))
+	if (vpti_likely(src == VPTI_READ(q->last_src) && tick == q->last_tick))
 		return true;
-	if (src == 0 || p->eth[6] & 1) {
+	only = VPTI_READ(q->port->only_mac);
+	if (mac == 0 || p->eth[6] & 1 || (only && mac != only)) {
 		vpti_drop(q, p, VPT_C_TX_DROP_SPOOFED);
 		return false;
 	}
@@ -99,7 +103,7 @@ static bool learn(struct vpt_switch *sw, struct vpti_txq *q, struct vpti_pkt *p,
 		vpti_count(q->c, VPT_C_TX_MAC_LIMIT, 1);
 		return true;
 	case VPTI_LEARNED:
-		q->last_src = src;
+		VPTI_WRITE(q->last_src, src);
 		q->last_tick = tick;
 	}
 	return true;
@@ -114,24 +118,71 @@ static bool destination_changes(const struct vpti_pass *pass, uint16_t slot)
 }
 
 /**
+ * find() - Where a packet goes
+ * @dst:	key of its destination
+ * @cause:	why it goes nowhere, 0 if it goes
+ *
+ * Return: the port's slot, or VPTI_MAC_NONE for everybody
+ */
+static uint16_t find(const struct vpt_switch *sw, const struct vpti_txq *q, const struct vpti_pkt *p, uint64_t dst,
+		     uint32_t tick, enum vpt_counter *cause)
+{
+	uint16_t slot = p->eth[0] & 1 ? VPTI_MAC_NONE : vpti_mac_lookup(&sw->macs, dst, tick);
+	const struct vpt_port *to;
+
+	*cause = 0;
+	if (slot == VPTI_MAC_NONE)
+		return slot;
+	if (vpti_unlikely(slot == q->port->slot)) {
+		*cause = VPT_C_TX_DROP_NO_DEST;
+	} else if (vpti_unlikely(VPTI_READ(sw->vlans) | VPTI_READ(q->port->isolated))) {
+		to = vpti_rcu_get(sw->port[slot]);
+		if (!to || !vpti_vlan_carries(vpti_rcu_get(to->vlans), vpti_vid(p)))
+			return VPTI_MAC_NONE;
+		if (VPTI_READ(q->port->isolated) && VPTI_READ(to->isolated))
+			*cause = VPT_C_TX_DROP_ISOLATED;
+	}
+	return slot;
+}
+
+/* What limits packets that go to as many as this one, if anything does. */
+static struct vpti_bucket *flood_limit(struct vpti_txq *q, const struct vpti_pkt *p)
+{
+	enum vpti_storm kind = !(p->eth[0] & 1) ? VPTI_STORM_UNKNOWN :
+			       vpti_pkt_mac(p->eth) == VPTI_MAC_BITS ? VPTI_STORM_BROADCAST : VPTI_STORM_MULTICAST;
+	struct vpti_bucket *limit = &q->port->storm[kind];
+
+	return VPTI_READ(limit->cost) ? limit : NULL;
+}
+
+static bool may_flood(struct vpti_pass *pass, struct vpti_bucket *limit)
+{
+	if (!pass->now)
+		pass->now = vpti_bucket_now();
+	return vpti_bucket_pass(limit, pass->now);
+}
+
+/**
  * classify() - First walk: learn, look up, group
  *
  * What a lossless sender's packets find no room for stays in its ring, and all behind it, so that order is kept. Had some of
  * those been delivered elsewhere, they would be so again in the next pass; had they gone along with a packet to everybody,
  * which waits for nobody, they would be lost. So its pass ends where the destination changes.
  *
- * Return: number of packets that the pass is about
+ * Return: number of packets that the pass is about, of the first n of the burst
  */
 static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct vpti_txq *q, struct vpti_burst *b,
-			 uint32_t tick)
+			 uint32_t n, uint32_t tick)
 {
 	uint64_t last_dst = 0; /* a run to one destination is looked up once */
 	uint16_t last_slot = VPTI_MAC_NONE;
 	struct run *run = NULL;
+	enum vpt_counter cause = 0;
 	uint32_t i;
 
 	pass->ntouched = pass->nrun = 0;
-	for (i = 0; i < b->n; i++) {
+	pass->now = 0;
+	for (i = 0; i < n; i++) {
 		struct vpti_pkt *p = &b->pkt[i];
 		uint64_t dst;
 
@@ -147,16 +198,24 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 		run = NULL;
 		if (dst != last_dst) {
 			last_dst = dst;
-			last_slot = p->eth[0] & 1 ? VPTI_MAC_NONE : vpti_mac_lookup(&sw->macs, dst, tick);
+			last_slot = find(sw, q, p, dst, tick, &cause);
 		}
-		if (vpti_unlikely(last_slot == q->port->slot)) {
-			vpti_drop(q, p, VPT_C_TX_DROP_NO_DEST);
+		if (vpti_unlikely(cause)) {
+			vpti_drop(q, p, cause);
 			continue;
 		}
 		if (vpti_unlikely(q->port->lossless) && destination_changes(pass, last_slot))
 			break;
 		if (last_slot == VPTI_MAC_NONE) {
+			struct vpti_bucket *limit = flood_limit(q, p);
+
+			if (vpti_unlikely(limit) && !may_flood(pass, limit)) {
+				vpti_drop(q, p, VPT_C_TX_DROP_STORM);
+				continue;
+			}
 			run = chain_add(pass, &pass->flood, i);
+			if (limit)
+				run = NULL; /* the next one is asked about again */
 		} else {
 			if (pass->to[last_slot].first == NONE)
 				pass->touched[pass->ntouched++] = last_slot;
@@ -166,9 +225,23 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 	return i;
 }
 
-/* The packets for one destination, in the order sent: those for it alone and those for everybody. */
-static uint32_t merge(struct vpti_pass *pass, struct vpti_burst *b, uint16_t slot)
+/* Does the port get this packet, as far as VLANs go? One that is kept for its tags is counted, as nobody expects that. */
+static bool leaves(struct vpt_port *to, const struct vpti_pkt *p)
 {
+	const struct vpti_vlans *vlans = vpti_rcu_get(to->vlans);
+
+	if (vpti_vlan_leaves(vlans, p))
+		return true;
+	if (vpti_vlan_carries(vlans, vpti_vid(p)))
+		count_rx(to->rxq[0], VPT_C_RX_DROP_VLAN, 1);
+	return false;
+}
+
+/* The packets for one destination, in the order sent: those for it alone and those for everybody. */
+static uint32_t merge(struct vpti_pass *pass, struct vpti_burst *b, struct vpt_port *to)
+{
+	bool vlans = VPTI_READ(to->sw->vlans);
+	uint16_t slot = to->slot;
 	uint8_t u = pass->to[slot].first, f = pass->flood.first;
 	uint32_t n = 0, i;
 
@@ -176,8 +249,12 @@ static uint32_t merge(struct vpti_pass *pass, struct vpti_burst *b, uint16_t slo
 		uint8_t *from = f == NONE || (u != NONE && u < f) ? &u : &f;
 		const struct run *run = &pass->run[*from];
 
-		for (i = 0; i < run->n; i++)
-			pass->list[n++] = &b->pkt[run->first + i];
+		for (i = 0; i < run->n; i++) {
+			struct vpti_pkt *p = &b->pkt[run->first + i];
+
+			if (vpti_likely(!vlans) || leaves(to, p))
+				pass->list[n++] = p;
+		}
 		*from = run->next;
 	}
 	return n;
@@ -193,7 +270,7 @@ static struct vpti_rxq *pick_queue(struct vpt_port *to, uint32_t from_index)
 /* Can this destination take the frame as it is (after software offload)? */
 static bool too_big(const struct vpt_port *to, const struct vpti_pkt *p)
 {
-	return p->hdr.gso_type == VPT_GSO_NONE && p->len > to->max_len;
+	return p->len > (p->hdr.gso_type == VPT_GSO_NONE ? to->max_len : VPT_MAX_FRAME);
 }
 
 /* What vpti_offload() made, as many at a time as a delivery takes; how many found room. */
@@ -213,12 +290,19 @@ static uint32_t deliver_segments(struct vpti_worker *w, struct vpti_rxq *q, uint
 	return n;
 }
 
-/* One packet that carries an offload its receiver refused. */
+/* One packet that carries an offload its receiver refused. A tag that it is to have, each frame made of it gets. */
 static uint32_t deliver_in_software(struct vpti_worker *w, struct vpti_rxq *q, struct vpti_pkt *p)
 {
-	int n = vpti_offload(p, q->port->accepts, &w->offload);
+	struct vpti_pkt plain = *p;
 	uint32_t done;
+	int n, i;
 
+	vpti_vlan_untag(&plain);
+	n = vpti_offload(&plain, q->port->accepts, &w->offload);
+	for (i = 0; vpti_unlikely(p->tag) && i < n; i++) {
+		w->offload.pkt[i].tci = p->tci;
+		vpti_vlan_tag(&vpti_vlans_none, &w->offload.pkt[i]);
+	}
 	if (n < 0) {
 		count_rx(q, VPT_C_RX_DROP_TOO_BIG, 1);
 		p->cause = VPT_C_RX_DROP_TOO_BIG;
@@ -258,19 +342,48 @@ static uint32_t deliver_all(struct vpti_worker *w, struct vpti_rxq *q, struct vp
 	return n;
 }
 
+/* As many of them as the destination's rate lets pass now. */
+static uint32_t deliver_within_rate(struct vpti_worker *w, struct vpti_txq *from, struct vpti_rxq *q,
+				    struct vpti_pkt **list, uint32_t n, bool may_wait)
+{
+	struct vpti_rate *rate = &q->port->rx;
+	uint64_t now = vpti_bucket_now(), bytes = 0;
+	struct vpti_meter m;
+	uint32_t fit = 0, done, i;
+
+	vpti_meter_look(&m, rate, now);
+	while (fit < n && vpti_meter_pass(&m, rate, list[fit]->len))
+		fit++;
+	done = deliver_all(w, q, list, fit);
+	for (i = 0; i < done; i++)
+		bytes += list[i]->len;
+	vpti_rate_take(rate, bytes, done, now);
+	if (done < fit || fit == n)
+		return done;
+	if (may_wait) {
+		vpti_worker_wait(w, from, vpti_rate_wait(rate, now));
+		return done;
+	}
+	count_rx(q, VPT_C_RX_DROP_RATE, n - fit);
+	for (i = fit; i < n; i++)
+		list[i]->cause = VPT_C_RX_DROP_RATE;
+	return n;
+}
+
 /**
  * deliver_to() - Second walk, one destination
  *
  * Return: number of packets of pass->list dealt with; less than n only if the sender is lossless and there was no room
  */
-static uint32_t deliver_to(struct vpti_worker *w, struct vpti_txq *from, uint16_t slot, uint32_t n, bool may_wait)
+static uint32_t deliver_to(struct vpti_worker *w, struct vpti_txq *from, struct vpt_port *to, uint32_t n, bool may_wait)
 {
-	struct vpt_port *to = vpti_rcu_get(from->port->sw->port[slot]);
+	const struct vpti_vlans *vlans = VPTI_READ(to->sw->vlans) ? vpti_rcu_get(to->vlans) : NULL;
+	struct vpti_pkt **list = w->pass->list;
 	struct vpti_rxq *q;
-	uint32_t done;
+	uint32_t done, i;
 	bool watched;
 
-	if (!to)
+	if (!n)
 		return n;
 	q = pick_queue(to, from->index);
 	if (vpti_unlikely(!vpti_port_runs(to) || !VPTI_LOAD_ACQUIRE(q->live))) {
@@ -281,12 +394,19 @@ static uint32_t deliver_to(struct vpti_worker *w, struct vpti_txq *from, uint16_
 	}
 	watched = VPTI_READ(to->taps);
 	if (vpti_unlikely(watched))
-		vpti_capture_deliver(w->pass->list, n);
-	done = deliver_all(w, q, w->pass->list, n);
+		vpti_capture_deliver(list, n);
+	for (i = 0; vpti_unlikely(vlans) && i < n; i++)
+		vpti_vlan_tag(vlans, list[i]);
+	if (vpti_unlikely(VPTI_READ(to->rx.on)))
+		done = deliver_within_rate(w, from, q, list, n, may_wait);
+	else
+		done = deliver_all(w, q, list, n);
+	if (vpti_unlikely(watched))
+		vpti_capture_delivered(w, to, list, may_wait ? done : n, may_wait ? 0 : n - done, VPT_C_RX_DROP_FULL);
+	for (i = 0; vpti_unlikely(vlans) && i < n; i++)
+		vpti_vlan_untag(list[i]);
 	vpti_worker_dirty(w, q);
 	vpti_port_check_memory(to, q->index);
-	if (vpti_unlikely(watched))
-		vpti_capture_delivered(w, to, w->pass->list, may_wait ? done : n, may_wait ? 0 : n - done, VPT_C_RX_DROP_FULL);
 	if (vpti_unlikely(done < n) && !may_wait) {
 		count_rx(q, VPT_C_RX_DROP_FULL, n - done);
 		done = n;
@@ -294,19 +414,25 @@ static uint32_t deliver_to(struct vpti_worker *w, struct vpti_txq *from, uint16_
 	return done;
 }
 
+static void chain_clear(struct vpti_pass *pass, uint16_t slot)
+{
+	pass->to[slot] = (struct chain){ NONE, NONE };
+}
+
 /* Copies to everybody but the sender. */
 static void flood(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *b)
 {
 	struct vpti_port_list *list = vpti_rcu_get(q->port->sw->list);
+	bool isolated = VPTI_READ(q->port->isolated);
 	uint32_t i;
 
 	for (i = 0; i < list->n; i++) {
-		uint16_t slot = list->slot[i];
+		struct vpt_port *to = vpti_rcu_get(q->port->sw->port[list->slot[i]]);
 
-		if (slot == q->port->slot)
+		if (!to || to == q->port || (vpti_unlikely(isolated) && VPTI_READ(to->isolated)))
 			continue;
-		deliver_to(w, q, slot, merge(w->pass, b, slot), false);
-		w->pass->to[slot] = (struct chain){ NONE, NONE };
+		deliver_to(w, q, to, merge(w->pass, b, to), false);
+		chain_clear(w->pass, to->slot);
 	}
 }
 
@@ -318,10 +444,11 @@ static uint32_t unicast(struct vpti_worker *w, struct vpti_txq *q, struct vpti_b
 
 	for (i = 0; i < pass->ntouched; i++) {
 		uint16_t slot = pass->touched[i];
+		struct vpt_port *to = vpti_rcu_get(q->port->sw->port[slot]);
 
-		n = merge(pass, b, slot);
-		pass->to[slot] = (struct chain){ NONE, NONE };
-		k = deliver_to(w, q, slot, n, q->port->lossless);
+		n = to ? merge(pass, b, to) : 0;
+		chain_clear(pass, slot);
+		k = to ? deliver_to(w, q, to, n, q->port->lossless) : n;
 		if (k < n)
 			done = (uint32_t)(pass->list[k] - b->pkt);
 	}
@@ -333,10 +460,11 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 	struct vpti_burst *b = &w->burst;
 	struct vpti_pass *pass = w->pass;
 	uint32_t n, done, i;
-	bool watched;
+	bool limited, watched;
 
 	b->n = 0;
 	b->nfrag = 0;
+	q->waiting = false;
 	q->ops->take(q, b);
 	vpti_port_check_memory(q->port, q->index);
 	if (!b->n)
@@ -358,7 +486,13 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 		q->dirty = true;
 		return b->n;
 	}
-	n = classify(pass, q->port->sw, q, b, w->tick);
+	n = b->n;
+	if (vpti_unlikely(VPTI_READ(q->port->sw->vlans)))
+		vpti_admit_vlans(q, b);
+	limited = VPTI_READ(q->port->tx.on);
+	if (vpti_unlikely(limited))
+		n = vpti_admit_rate(w, q, b);
+	n = classify(pass, q->port->sw, q, b, n, w->tick);
 	done = n;
 	/* What waits in a lossless sender's ring comes again: it is captured when it has gone. */
 	watched = VPTI_READ(q->port->taps);
@@ -368,10 +502,12 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 		flood(w, q, b);
 		pass->flood = (struct chain){ NONE, NONE };
 		for (i = 0; i < pass->ntouched; i++) /* a destination that left the list meanwhile */
-			pass->to[pass->touched[i]] = (struct chain){ NONE, NONE };
+			chain_clear(pass, pass->touched[i]);
 	} else {
 		done = unicast(w, q, b, n);
 	}
+	if (vpti_unlikely(limited))
+		vpti_charge_rate(q, b, done);
 	if (vpti_unlikely(done < n))
 		vpti_count(q->c, VPT_C_TX_BLOCKED, 1);
 	if (done) {
@@ -420,6 +556,12 @@ err:
 	return rc;
 }
 
+int vpt_switch_set_mac_age(vpt_switch *sw, uint32_t mac_age_s)
+{
+	VPTI_WRITE(sw->macs.age, mac_age_s ? mac_age_s : 300);
+	return 0;
+}
+
 void vpt_switch_del(vpt_switch *sw)
 {
 	struct vpt_switch **at;
@@ -445,10 +587,11 @@ int vpt_switch_macs(const vpt_switch *sw, struct vpt_mac_entry *out, uint32_t ma
 			uint32_t seen = VPTI_READ(sw->macs.b[i].seen[k]);
 			uint32_t age = seen == VPTI_MAC_STATIC ? 0 : now - seen;
 
-			if (!e || (int32_t)age > (int32_t)sw->macs.age || !sw->port[(uint16_t)e])
+			if (!e || (int32_t)age > (int32_t)VPTI_READ(sw->macs.age) || !sw->port[(uint16_t)e])
 				continue;
 			if (n < max) {
 				out[n] = (struct vpt_mac_entry){ .port_id = sw->port[(uint16_t)e]->id };
+				out[n].vlan = VPTI_READ(sw->macs.b[i].vid[k]);
 				out[n].age_s = (int32_t)age < 0 ? 0 : age;
 				for (b = 0; b < 6; b++)
 					out[n].mac[b] = (uint8_t)(e >> (56 - 8 * b));

@@ -16,6 +16,7 @@ struct vpt_switch {
 	struct vpt_port *port[VPTI_MAX_PORTS]; /* by slot; read by workers */
 	struct vpti_port_list *list;
 	struct vpti_mactable macs;
+	uint32_t vlans;            /* ports with VLANs of their own: 0, and nobody looks at tags */
 
 	/* control thread only */
 	struct vpt_engine *engine;

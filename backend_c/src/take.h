@@ -54,6 +54,8 @@ static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
 
 	p->dst = VPTI_DST_FLOOD;
 	p->cause = 0;
+	p->tci = 0;
+	p->tag = 0;
 	if (vpti_unlikely(p->len < VPTI_ETH_HLEN)) {
 		vpti_drop(q, p, VPT_C_TX_DROP_RUNT);
 		return;

@@ -52,12 +52,19 @@ void vpti_worker_dirty(struct vpti_worker *w, struct vpti_rxq *q)
 	w->dirty[w->ndirty++] = q;
 }
 
+void vpti_worker_wait(struct vpti_worker *w, struct vpti_txq *q, uint64_t ns)
+{
+	q->waiting = true;
+	w->retry_ns = VPTI_MIN(w->retry_ns, ns);
+}
+
 /* One round over all queues, then one look at every peer that something was published to. Returns packets taken. */
 static uint32_t serve(struct vpti_worker *w, const struct vpti_plan *plan, bool *blocked)
 {
 	uint32_t taken = 0, i;
 
 	*blocked = false;
+	w->retry_ns = VPTI_NO_RETRY;
 	for (i = 0; i < plan->n; i++) {
 		struct vpti_txq *q = plan->e[i].q;
 		uint32_t n;
@@ -69,7 +76,7 @@ static uint32_t serve(struct vpti_worker *w, const struct vpti_plan *plan, bool 
 			q->armed = false;
 			q->ops->disarm(q);
 		}
-		*blocked |= !n && w->burst.n;
+		*blocked |= !n && w->burst.n && !q->waiting;
 		taken += n;
 	}
 	/* A lossless sender that has to wait leaves its destination noted though nothing was taken; no round leaves a note. */
@@ -90,7 +97,7 @@ static uint32_t serve(struct vpti_worker *w, const struct vpti_plan *plan, bool 
 	return taken;
 }
 
-/* Ask every peer for a kick, then look once more. True if it is safe to sleep. */
+/* Ask every peer for a kick, then look once more; queues that wait for tokens are left alone. True if it is safe to sleep. */
 static bool arm_all(const struct vpti_plan *plan)
 {
 	uint32_t i;
@@ -98,7 +105,7 @@ static bool arm_all(const struct vpti_plan *plan)
 	for (i = 0; i < plan->n; i++) {
 		struct vpti_txq *q = plan->e[i].q;
 
-		if (plan->e[i].arm && !q->armed && vpti_port_runs(q->port)) {
+		if (plan->e[i].arm && !q->armed && !q->waiting && vpti_port_runs(q->port)) {
 			q->armed = true;
 			q->ops->arm(q);
 		}
@@ -107,7 +114,7 @@ static bool arm_all(const struct vpti_plan *plan)
 	for (i = 0; i < plan->n; i++) {
 		struct vpti_txq *q = plan->e[i].q;
 
-		if (vpti_port_runs(q->port) && q->ops->pending(q))
+		if (vpti_port_runs(q->port) && !q->waiting && q->ops->pending(q))
 			return false;
 	}
 	return true;
@@ -186,6 +193,7 @@ static bool sleep_until_work(struct vpti_worker *w, const struct vpti_plan *plan
 {
 	uint64_t ns = plan->sleep_ns ? plan->sleep_ns : MAX_SLEEP_NS;
 
+	ns = VPTI_MIN(ns, w->retry_ns);
 	if (blocked)
 		ns = VPTI_MIN(ns, BLOCKED_NS);
 	if (!blocked && !arm_all(plan))
@@ -254,7 +262,8 @@ static void run(struct vpti_worker *w)
 				vpti_cpu_relax();
 			} else {
 				/* A sleeper by the clock goes on sleeping; one that was notified spins again. */
-				idle_since = plan->sleep_ns ? idle_since : 0;
+				if (!plan->sleep_ns && w->retry_ns == VPTI_NO_RETRY)
+					idle_since = 0;
 				late = sleep_until_work(w, plan, blocked); /* the plan may be gone afterwards */
 				slept = true;
 			}

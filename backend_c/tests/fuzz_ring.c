@@ -30,6 +30,7 @@ enum action {
 	STATUS,
 	EVENTS,
 	LINK,
+	RULES,         /* VLANs, isolation, rates of its port */
 	ACTIONS
 };
 
@@ -106,6 +107,8 @@ static struct vpt_hdr *hdr_of(const struct peer *p)
 	return (struct vpt_hdr *)(void *)p->base;
 }
 
+static const struct vpt_rules no_rules;
+
 static void start_peer(struct peer *p)
 {
 	struct vpt_hdr *h = hdr_of(p);
@@ -115,7 +118,8 @@ static void start_peer(struct peer *p)
 	memcpy(p->base, p->clean, p->layout.buf_pool_ofs + (size_t)p->layout.num_bufs * p->layout.buf_size);
 	vpt_port_set_link(p->port, 1);
 	vpt_port_ring_status(p->port);
-	vpti_mac_purge(&sw->macs, p->port->slot);
+	vpti_mac_purge(&sw->macs, p->port->slot, true);
+	MUST(!vpt_port_set_rules(p->port, &no_rules));
 	h->peer_features = h->host_features;
 	h->peer_generation = h->generation;
 	h->peer_status = VPT_S_DRIVER_OK;
@@ -227,6 +231,20 @@ static void set_link(struct peer *p, struct fuzz_in *in)
 	vpt_port_set_link(p->port, fuzz_u8(in) & 1);
 }
 
+/* The host's doing, in truth, but of one port. */
+static void set_rules(struct peer *p, struct fuzz_in *in)
+{
+	struct vpt_rules r = {.flags = fuzz_u8(in) & VPT_RULE_ISOLATED, .vlan_mode = fuzz_u8(in) % 3u};
+
+	r.native = fuzz_u8(in) % 4u + (r.vlan_mode == VPT_VLAN_ACCESS);
+	r.vlans[0] = fuzz_u8(in);
+	r.tx.packets_per_s = fuzz_u8(in) % 8u;
+	r.rx.bits_per_s = (uint64_t)(fuzz_u8(in) % 2u) * 8000;
+	r.tx.burst_packets = r.rx.burst_bytes = 1;
+	r.broadcast = r.unknown = fuzz_u8(in);
+	MUST(!vpt_port_set_rules(p->port, &r));
+}
+
 /* ---- what the host does, and what must hold ---- */
 
 static struct peer *peer_of(const struct vpt_port *port)
@@ -304,6 +322,7 @@ static void act(struct fuzz_in *in)
 	static void (*const peer_acts[ACTIONS])(struct peer *, struct fuzz_in *) = {
 		[SEND] = send_frame, [SET_SLOT] = set_slot, [SET_HEAD] = set_head, [SET_WISH] = set_wish,
 		[WRITE_BUF] = write_buf, [POKE] = poke, [STATUS] = set_status, [LINK] = set_link,
+		[RULES] = set_rules,
 	};
 	uint8_t what = fuzz_u8(in);
 	enum action action = what % 16 % ACTIONS;

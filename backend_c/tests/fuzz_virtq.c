@@ -170,7 +170,7 @@ static void start_guest(struct guest *g, struct fuzz_in *in)
 	uint32_t i;
 
 	vpt_vhost_reset(g->port);
-	vpti_mac_purge(&sw->macs, g->port->slot);
+	vpti_mac_purge(&sw->macs, g->port->slot, true);
 	memset(g->file, GUARD, FILE_SIZE);
 	memset(g->log, GUARD, LOG_FILE_SIZE);
 	memset(g->log + LOG_OFS, 0, LOG_SIZE);

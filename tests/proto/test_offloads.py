@@ -23,6 +23,7 @@ from scapy.utils import checksum
 from support.host import Host, VhostPort
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame
 from vpt.conform.front_end import OFFLOADS, USUAL, VNET_HDR, FrontEnd, Received, eventually
+from vpt.dataplane import Rules
 from vpt.vhost_user import VirtioFeature
 
 F = VirtioFeature
@@ -192,6 +193,71 @@ def test_a_flood_gives_each_port_what_it_accepts(host: Host, connect: Connect) -
     one.transmit(data, header=header)
     assert [r.frame for r in full.receive()] == [data]
     assert payload([right(r.frame) for r in plain.receive(expected_frames(offer))]) == PAYLOAD
+
+
+def tagged(data: bytes) -> bytes:
+    """The frame with the tag of VLAN 10."""
+    return data[:12] + b"\x81\x00\x00\x0a" + data[12:]
+
+
+@pytest.mark.parametrize("features", [FULL, CSUM_ONLY, NONE], ids=["full", "checksum", "none"])
+@pytest.mark.parametrize("offer", OFFERS, ids=lambda o: o.id)
+def test_offsets_move_with_a_tag_that_is_put_in(
+    ports: tuple[VhostPort, VhostPort], connect: Connect, offer: Offer, features: int
+) -> None:
+    """From an access port to a trunk: what the receiver has to finish is where its header says."""
+    a, b = ports
+    one, two = connect(a, features=FULL).start(), connect(b, features=features).start()
+    a.set_rules(Rules(access=10))
+    b.set_rules(Rules(trunk=frozenset({10})))
+    header, data = offer.sent()
+    one.transmit(data, header=header)
+    if features == FULL:
+        (got,) = two.receive()
+        assert got.frame == tagged(data)
+        start, moved = unpack("<H", header[6:8])[0], unpack("<H", got.header[6:8])[0]
+        assert moved == start + 4
+        assert got.header[:2] == header[:2]
+        return
+    count = expected_frames(offer)
+    frames = [finished(r) for r in two.receive(count)]
+    assert len(frames) == count
+    assert all(frame[12:16] == b"\x81\x00\x00\x0a" for frame in frames)
+    assert payload([right(frame[:12] + frame[16:]) for frame in frames]) == payload([offer.packet])
+
+
+@pytest.mark.parametrize("features", [FULL, NONE], ids=["full", "none"])
+@pytest.mark.parametrize("offer", OFFERS, ids=lambda o: o.id)
+def test_offsets_move_with_a_tag_that_is_taken_off(
+    ports: tuple[VhostPort, VhostPort], connect: Connect, offer: Offer, features: int
+) -> None:
+    a, b = ports
+    one, two = connect(a, features=FULL).start(), connect(b, features=features).start()
+    a.set_rules(Rules(trunk=frozenset({10})))
+    b.set_rules(Rules(access=10))
+    header, data = offer.sent()
+    start = unpack("<H", header[6:8])[0]
+    one.transmit(tagged(data), header=header[:6] + pack("<H", start + 4) + header[8:])
+    if features == FULL:
+        (got,) = two.receive()
+        assert got.frame == data
+        assert got.header[:2] + got.header[4:10] == header[:2] + header[4:10]
+        return
+    packets = [right(r.frame) for r in two.receive(expected_frames(offer))]
+    assert payload(packets) == payload([offer.packet])
+
+
+def test_a_checksum_that_starts_in_the_tag_is_a_lie(
+    ports: tuple[VhostPort, VhostPort], connect: Connect
+) -> None:
+    a, b = ports
+    one = connect(a, features=FULL).start()
+    connect(b, features=FULL).start()
+    a.set_rules(Rules(trunk=frozenset({10})))
+    header, data = OFFERS[0].sent()
+    for start in (14, 17):
+        one.transmit(tagged(data), header=header[:6] + pack("<H", start) + header[8:])
+    eventually(lambda: a.counters["tx_drop_bad_header"] == 2)
 
 
 def test_the_receive_header_carries_nothing_of_ours(

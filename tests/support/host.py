@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.transports.vhost_user import VhostUserTransport
-from vpt.dataplane import Engine, Event, Kind, Policy, Port, PortState, StatsReader, Switch
+from vpt.dataplane import Engine, Event, Kind, Policy, Port, PortState, Rules, StatsReader, Switch
 
 T = TypeVar("T")
 LOG = logging.getLogger("vpt.test")
@@ -39,6 +39,10 @@ class VhostPort:
     def state(self) -> PortState:
         """As the data plane has it."""
         return self.host.call(self.port.state)
+
+    def set_rules(self, rules: Rules) -> None:
+        """What its peer may send, and gets."""
+        self.host.call(lambda: self.port.set_rules(rules))
 
     @property
     def describe(self) -> dict[str, Any]:

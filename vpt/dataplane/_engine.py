@@ -28,6 +28,7 @@ from vpt.dataplane._types import (
     PortState,
     Reason,
     RegionOptions,
+    Rules,
     Vring,
 )
 from vpt.errors import ConflictError, UsageError
@@ -221,6 +222,10 @@ class Switch:
         check(lib.vpt_port_add(self._handle(), opts, out), f"add {Kind(kind).label} port {name}")
         return Port(self, name, Kind(kind), pairs, out[0])
 
+    def set_mac_age(self, mac_age_s: int) -> None:
+        """Forget addresses not heard for so long, from now on."""
+        check(lib.vpt_switch_set_mac_age(self._handle(), mac_age_s), f"ageing of {self.name}")
+
     def mac_count(self) -> int:
         """How many live entries the MAC table has."""
         return check(lib.vpt_switch_macs(self._handle(), ffi.NULL, 0), f"MAC table of {self.name}")
@@ -234,7 +239,7 @@ class Switch:
             if count <= room:
                 break
             room = count + 64  # some may be learned meanwhile
-        return [MacEntry(mac_text(bytes(e.mac)), e.port_id, e.age_s) for e in table[0:count]]
+        return [MacEntry(mac_text(bytes(e.mac)), e.vlan, e.port_id, e.age_s) for e in table[0:count]]
 
 
 class Port:
@@ -278,6 +283,32 @@ class Port:
     def set_link(self, up: bool) -> None:
         """Administrative link state; down: nothing is delivered, nothing taken."""
         self._check(lib.vpt_port_set_link(self._handle(), up), f"link {'up' if up else 'down'}")
+
+    def set_rules(self, rules: Rules) -> None:
+        """What the peer may send and gets, from now on: all of it, not only what is new."""
+        if rules.access and rules.trunk is not None:
+            raise UsageError(f"port {self.name}: either access or trunk")
+        mode = lib.VPT_VLAN_ALL if rules.trunk is None else lib.VPT_VLAN_TRUNK
+        vlans = [0] * 64
+        for vid in rules.trunk or ():
+            vlans[vid // 64] |= 1 << vid % 64
+        opts = new(
+            "struct vpt_rules *",
+            {
+                "flags": (lib.VPT_RULE_ISOLATED if rules.isolated else 0)
+                | (lib.VPT_RULE_ANTI_SPOOFING if rules.anti_spoofing else 0),
+                "vlan_mode": lib.VPT_VLAN_ACCESS if rules.access else mode,
+                "native": rules.access or rules.native,
+                "broadcast": rules.broadcast,
+                "multicast": rules.multicast,
+                "unknown": rules.unknown,
+                "vlans": vlans,
+                "tx": asdict(rules.tx),
+                "rx": asdict(rules.rx),
+            },
+        )
+        hints = {errno.EINVAL: "VLANs are 1..4094; anti-spoofing needs an address; see vpt.h for the limits"}
+        self._check(lib.vpt_port_set_rules(self._handle(), opts), "rules", hints)
 
     def state(self) -> PortState:
         """A moment's view of port and peer."""

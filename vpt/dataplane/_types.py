@@ -20,8 +20,10 @@ __all__ = [
     "Policy",
     "PolicyKind",
     "PortState",
+    "Rate",
     "Reason",
     "RegionOptions",
+    "Rules",
     "VnetHdr",
     "Vring",
 ]
@@ -146,10 +148,48 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """A limit in one direction. 0: none; burst 0: what comes in 10 ms, 128 KiB or 64 packets at least."""
+
+    bits_per_s: int = 0
+    packets_per_s: int = 0
+    burst_bytes: int = 0
+    burst_packets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a port's peer may send, and gets.
+
+    isolated:      exchanges packets only with ports that are not
+    anti_spoofing: sends from the port's own address only
+    access:        the one VLAN of a port that knows nothing of VLANs; 0: not such a port
+    trunk:         VLANs carried with tags; None: no trunk. Neither access nor trunk: all VLANs
+    native:        trunk: VLAN of frames without tag; 0: there are none
+    tx, rx:        from the peer and toward it
+    broadcast:     packets per second from the peer to everybody; 0: no limit; also the next two
+    multicast:     to groups
+    unknown:       to addresses that the switch has not learned
+    """
+
+    isolated: bool = False
+    anti_spoofing: bool = False
+    access: int = 0
+    trunk: frozenset[int] | None = None
+    native: int = 0
+    tx: Rate = Rate()
+    rx: Rate = Rate()
+    broadcast: int = lib.VPT_BROADCAST_PER_S
+    multicast: int = 0
+    unknown: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MacEntry:
-    """A learned address."""
+    """A learned address. vlan 0: of frames without tag; of a configured one: all."""
 
     mac: str
+    vlan: int
     port_id: int
     age_s: int
 

@@ -112,15 +112,19 @@ enum vpt_counter {
 	VPT_C_TX_KICKS_SUPPRESSED,         /* bursts taken that no doorbell announced */
 	VPT_C_TX_INTERRUPTS,               /* "there is room again" sent to the peer */
 	VPT_C_TX_INTERRUPTS_SUPPRESSED,    /* bursts given back that the peer did not want to hear of */
-	VPT_C_TX_BLOCKED,                  /* lossless: bursts left in the ring for want of room at the destination */
+	VPT_C_TX_BLOCKED,                  /* lossless: bursts left in the ring for want of room at the destination, or by a rate */
 	VPT_C_TX_DROP_RUNT,                /* shorter than an Ethernet header */
 	VPT_C_TX_DROP_OVERSIZE,            /* longer than 64 KiB, or than MTU without segmentation offload */
 	VPT_C_TX_DROP_BAD_HEADER,          /* vnet header: checksum or segmentation fields that lie */
-	VPT_C_TX_DROP_SPOOFED,             /* source address is multicast, zero, or another port's own */
+	VPT_C_TX_DROP_SPOOFED,             /* source address is multicast, zero, another port's own, or not the port's only one */
 	VPT_C_TX_DROP_NO_DEST,             /* would leave through the port it came from */
 	VPT_C_TX_DROP_DISABLED,            /* vhost-user: ring started but disabled */
 	VPT_C_TX_MAC_LIMIT,                /* source address not learned: the port has its share of the table */
-	VPT_C_TX_SPARE,
+	VPT_C_TX_DROP_VLAN,                /* its VLAN is not the port's to send in */
+	VPT_C_TX_DROP_ISOLATED,            /* from one isolated port to another */
+	VPT_C_TX_DROP_RATE,                /* the port's rate limit */
+	VPT_C_TX_DROP_STORM,               /* the port's limit for broadcast, multicast or unknown destinations */
+	VPT_C_TX_SPARE0, VPT_C_TX_SPARE1, VPT_C_TX_SPARE2, VPT_C_TX_SPARE3, VPT_C_TX_SPARE4,
 	/* toward the peer ("rx"); one writer at a time: whoever holds the queue's lock */
 	VPT_C_RX_PACKETS, VPT_C_RX_BYTES, VPT_C_RX_BATCHES,
 	VPT_C_RX_INTERRUPTS,
@@ -131,10 +135,12 @@ enum vpt_counter {
 	VPT_C_RX_DROP_TOO_BIG,             /* does not fit what the peer accepts */
 	VPT_C_RX_SW_CSUM,                  /* checksums completed in software for this peer */
 	VPT_C_RX_SW_GSO,                   /* packets segmented in software for this peer */
-	VPT_C_RX_SPARE0, VPT_C_RX_SPARE1, VPT_C_RX_SPARE2, VPT_C_RX_SPARE3, VPT_C_RX_SPARE4,
+	VPT_C_RX_DROP_RATE,                /* the port's rate limit */
+	VPT_C_RX_DROP_VLAN,                /* would arrive without its VLAN's tag and with one that its sender put behind that */
+	VPT_C_RX_SPARE0, VPT_C_RX_SPARE1, VPT_C_RX_SPARE2,
 	/* breakdowns, by reason; written by the control thread */
 	VPT_C_BROKEN,                      /* VPT_C_BROKEN + reason */
-	VPT_C_COUNT = 40
+	VPT_C_COUNT = 48
 };
 
 enum vpt_wcounter {
@@ -155,7 +161,7 @@ struct vpt_stats_block {           /* one per port and queue pair */
 	char port[32];
 	char sw[32];
 	uint8_t pad[48];
-	uint64_t c[40];            /* [VPT_C_COUNT], in 64-byte groups: tx 2, rx 2, broken 1 */
+	uint64_t c[48];            /* [VPT_C_COUNT], in 64-byte groups: tx 3, rx 2, broken 1 */
 };
 
 struct vpt_stats_worker {
@@ -164,7 +170,7 @@ struct vpt_stats_worker {
 
 struct vpt_stats {
 	uint64_t magic;            /* "VPTSTATS" */
-	uint32_t version;          /* 1 */
+	uint32_t version;          /* VPT_STATS_VERSION */
 	uint32_t size;             /* bytes of the whole */
 	uint32_t pid;
 	uint32_t workers;
@@ -187,10 +193,12 @@ struct vpt_switch_opts {
 int vpt_switch_add(vpt_engine *e, const struct vpt_switch_opts *opts, vpt_switch **out);
 /* Deletes its ports too. Waits for workers. */
 void vpt_switch_del(vpt_switch *sw);
+/* From now on; 0: 300. */
+int vpt_switch_set_mac_age(vpt_switch *sw, uint32_t mac_age_s);
 
 struct vpt_mac_entry {
 	uint8_t mac[6];
-	uint16_t pad;
+	uint16_t vlan;             /* 0: frames without tag; of configured addresses: all */
 	uint32_t port_id;
 	uint32_t age_s;
 };
@@ -224,6 +232,44 @@ uint32_t vpt_port_id(const vpt_port *p);          /* unique within the engine, n
 int vpt_port_set_policy(vpt_port *p, const struct vpt_policy *policy);
 /* Administrative link state. Down: nothing is delivered, nothing taken. Ring peers are told by a CFG interrupt. */
 int vpt_port_set_link(vpt_port *p, int up);
+
+/* ---- what a port may send and gets ---- */
+
+enum vpt_rule_flags {
+	VPT_RULE_ISOLATED = 1,     /* exchanges packets only with ports that are not */
+	VPT_RULE_ANTI_SPOOFING = 2 /* its peer sends from the port's own address only; needs one */
+};
+
+enum vpt_vlan_mode {
+	VPT_VLAN_ALL = 0,          /* all VLANs, with their tags; frames without are a network of their own */
+	VPT_VLAN_ACCESS = 1,       /* one, without tag: frames with one are dropped, but for priority tags */
+	VPT_VLAN_TRUNK = 2         /* those of `vlans` with their tags, and `native` without */
+};
+
+/* Token buckets. Each 0: no limit, or a burst of 10 ms that is 128 KiB or 64 packets at least. */
+struct vpt_rate {
+	uint64_t bits_per_s;       /* of frames, without preamble and checksum; 8000..10^12 */
+	uint64_t packets_per_s;    /* 1..10^9; what one segmentation offload carries is one packet */
+	uint64_t burst_bytes;      /* up to 2^30 */
+	uint64_t burst_packets;    /* up to 2^20 */
+};
+
+struct vpt_rules {
+	uint32_t flags;            /* enum vpt_rule_flags */
+	uint32_t vlan_mode;        /* enum vpt_vlan_mode */
+	uint32_t native;           /* access, trunk: VLAN of frames without tag, 1..4094; trunk: 0 takes none */
+	uint32_t broadcast;        /* packets per second that its peer may send to everybody; 0: no limit */
+	uint32_t multicast;        /* likewise to groups */
+	uint32_t unknown;          /* likewise to addresses that the switch has not learned */
+	uint64_t vlans[64];        /* trunk: bit VID % 64 of word VID / 64 */
+	struct vpt_rate tx;        /* from its peer. Beyond it: dropped; a lossless port's stay in its ring until there are tokens */
+	struct vpt_rate rx;        /* toward its peer. Beyond it: dropped, or left with a lossless sender */
+};
+
+#define VPT_BROADCAST_PER_S 10000 /* what a new port has, and no other limit */
+
+/* All of a port's rules, while packets flow. -EINVAL: out of range, or anti-spoofing without address. Waits for workers. */
+int vpt_port_set_rules(vpt_port *p, const struct vpt_rules *rules);
 
 struct vpt_port_state {
 	uint32_t up;               /* the peer is there and its rings run */
@@ -548,6 +594,6 @@ int64_t vpt_offload_frames(const struct vpt_vnet_hdr *hdr, const void *frame, ui
 #define VPT_MAX_VRINGS 256u
 #define VPT_MAX_RING 32768u
 #define VPT_STATS_MAGIC 0x5354415453545056ull
-#define VPT_STATS_VERSION 1u
+#define VPT_STATS_VERSION 2u
 
 #endif /* VPT_VPT_H */
