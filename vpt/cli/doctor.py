@@ -37,9 +37,9 @@ def doctor(boot: bool, as_json: bool) -> int:
         found.append(check)
         if not as_json:
             verdict = click.style(f"{check.verdict:<8}", fg=_COLOURS[check.verdict])
-            click.echo(f"{verdict} {check.name:<14} {check.what}")
+            click.echo(f"{verdict} {check.name:<15} {check.what}")
             if check.fix:
-                click.echo(f"{'':<23} -> {check.fix}")
+                click.echo(f"{'':<24} -> {check.fix}")
     bad = [check.name for check in found if check.verdict == "missing"]
     if as_json:
         emit_json("doctor", {"ready": not bad, "checks": [check.as_dict() for check in found]})

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""libvirt: who answers, what this user may do there, the hook, and the memory of the domains that run.
+
+Nothing here is missing for vpt's own guests: a host without libvirt gets notes.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vpt.daemon.runtime import RuntimePaths
+from vpt.doctor._check import Check
+from vpt.errors import MissingError, TimeoutExpired, VptError
+from vpt.libvirt_plugin import hook as hooks
+from vpt.libvirt_plugin import rules
+from vpt.libvirt_plugin._connection import NO_LIBVIRT, binding, find_domain, open_libvirt, which
+from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
+from vpt.libvirt_plugin.watch import is_watched
+from vpt.libvirt_plugin.xml import domain_element, plugs_in
+
+__all__ = ["hook", "libvirt", "looked_at"]
+
+_ANSWER_S = 10.0
+_SYSTEM, _SESSION = "qemu:///system", "qemu:///session"
+
+T = TypeVar("T")
+
+
+def libvirt(paths: RuntimePaths) -> Iterator[Check]:
+    """The system's, this user's, and the domains that run in them."""
+    try:
+        binding()
+    except VptError as error:
+        yield Check("libvirt", "note", f"{error.message}: no vpt attach for its domains", error.hint or "")
+        return
+    yield from looked_at(paths, "libvirt system", _SYSTEM)
+    if _session_runs():
+        yield from looked_at(paths, "libvirt session", _SESSION)
+    else:
+        yield Check("libvirt session", "ok", "not running; libvirt starts it when this user asks for it")
+
+
+def _session_runs() -> bool:
+    """Opening a session's URI would start its daemon, so look for its socket."""
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or Path.home() / ".cache")
+    return any((base / "libvirt" / name).is_socket() for name in ("libvirt-sock", "virtqemud-sock"))
+
+
+def looked_at(paths: RuntimePaths, name: str, uri: str) -> list[Check]:
+    try:
+        return _in_time(lambda: _look(paths, name, uri))
+    except VptError as error:
+        if error.code == NO_LIBVIRT:
+            what = f"nobody answers at {uri}: no vpt attach for its domains"
+            return [
+                Check(name, "note", what, "apt-get install libvirt-daemon-system && systemctl start libvirtd")
+            ]
+        join = f"sudo adduser {getpass.getuser()} libvirt; log in again"
+        fix = join if uri == _SYSTEM and isinstance(error, MissingError) else error.hint or ""
+        return [Check(name, "note", error.message, fix)]
+
+
+def _in_time(work: Callable[[], T]) -> T:
+    """A daemon that hangs is something to be told of, not to hang on."""
+    result: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S)
+    if failed:
+        raise failed[0]
+    if not result:
+        raise TimeoutExpired(f"no answer within {_ANSWER_S:.0f} s", hint="systemctl restart libvirtd")
+    return result[0]
+
+
+def _look(paths: RuntimePaths, name: str, uri: str) -> list[Check]:
+    with open_libvirt(uri) as connection:
+        domains = connection.listAllDomains()
+        running = [domain.name() for domain in domains if domain.isActive()]
+        version = int(connection.getLibVersion())
+        versions = f"{_dotted(version)} with QEMU {_dotted(connection.getVersion())}"
+        what = f"{versions}; {len(running)} of {len(domains)} domains run"
+        found = [Check(name, "ok", what)]
+        if version in SAYS_NO_RECONNECT and not is_watched(paths, which(connection)):
+            found = [
+                Check(
+                    name,
+                    "note",
+                    f"{what}; this version keeps QEMU from connecting again to ports attached while it runs",
+                    f"vpt libvirt watch --connect {uri}",
+                )
+            ]
+        return [*found, *(_memory(find_domain(connection, domain)) for domain in sorted(running))]
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
+
+
+def _memory(domain: Any) -> Check:
+    """Can a vhost-user port be plugged into it while it runs?"""
+    xml, name = domain.XMLDesc(0), domain.name()
+    ports = ", ".join(plug.name for plug in plugs_in(xml)) or "none"
+    if rules.has_shared_memory(domain_element(xml)[1]):
+        return Check(f"domain {name}", "ok", f"its memory is shared: takes ports of both kinds; has: {ports}")
+    return Check(
+        f"domain {name}",
+        "note",
+        f"its memory is not shared: no vhost-user port while it runs; has: {ports}",
+        f"vpt attach {name} --switch SWITCH --config, then restart it; or now: --kind passthrough",
+    )
+
+
+def hook() -> Check:
+    """Without, ports of a domain's configuration must be there before it starts."""
+    found = hooks.status(hooks.HOOKS)
+    if found.state == "installed":
+        return Check("libvirt hook", "ok", f"installed: {found.path}")
+    if found.state == "foreign":
+        return Check("libvirt hook", "note", f"{found.path} is not vpt's", f"less {found.path}")
+    return Check(
+        "libvirt hook",
+        "note",
+        f"{found.state}: domains find their ports only while vptd has them",
+        "sudo vpt libvirt hook install",
+    )
