@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from support.scene import Scene
-from vpt.conform.frames import BROADCAST, MAC_A, frame
+from support.scene import MAC_X, Scene
+from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import FrontEnd, eventually
 from vpt.conform.guest_memory import GPA_BASE, MIB, PAGE, UVA_OFFSET, GuestMemory, Span
 from vpt.conform.split_queue import Buffer
@@ -129,6 +131,67 @@ def test_m12_m14_a_region_added_twice_or_never_added_is_refused(scene: Scene) ->
     assert fe.remove_region(unknown) != 0
     assert fe.remove_region(unknown, with_fd=True) != 0
     assert scene.villain.faults[Rule.BAD_MEMORY] == 3
+    scene.check(logged=False)
+
+
+def test_m13_no_more_regions_than_slots(scene: Scene) -> None:
+    fe = scene.enter()
+    fe.negotiate()
+    slots = fe.ask_u64(Request.GET_MAX_MEM_SLOTS)
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, PAGE)
+    added = [
+        fe.try_(Request.ADD_MEM_REG, MemReg(region(GPA_BASE + n * MIB, PAGE, (1 << 40) + n * MIB)), [fd])
+        for n in range(slots + 1)
+    ]
+    os.close(fd)
+    assert added == [0] * slots + [1]
+    assert scene.villain.faults[Rule.BAD_MEMORY] == 1
+    scene.check()
+
+
+def huge_pages_free() -> int:
+    """How many a memfd could have."""
+    path = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+    return int(path.read_text()) if path.exists() else 0
+
+
+@pytest.mark.parametrize("offset", [0x10, 0x1100, 3 * PAGE, MIB + 0x100], ids=hex)
+@pytest.mark.parametrize("huge", [False, True], ids=["4 KiB pages", "2 MiB pages"])
+def test_m8_a_region_that_begins_anywhere_in_its_file(scene: Scene, offset: int, huge: bool) -> None:
+    """It is mapped by whole pages of whatever size the file has, and unmapped by them."""
+    if huge and huge_pages_free() < 2:
+        pytest.skip("missing: two free huge pages of 2 MiB (sysctl vm.nr_hugepages)")
+    fe = scene.enter().start(fill=0)
+    fd = os.memfd_create("guest", os.MFD_CLOEXEC | (os.MFD_HUGETLB if huge else 0))
+    os.ftruncate(fd, 4 * MIB)
+    at = GPA_BASE + 64 * MIB + offset
+    assert fe.try_(Request.ADD_MEM_REG, MemReg(region(at, MIB, (1 << 40) + offset, offset)), [fd]) == 0
+    with mmap.mmap(fd, 4 * MIB) as memory:
+        data = bytes(12) + frame(BROADCAST, MAC_X, 8)
+        memory[offset : offset + len(data)] = data
+        fe.pairs[0].tx.add([Buffer(at, len(data))])
+        fe.pairs[0].tx.kick(force=True)
+        fe.flush()
+    os.close(fd)
+    assert number(scene.two.receive()[0].frame) == 8
+    scene.one.poll()
+    scene.check(logged=False)
+
+
+def test_m10_a_new_table_under_traffic_loses_nothing(scene: Scene) -> None:
+    fe = scene.enter().start()
+    got: list[int] = []
+    for n in range(40):
+        for i in range(16):
+            fe.queue_frame(frame(MAC_B, MAC_X, n * 16 + i))
+        fe.pairs[0].tx.kick()
+        fe.share_memory()
+        fe.flush()
+        scene.one.transmit(frame(BROADCAST, MAC_A))
+        got += [number(r.frame) for r in scene.two.poll() if r.frame[6:12] == MAC_X]
+    assert got == list(range(640))
+    assert len(fe.receive(40)) == 40
     scene.check(logged=False)
 
 

@@ -14,7 +14,7 @@ from support.scene import MAC_X, Scene, good
 from vpt.conform.frames import BROADCAST, MAC_A, frame
 from vpt.conform.front_end import PLAIN, USUAL, eventually
 from vpt.conform.guest_memory import GPA_BASE, MIB, GuestMemory, Span
-from vpt.conform.split_queue import Buffer, pieces
+from vpt.conform.split_queue import MAX_INDIRECT, Buffer, pieces
 from vpt.vhost_user import Request, VirtioFeature
 
 F = VirtioFeature
@@ -169,6 +169,61 @@ def test_q26_a_guest_that_never_kicks_is_only_late(scene: Scene) -> None:
     fe.pairs[0].tx.publish()
     for _ in range(5):
         scene.neighbours_forward()
+    scene.two.poll()
+    scene.check(logged=False)
+
+
+def test_q17_an_indirect_table_may_span_regions(scene: Scene) -> None:
+    """Regions that touch for the guest and lie apart for us: legal, and both halves of the table are read."""
+    edge = GPA_BASE + 16 * MIB
+    memory = GuestMemory([Span(GPA_BASE, 16 * MIB), Span(edge, MIB)])
+    fe = scene.enter(memory=memory).start(fill=0)
+    tx = fe.pairs[0].tx
+    (slot,) = tx.peek_free(1)
+    tx.tables = edge - 16 - 16 * MAX_INDIRECT * slot  # its first entry ends where the second region begins
+    tx.add(pieces(good(fe), [50, 62]), indirect=True)
+    tx.kick(force=True)
+    fe.flush()
+    assert scene.two.receive()[0].frame == frame(BROADCAST, MAC_X, 0, 100)
+    scene.one.poll()
+    scene.check(logged=False)
+
+
+def test_q27_a_worker_that_falls_asleep_hears_every_kick(scene: Scene) -> None:
+    """One frame at a time, so that it may sleep before each; a lost kick costs the second of its limit.
+
+    The two fences themselves: tests/unit/test_litmus.py, ten million rounds.
+    """
+    fe = scene.enter().start(fill=0)
+    for n in range(300):
+        fe.transmit(frame(MAC_A, MAC_X, n))
+        scene.one.poll()
+    assert scene.villain.counters["tx_packets"] == 300
+    assert all(w.counters["late_wakes"] == 0 for w in scene.host.stats.read().workers)
+    scene.two.poll()
+    scene.check(logged=False)
+
+
+@pytest.mark.parametrize("features", [PLAIN, PLAIN | F.MRG_RXBUF], ids=["one buffer", "mergeable"])
+def test_p12_a_receiver_gets_its_packet_and_nothing_else_of_the_host(scene: Scene, features: int) -> None:
+    """No stale byte in the header, none behind the frame: what was not written is as the guest left it."""
+    fe = scene.enter(features=int(features)).start(fill=0)
+    rx = fe.pairs[0].rx
+    at = fe.memory.alloc(4 * 2048, 64)
+    fe.memory.write(at, b"\xcc" * 4 * 2048)
+    for n in range(4):
+        rx.add([Buffer(at + n * 2048, 2048, True)])
+    rx.kick(force=True)
+    sent = [frame(BROADCAST, MAC_A, n, 60 + 13 * n) for n in range(4)]
+    scene.one.transmit(*sent)
+    used = eventually(lambda: len(got) == 4 and got if (got := list(rx.take_used())) else None)
+    for n, (_, length) in enumerate(used):
+        header, padding = (
+            fe.memory.read(at + n * 2048, 12),
+            fe.memory.read(at + n * 2048 + length, 2048 - length),
+        )
+        assert (length, header) == (12 + len(sent[n]), bytes(10) + b"\1\0")
+        assert padding == b"\xcc" * (2048 - length)
     scene.two.poll()
     scene.check(logged=False)
 

@@ -15,7 +15,7 @@ from struct import pack
 import pytest
 
 from support.scene import MAC_X, Scene
-from vpt.conform.frames import BROADCAST, MAC_A, frame
+from vpt.conform.frames import BROADCAST, MAC_A, frame, number
 from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, FrontEnd, eventually
 from vpt.vhost_user import (
     U64,
@@ -429,6 +429,25 @@ def test_s26_a_call_descriptor_that_is_blocking_every_other_moment(scene: Scene)
         stop.set()
         thread.join()
     os.close(full)
+    scene.check(logged=False)
+
+
+def test_s27_rings_without_descriptors_are_polled(scene: Scene) -> None:
+    """NOFD for both: nobody can wake the other, and yet all frames pass, both ways."""
+    fe = scene.enter().start()
+    for index in (0, 1):
+        fe.set_call(index, None)
+        fe.set_kick(index, None)
+    for n in range(10):
+        fe.queue_frame(frame(BROADCAST, MAC_X, n))
+        fe.pairs[0].tx.publish()
+        fe.flush()
+        assert number(scene.two.receive()[0].frame) == n
+        scene.one.transmit(frame(BROADCAST, MAC_A, n))
+        assert number(fe.receive()[0].frame) == n
+        scene.one.poll()
+        scene.two.poll()
+    assert scene.villain.counters["rx_interrupts"] == 0
     scene.check(logged=False)
 
 

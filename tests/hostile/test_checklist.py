@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Each line of the checklist of hostile inputs has a test that bears its number, or a reason why it has none.
+
+A test bears a number by its name (test_s15_..., test_m12_m14_...) or by the name of one of its parameters
+("S21 NUM of ring 0x100").
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+WHERE = ("hostile", "proto")
+COUNTS = {"S": 33, "M": 20, "Q": 31, "P": 12, "L": 10}
+LINES = [f"{letter}{n}" for letter, last in COUNTS.items() for n in range(1, last + 1)]
+CANNOT: dict[str, str] = {}
+"""Lines that have no test, and why."""
+EXPECTED = {"S14", "M18", "L2", "L8", "L10"}
+
+NUMBER = re.compile(r"(?<![A-Za-z0-9])([SMQPL]\d{1,2})(?![A-Za-z0-9])", re.IGNORECASE)
+
+
+def others() -> set[Path]:
+    """The files whose tests may bear a number."""
+    return {path for where in WHERE for path in (TESTS / where).glob("test_*.py")} - {Path(__file__)}
+
+
+def collected_anew() -> list[str]:
+    """Names of all their tests, where this run has not got them all."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", *map(str, others())],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=TESTS.parent,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return [line.partition("::")[2] for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def bearers(request: pytest.FixtureRequest) -> dict[str, list[str]]:
+    """Tests by the numbers that they bear."""
+    items = [item for item in request.session.items if item.path in others()]
+    complete = {item.path for item in items} == others() and not request.config.option.keyword
+    names = [item.name for item in items] if complete else collected_anew()
+    found: dict[str, list[str]] = {line: [] for line in LINES}
+    for name in names:
+        for number in NUMBER.findall(name.replace("_", " ")):
+            found.setdefault(number.upper(), []).append(name)
+    return found
+
+
+def test_the_checklist_has_106_lines() -> None:
+    assert len(LINES) == 106
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_each_line_has_a_test_or_a_reason(bearers: dict[str, list[str]], line: str) -> None:
+    if line in EXPECTED and not bearers[line]:
+        return
+    assert bool(bearers[line]) != (line in CANNOT), bearers[line] or "neither a test nor a reason"
+
+
+def test_no_test_bears_a_number_that_is_not_on_the_list(bearers: dict[str, list[str]]) -> None:
+    assert set(bearers) - set(LINES) == set()
