@@ -166,32 +166,119 @@ ports:
     assert state(lab) == before
 
 
-def test_two_failures_leave_no_doubt(lab: Vptd) -> None:
-    """vptd dies in the middle: what was acknowledged is in its journal, and diff says what is still to do."""
-    have = Actual()
-    todo = plan(load(TWO.encode(), "t", lab.paths.ports), have)
+MANY = TWO.replace("count: 2", "count: 200")
 
-    def die_at_the_second_port(text: str) -> None:
-        if "vm2" in text:
+
+def all_or_nothing(lab: Vptd) -> int:
+    """How many ports there are, and each of them as it was to be."""
+    ports = len(state(lab)["ports"])
+    assert ports in (0, 200)
+    assert len(lab.call("switch.list")["switches"]) == (1 if ports else 0)
+    return ports
+
+
+def test_a_vptd_that_is_killed_meanwhile_comes_back_with_all_or_nothing(lab: Vptd) -> None:
+    todo = plan(load(MANY.encode(), "t", lab.paths.ports), Actual())
+
+    def die(text: str) -> None:
+        if text.startswith("add port vm100"):
             lab.kill()
 
-    with pytest.raises(DaemonError, match="what was done could not be undone"):
-        perform(todo, have, lab.client, die_at_the_second_port)
+    with pytest.raises(DaemonError, match="broke off during apply"):
+        perform(todo, lab.client, die)
     lab.start()
-    assert diff(lab, TWO, code=EXIT_DIFFERENT) == "add port vm2: vhost-user on lab\n"
+    all_or_nothing(lab)
+    apply(lab, MANY)
+    assert all_or_nothing(lab) == 200
 
 
-def test_an_interrupt_undoes_as_well(lab: Vptd) -> None:
-    have = Actual()
-    todo = plan(load(TWO.encode(), "t", lab.paths.ports), have)
+def test_an_interrupt_leaves_all_or_nothing(lab: Vptd) -> None:
+    """vptd notices that who asked is gone, and takes it back; what it has finished by then stays."""
+    todo = plan(load(MANY.encode(), "t", lab.paths.ports), Actual())
 
-    def interrupt_at_the_second_port(text: str) -> None:
-        if text.startswith("add port vm2"):
+    def interrupt(text: str) -> None:
+        if text.startswith("add port vm1:"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        perform(todo, have, lab.client, interrupt_at_the_second_port)
-    assert state(lab) == {"switches": [], "ports": []}
+        perform(todo, lab.client, interrupt)
+    all_or_nothing(lab)
+
+
+def test_progress_names_each_step_in_order(lab: Vptd) -> None:
+    todo = plan(load(TWO.encode(), "t", lab.paths.ports), Actual())
+    told: list[str] = []
+    perform(todo, lab.client, told.append)
+    assert told == [str(step) for step in todo.steps]
+
+
+def test_a_journal_that_can_not_be_written_undoes_all(lab: Vptd) -> None:
+    apply(lab, TWO)
+    before = state(lab)
+    in_the_way = lab.paths.journal.with_suffix(".new")
+    in_the_way.mkdir()
+    try:
+        said = apply(lab, TWO.replace("count: 2", "count: 9"), "--prune", code=EXIT_FAILED)
+    finally:
+        in_the_way.rmdir()
+    assert "the journal can't be written" in said
+    assert "changed back" in said
+    assert state(lab) == before
+
+
+RULES = """\
+switches:
+  - {name: lab, mtu: 2000, isolation: true, mac_age_s: 20}
+ports:
+  - name: a
+    switch: lab
+    kind: vhost-user
+    mac: 52:54:00:00:00:01
+    vlan: {access: 10}
+    anti_spoofing: true
+    rate: {tx: {bits_per_s: 100M, packets_per_s: 10k}, rx: {bits_per_s: 1G, burst_bytes: 1M}}
+    storm: {broadcast: 100, multicast: 1k, unknown: 0}
+  - {name: t, switch: lab, kind: "null", vlan: {trunk: [10, 20-30], native: 1}, isolated: false}
+"""
+
+
+def test_rules_make_the_round_trip(lab: Vptd) -> None:
+    apply(lab, RULES)
+    before = state(lab)
+    assert apply(lab, RULES) == "nothing to do\n"
+    exported = run_vpt(lab.paths.runtime, "export").stdout
+    assert diff(lab, exported, "--prune", code=EXIT_OK) == "nothing to do\n"
+    apply(lab, "switches: []", "--prune")
+    apply(lab, exported)
+    assert state(lab) == before
+    view = lab.call("port.show", name="a")
+    assert (view["mtu"], view["isolated"], view["vlan"]["access"]) == (2000, True, 10)
+    assert lab.call("port.show", name="t")["isolated"] is False
+
+
+def test_rules_change_while_the_port_lives_and_survive_a_restart(lab: Vptd) -> None:
+    apply(lab, RULES)
+    before = lab.call("port.show", name="a")["id"]
+    changed = (
+        RULES.replace("access: 10", "trunk: [7]")
+        .replace("100M", "50M")
+        .replace("isolation: true", "mac_entries: 4096")
+    )
+    assert "change switch lab: isolation yes -> no" in apply(lab, changed)
+    view = lab.call("port.show", name="a")
+    assert (view["id"], view["vlan"]["trunk"], view["isolated"]) == (before, [7], False)
+    lab.kill()
+    lab.start()
+    assert diff(lab, changed, "--prune", code=EXIT_OK) == "nothing to do\n"
+
+
+def test_a_change_of_rules_is_taken_back_as_well(lab: Vptd) -> None:
+    apply(lab, RULES)
+    before = state(lab)
+    bad = RULES.replace("access: 10", "access: 20").replace("isolation: true", "isolation: false")
+    said = apply(lab, bad + "  - {name: z, switch: lab, kind: app, worker: 31}\n", code=EXIT_FAILED)
+    assert "changed back" in said or "nothing was changed" in said
+    assert state(lab) == before
 
 
 def test_a_first_step_that_fails_changes_nothing(lab: Vptd) -> None:

@@ -8,10 +8,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpt.daemon.models import PolicyConfig, PortConfig
+from vpt.daemon.models import PolicyConfig, PortConfig, SwitchConfig
 from vpt.errors import EXIT_USAGE, TopologyError
 from vpt.topology import Wanted, as_data, as_yaml, json_schema, load
 
@@ -79,6 +80,23 @@ def test_scalars_are_not_those_of_yaml_1_1() -> None:
     assert (port.name, port.mac, port.socket_mode) == ("on", "52:54:00:00:00:01", "0660")
 
 
+def test_rules_are_read_and_written_in_one_way() -> None:
+    port = read(
+        with_port(
+            PORT + ", mac: '52:54:00:00:00:01', anti_spoofing: true, isolated: false,",
+            "     vlan: {trunk: [30, 10-12, 13, 11-20], native: 7},",
+            "     rate: {tx: {bits_per_s: 100M, burst_bytes: 64k}, rx: {packets_per_s: 5}}}",
+        )
+    ).ports[0]
+    assert port.vlan is not None
+    assert port.vlan.model_dump() == {"access": None, "trunk": ["10-20", 30], "native": 7}
+    assert port.rate.tx is not None
+    assert (port.rate.tx.bits_per_s, port.rate.tx.burst_bytes) == (100_000_000, 64_000)
+    assert port.storm.broadcast == 10_000
+    again = yaml.safe_load(as_yaml(Wanted((SwitchConfig(name="lab"),), (port,))))
+    assert again["ports"][0]["vlan"] == {"trunk": ["10-20", 30], "native": 7}
+
+
 def test_empty_sections_are_fine() -> None:
     assert read("switches:\nports: []\n") == Wanted()
 
@@ -99,9 +117,38 @@ BAD = {
     "no list": ("switches: {name: lab}\n", "1:11: switches must be a list", "- name: NAME"),
     "no entry": ("switches: [lab]\n", "1:12: an entry must be a mapping", "- name: NAME"),
     "unknown key": (with_port(PORT + ", pair: 2}"), "4:46: unknown key 'pair'", "did you mean pairs?"),
-    "vlan": (with_port(PORT + ", vlan: 2}"), "4:46: unknown key 'vlan'", "a switch for each network"),
-    "isolation": ("switches: [{name: a, isolation: true}]\n", "1:22: unknown key", "a switch for each group"),
-    "rate": (with_port(PORT + ", rate_limit: 2}"), "4:46: unknown key 'rate_limit'", "tc"),
+    "vlan as a number": (with_port(PORT + ", vlan: 2}"), "4:52: vlan: must be", "vlan: {access: 2}"),
+    "vlan of nothing": (with_port(PORT + ", vlan: {}}"), "4:52: vlan: give either", "--schema"),
+    "vlan too high": (with_port(PORT + ", vlan: {access: 4095}}"), "4:61: vlan.access:", "it is 4095"),
+    "vlan 0": (with_port(PORT + ", vlan: {access: 0}}"), "4:61: vlan.access:", "it is 0"),
+    "trunk of words": (with_port(PORT + ", vlan: {trunk: [all]}}"), "4:60: vlan.trunk: 'all'", "--schema"),
+    "range backwards": (with_port(PORT + ", vlan: {trunk: [9-2]}}"), "4:60: vlan.trunk: '9-2'", "--schema"),
+    "trunk of fractions": (with_port(PORT + ", vlan: {trunk: [1.5]}}"), "4:61: vlan.trunk.0: 1.5", ""),
+    "native of an access port": (
+        with_port(PORT + ", vlan: {access: 1, native: 2}}"), "4:52: vlan: native is for trunks", "--schema",
+    ),
+    "key in vlan": (with_port(PORT + ", vlan: {acess: 1}}"), "4:53: unknown key", "did you mean access?"),
+    "vlan by another name": (with_port(PORT + ", tag: 5}"), "4:46: unknown key 'tag'", "vlan: {access: 10}"),
+    "rate by another name": (
+        with_port(PORT + ", rate_limit: 2}"), "4:46: unknown key 'rate_limit'", "rate: {tx: {bits_per_s",
+    ),
+    "rate of nothing": (with_port(PORT + ", rate: {tx: {}}}"), "4:57: rate.tx: give bits_per_s", "--schema"),
+    "rate too low": (with_port(PORT + ", rate: {tx: {bits_per_s: 1k}}}"), "4:70: rate.tx.bits", "1k"),
+    "rate as a word": (with_port(PORT + ", rate: {rx: {bits_per_s: fast}}}"), "4:70: rate.rx.bits", "fast"),
+    "key in rate": (
+        with_port(PORT + ", rate: {tx: {bits_per_sec: 1M}}}"),
+        "4:58: unknown key 'bits_per_sec'", "did you mean bits_per_s?",
+    ),
+    "burst alone": (
+        with_port(PORT + ", rate: {tx: {packets_per_s: 9, burst_bytes: 9}}}"),
+        "4:57: rate.tx: burst_bytes needs bits_per_s", "--schema",
+    ),
+    "spoofing without mac": (
+        with_port(PORT + ", anti_spoofing: true}"), "4:5: anti_spoofing needs a mac", "--schema",
+    ),
+    "storm below zero": (with_port(PORT + ", storm: {broadcast: -1}}"), "4:65: storm.broadcast:", "it is -1"),
+    "isolation as a word": ("switches: [{name: a, isolation: maybe}]\n", "1:33: isolation:", "'maybe'"),
+    "mtu of a switch": ("switches: [{name: a, mtu: 9}]\n", "1:27: mtu:", "it is 9"),
     "key in policy": (
         with_port(PORT + ", policy: {spin: 2}}"), "4:55: unknown key 'spin'", "did you mean spin_us?",
     ),
@@ -209,7 +256,7 @@ def test_bad_files_are_refused_with_place_and_hint(text: str, message: str, hint
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    text = with_port(PORT + ", pairs: x}", PORT + ", color: red}", *([PORT + ", vlan: 1}"] * 20))
+    text = with_port(PORT + ", pairs: x}", PORT + ", color: red}", *([PORT + ", vlans: 1}"] * 20))
     with pytest.raises(TopologyError) as caught:
         read(text)
     lines = caught.value.message.splitlines()

@@ -9,7 +9,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpt.daemon.models import PolicyConfig, PortConfig, SwitchConfig
+from vpt.daemon.models import PolicyConfig, PortConfig, PortSet, SwitchConfig, SwitchSet
+from vpt.daemon.port_methods import changed_port
+from vpt.daemon.switch_methods import changed_switch
 from vpt.topology import Actual, Plan, Step, Wanted, plan
 from vpt.topology._plan import claims
 
@@ -79,12 +81,39 @@ def test_prune_deletes_it_last() -> None:
 
 def test_a_switch_that_changes_takes_its_ports_along() -> None:
     """Those that the file does not have come back as well."""
-    todo = plan(wanted(SwitchConfig(name="lab", mac_age_s=9), port("a")), running(LAB, port("a"), port("x")))
+    small = SwitchConfig(name="lab", mac_entries=64)
+    todo = plan(wanted(small, port("a")), running(LAB, port("a"), port("x")))
     assert steps(todo) == [
         ("del-port", "a"), ("del-port", "x"), ("del-switch", "lab"),
         ("add-switch", "lab"), ("add-port", "a"), ("add-port", "x"),
     ]  # fmt: skip
     assert todo.needing("replace") == ["a", "x", "lab"]
+
+
+def test_ageing_and_isolation_of_a_switch_change_while_packets_flow() -> None:
+    todo = plan(wanted(SwitchConfig(name="lab", mac_age_s=9, isolation=True)), running(LAB, port("x")))
+    assert [str(step) for step in todo.steps] == [
+        "change switch lab: mac_age_s 300 -> 9, isolation no -> yes"
+    ]
+    assert todo.steps[0].params == {"mac_age_s": 9, "isolation": True}
+
+
+def test_rules_of_a_port_change_while_packets_flow() -> None:
+    rules = {"vlan": {"trunk": [10]}, "isolated": False, "rate": {"tx": {"bits_per_s": "1M"}}}
+    todo = plan(wanted(LAB, port("a", **rules)), running(LAB, port("a", vlan={"access": 5})))
+    assert [str(step) for step in todo.steps] == [
+        "change port a: vlan.access 5 -> none, vlan.trunk none -> 10, isolated none -> no,"
+        " rate.tx.bits_per_s none -> 1000000"
+    ]
+    assert not todo.needing("replace")
+
+
+def test_an_mtu_is_the_switch_s_where_the_port_says_none() -> None:
+    """A journal of an older vptd says 1500 for each port."""
+    assert not plan(wanted(LAB, port("a")), running(LAB, port("a", mtu=1500))).steps
+    jumbo = SwitchConfig(name="lab", mtu=9000)
+    assert not plan(wanted(jumbo, port("a", mtu=9000)), running(jumbo, port("a"))).steps
+    assert plan(wanted(jumbo, port("a")), running(LAB, port("a"))).needing("replace") == ["a", "lab"]
 
 
 def test_what_is_in_the_way_needs_prune() -> None:
@@ -129,11 +158,10 @@ class Model:
         self.ports[name] = new
 
     def set_port(self, name: str, params: dict[str, Any]) -> None:
-        old = self.ports[name]
-        times = {"spin_us": params["spin_us"], "sleep_us": params["sleep_us"]} if "policy" in params else {}
-        policy = PolicyConfig(kind=params["policy"], **times) if "policy" in params else old.policy
-        changed = {"policy": policy, "link": params.get("link", old.link)}
-        self.ports[name] = old.model_copy(update=changed)
+        self.ports[name] = changed_port(self.ports[name], PortSet(name=name, **params))
+
+    def set_switch(self, name: str, params: dict[str, Any]) -> None:
+        self.switches[name] = changed_switch(self.switches[name], SwitchSet(name=name, **params))
 
     def del_port(self, name: str, _params: dict[str, Any]) -> None:
         del self.ports[name]
@@ -151,7 +179,15 @@ def states(draw: st.DrawFn) -> Wanted:
     """States that vptd can be in: few names and few sockets, so that they clash."""
     names = draw(st.lists(NAMES, unique=True, max_size=6))
     cut = draw(st.integers(0, len(names)))
-    switches = [SwitchConfig(name=n, mac_age_s=draw(st.sampled_from([9, 300]))) for n in names[:cut]]
+    switches = [
+        SwitchConfig(
+            name=n,
+            mac_age_s=draw(st.sampled_from([9, 300])),
+            mtu=draw(st.sampled_from([1500, 1500, 9000])),
+            isolation=draw(st.booleans()),
+        )
+        for n in names[:cut]
+    ]
     ports: list[PortConfig] = []
     for name in names[cut:] if switches else []:
         kind = draw(st.sampled_from(["vhost-user", "tap", "null"]))
@@ -159,7 +195,11 @@ def states(draw: st.DrawFn) -> Wanted:
             name=name,
             switch=draw(st.sampled_from(switches)).name,
             kind=kind,
-            mtu=draw(st.sampled_from([1500, 9000])),
+            mtu=draw(st.sampled_from([None, 1500, 9000])),
+            vlan=draw(st.sampled_from([None, {"access": 5}, {"trunk": [5, "7-9"], "native": 6}])),
+            isolated=draw(st.sampled_from([None, True, False])),
+            rate=draw(st.sampled_from([{}, {"tx": {"bits_per_s": 8000}}, {"rx": {"packets_per_s": 9}}])),
+            storm={"broadcast": draw(st.sampled_from([10_000, 0, 7]))},
             link=draw(st.sampled_from(["up", "down"])),
             policy=PolicyConfig(kind=draw(st.sampled_from(["poll", "adaptive"]))),
             socket=draw(st.sampled_from([None, "/tmp/1", "/tmp/2"])) if kind == "vhost-user" else None,
@@ -168,6 +208,11 @@ def states(draw: st.DrawFn) -> Wanted:
         if not any(claims(new) & claims(other) for other in ports):
             ports.append(new)
     return Wanted(tuple(switches), tuple(ports))
+
+
+def settled(ports: dict[str, PortConfig], switches: dict[str, SwitchConfig]) -> dict[str, PortConfig]:
+    """With the MTU that they have: whether it is the port's or the switch's word does not matter."""
+    return {name: p.model_copy(update={"mtu": p.on(switches[p.switch]).mtu}) for name, p in ports.items()}
 
 
 @given(states(), states(), st.booleans(), st.data())
@@ -188,7 +233,10 @@ def test_the_steps_are_possible_and_lead_to_what_is_wanted(
     for switch in want.switches:
         assert model.switches[switch.name] == switch
     for wanted_port in want.ports:
-        assert model.ports[wanted_port.name] == wanted_port
+        assert (
+            settled(model.ports, model.switches)[wanted_port.name]
+            == settled({wanted_port.name: wanted_port}, model.switches)[wanted_port.name]
+        )
     if prune:
         assert after.names() == want.names()
         assert not todo.needing("prune")
@@ -211,7 +259,7 @@ def test_a_plan_leads_back(want: Wanted, have: Wanted) -> None:
         for step in plan(before, now, prune=True).steps:
             copy.do(step)
         assert copy.switches == _by_name_switches(have)
-        assert copy.ports == {p.name: p for p in have.ports}
+        assert settled(copy.ports, copy.switches) == settled({p.name: p for p in have.ports}, copy.switches)
 
 
 def _by_name_switches(state: Wanted) -> dict[str, SwitchConfig]:

@@ -10,6 +10,7 @@ import click
 
 from vpt.cli._common import connect, emit_json, json_option, print_table, state_style
 from vpt.cli._render import plug_lines, policy_text, print_ports
+from vpt.cli._rules import rules_text
 from vpt.errors import NotFoundError
 
 __all__ = ["ls", "show"]
@@ -82,6 +83,8 @@ def show(name: str, as_json: bool) -> None:
 def _show_switch(switch: dict[str, Any]) -> None:
     click.echo(f"switch {switch['name']}")
     click.echo(f"  addresses  {switch['macs']} of {switch['mac_entries']}, kept {switch['mac_age_s']} s")
+    click.echo(f"  mtu        {switch['mtu']}")
+    click.echo(f"  isolation  {'yes' if switch['isolation'] else 'no'}")
     click.echo(f"  ports      {', '.join(switch['ports']) or 'none'}")
 
 
@@ -99,13 +102,14 @@ def _show_port(port: dict[str, Any]) -> None:
         "mac": port["mac"] or "-",
         "mtu": port["mtu"],
         "policy": policy_text(port["policy"]),
+        **dict(rules_text(port)),
         "worker": "-" if port["worker"] is None else port["worker"],
         "lossless": "yes" if port["lossless"] else "no",
         "socket": port["socket"] or "-",
         "owner": port["owner"] or "-",
     }
     for key, value in lines.items():
-        click.echo(f"  {key:<9}  {value}")
+        click.echo(f"  {key:<13}  {value}")
     for line in plug_lines(port):
         click.echo(f"  {line}")
     counted = [(name, str(value)) for name, value in port["counters"].items() if value]

@@ -10,6 +10,7 @@ import click
 
 from vpt.cli._common import connect, emit_json, json_option
 from vpt.cli._render import plug_lines, print_ports
+from vpt.cli._rules import rule_options, rule_params, rules_text
 
 __all__ = ["port"]
 
@@ -47,7 +48,7 @@ def port() -> None:
 )
 @click.option("--pairs", type=int, help="Queue pairs.  [default: 1]")
 @click.option("--mac", help="Address of the guest: nobody else may send from it.")
-@click.option("--mtu", type=int, help="Largest IP packet.  [default: 1500]")
+@click.option("--mtu", type=int, help="Largest IP packet.  [default: the switch's]")
 @click.option(
     "--policy", type=_POLICIES, help="When the host's side spins, sleeps or notifies.  [default: adaptive]"
 )
@@ -64,6 +65,7 @@ def port() -> None:
 @click.option("--buf-size", type=int, help="passthrough, app: bytes per buffer.  [default: 2112]")
 @click.option("--ifname", help="tap: name of the interface.  [default: the port's]")
 @click.option("--touch", is_flag=True, help="null: read each byte.")
+@rule_options
 @click.option("--may-exist", is_flag=True, help="Succeed if there is one with the same settings.")
 @json_option
 def add(switch: str, name: str, as_json: bool, **options: Any) -> None:
@@ -77,8 +79,11 @@ def add(switch: str, name: str, as_json: bool, **options: Any) -> None:
       vpt port add sw0 vm1 --kind vhost-user --mac 52:54:00:00:00:01
       vpt port add sw0 vm2 --kind passthrough --pairs 2 --policy poll
       vpt port add sw0 up0 --kind tap --ifname tap0
+      vpt port add sw0 web --kind vhost-user --vlan 10 --rate-tx 1G
+      vpt port add sw0 router --kind vhost-user --trunk 10,20-29 --native 1
     """
-    params = {key: value for key, value in options.items() if value is not None}
+    rules = rule_params(options)
+    params = {key: value for key, value in options.items() if value is not None} | rules
     if times := {key: params.pop(key) for key in ("spin_us", "sleep_us") if key in params}:
         params["policy"] = {"kind": params.get("policy", "adaptive"), **times}
     elif "policy" in params:
@@ -120,24 +125,37 @@ def delete(name: str, if_exists: bool, as_json: bool) -> None:
 @click.option("--policy", type=_POLICIES, help="When the host's side spins, sleeps or notifies.")
 @click.option("--spin-us", type=int, help="adaptive: microseconds to spin before sleeping.")
 @click.option("--sleep-us", type=int, help="sleep: microseconds to sleep when idle.")
+@rule_options
+@click.option("--no-vlan", is_flag=True, help="All VLANs, with their tags.")
 @json_option
-def set_(name: str, as_json: bool, **options: Any) -> None:
+def set_(name: str, no_vlan: bool, as_json: bool, **options: Any) -> None:
     """Change the port NAME while packets flow.
+
+    What is not named stays as it is. A limit of none is taken away; those of one direction are given
+    together.
 
     \b
     Examples:
       vpt port set vm1 --link down
       vpt port set vm1 --policy adaptive --spin-us 20
+      vpt port set vm1 --vlan 20 --isolated
+      vpt port set vm1 --rate-rx 100M --packets-rx 20k --broadcast-limit 100
     """
-    params = {key: value for key, value in options.items() if value is not None}
+    rules = rule_params(options)
+    params = {key: value for key, value in options.items() if value is not None} | rules
+    if no_vlan and "vlan" in rules:
+        raise click.UsageError("--no-vlan and VLANs exclude each other")
+    if no_vlan:
+        params["vlan"] = None
     if not params:
-        raise click.UsageError("nothing to change: give --link, --policy, --spin-us or --sleep-us")
+        raise click.UsageError("nothing to change; vpt port set --help shows what there is")
     with connect() as vptd:
         changed = vptd.call("port.set", name=name, **params)
     if as_json:
         emit_json("port", changed)
     else:
-        click.echo(f"port {name}: link {changed['link']}, policy {changed['policy']['kind']}")
+        more = "".join(f", {what} {value}" for what, value in rules_text(changed))
+        click.echo(f"port {name}: link {changed['link']}, policy {changed['policy']['kind']}{more}")
 
 
 @port.command("list")

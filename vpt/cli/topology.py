@@ -15,7 +15,7 @@ from vpt.cli._common import connect, emit_json, json_option, paths
 from vpt.errors import EXIT_DIFFERENT, UsageError
 
 if TYPE_CHECKING:
-    from vpt.topology import Actual, Plan
+    from vpt.topology import Plan
 
 __all__ = ["apply", "diff", "export"]
 
@@ -59,8 +59,9 @@ def apply(file: str, dry_run: bool, prune: bool, replace: bool, as_json: bool) -
     What is as it should be is not touched, so the second time there is nothing to do. All or nothing: where a
     step fails, those before it are undone. FILE - is the standard input.
 
-    Policy and link of a port change while packets flow. Other changes need --replace: the port is deleted
-    and added again, and a guest that is plugged in loses its link. What the file does not have stays, unless
+    Policy, link, VLANs, isolation and limits of a port change while packets flow, ageing and isolation of a
+    switch as well. Other changes need --replace: the port is deleted and added again, and a guest that is
+    plugged in loses its link. What the file does not have stays, unless
     there is --prune.
 
     \b
@@ -71,11 +72,11 @@ def apply(file: str, dry_run: bool, prune: bool, replace: bool, as_json: bool) -
     """
     from vpt.topology import perform, require_options
 
-    have, todo = _plan(file, prune=prune)
+    todo = _plan(file, prune=prune)
     if not dry_run:
         given = [name for name, chosen in (("replace", replace), ("prune", prune)) if chosen]
         require_options(todo, given)  # type: ignore[arg-type]
-        perform(todo, have, connect, _progress())
+        perform(todo, connect, _progress())
     if as_json:
         emit_json("apply", {"dry_run": dry_run, **_plan_data(todo)})
         return
@@ -97,7 +98,7 @@ def diff(file: str, prune: bool, as_json: bool) -> None:
       vpt diff lab.yaml
       vpt diff lab.yaml --prune --json
     """
-    _, todo = _plan(file, prune=prune)
+    todo = _plan(file, prune=prune)
     if as_json:
         emit_json("diff", _plan_data(todo))
     else:
@@ -123,13 +124,13 @@ def export(as_json: bool) -> None:
     click.echo(json.dumps(as_data(state), indent=2) if as_json else as_yaml(state).rstrip())
 
 
-def _plan(file: str, *, prune: bool) -> tuple[Actual, Plan]:
+def _plan(file: str, *, prune: bool) -> Plan:
     from vpt.topology import actual, load, plan
 
     wanted = load(_read(file), "standard input" if file == "-" else file, paths().ports)
     with connect() as vptd:
         have = actual(vptd)
-    return have, plan(wanted, have, prune=prune)
+    return plan(wanted, have, prune=prune)
 
 
 def _read(file: str) -> bytes:

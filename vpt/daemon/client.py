@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -65,37 +66,44 @@ class Client:
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The method's result. Raises what the daemon raised, or DaemonError if it broke off."""
+        return self.follow(method, params, lambda _: None)
+
+    def follow(
+        self, method: str, params: dict[str, Any], on_progress: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """As call(); on_progress gets the parameters of each notification that comes before the answer."""
         self._id += 1
         request = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
         try:
             # One that refuses us has answered before we speak, and hung up.
             with contextlib.suppress(BrokenPipeError):
                 self._sock.sendall(json.dumps(request).encode() + b"\n")
-            line = self._file.readline()
+            while "method" in (answer := self._parse(method, self._file.readline())):
+                on_progress(answer["params"])
         except TimeoutError:
             raise TimeoutExpired(
                 f"vptd did not answer {method} in {self._timeout:.0f} s", hint=_log_hint(self._path)
             ) from None
         except OSError as error:
             raise self._broke_off(method, f": {error.strerror}") from None
-        return self._result(method, line)
+        if "error" in answer:
+            raise _error(answer["error"])
+        result: dict[str, Any] = answer["result"]
+        return result
 
     def _broke_off(self, method: str, why: str = "") -> DaemonError:
         return DaemonError(
             f"vptd broke off during {method}{why}", hint=_log_hint(self._path), code="broke-off"
         )
 
-    def _result(self, method: str, line: bytes) -> dict[str, Any]:
+    def _parse(self, method: str, line: bytes) -> dict[str, Any]:
         if not line.endswith(b"\n"):
             raise self._broke_off(method)
         try:
-            answer = json.loads(line)
+            answer: dict[str, Any] = json.loads(line)
         except ValueError:
             raise DaemonError(f"what listens on {self._path} is no vptd", hint=_START_HINT) from None
-        if "error" in answer:
-            raise _error(answer["error"])
-        result: dict[str, Any] = answer["result"]
-        return result
+        return answer
 
 
 def _error(wire: dict[str, Any]) -> VptError:

@@ -14,6 +14,7 @@ cleared away.
 
     inventory.py         engine, switches, ports, journal: what all the others share
     switch_methods.py    port_methods.py   changing and showing them
+    changes.py           many changes as one
     captures.py          copies of packets for observers
     keeping.py           the keeper, or what stands in for it
     events.py            what the data plane reports
@@ -33,6 +34,7 @@ from pathlib import Path
 from vpt import __version__
 from vpt.daemon import journal, models
 from vpt.daemon.captures import Captures
+from vpt.daemon.changes import Changes
 from vpt.daemon.events import EventReader
 from vpt.daemon.inventory import Inventory
 from vpt.daemon.keeping import Keeping
@@ -90,6 +92,7 @@ class Daemon:
             group=settings.group,
             on_added=self.captures.port_added,
         )
+        self.changes = Changes(self._there, self.switches, self.ports)
         self._events = EventReader(self._there)
         self._methods: dict[str, Method] = method_table(self)
         self._rpc = RpcServer(self._methods, _log)

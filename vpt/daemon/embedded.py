@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from vpt.daemon.daemon import Daemon, Settings
+from vpt.daemon.models import PortAdd, PortView
 from vpt.dataplane import StatsReader
 from vpt.errors import DaemonError, NotFoundError, TimeoutExpired
 
@@ -89,6 +90,10 @@ class EmbeddedDaemon:
         except TimeoutError:
             future.cancel()
             raise TimeoutExpired(f"the embedded vptd did not answer within {timeout_s:.0f} s") from None
+
+    def add_port(self, request: PortAdd) -> PortView:
+        """call() for what is called most, also in loops."""
+        return self.call(lambda d: d.ports.add(request))
 
     def counters(self, port: str) -> Counter[str]:
         """A port's counters, summed over its queues, read without asking the daemon."""

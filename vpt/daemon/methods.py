@@ -27,6 +27,13 @@ def method_table(d: Daemon) -> dict[str, Method]:
         Method(
             "switch.del", m.SwitchRemove, m.Acknowledged, "Delete a switch without ports.", d.switches.remove
         ),
+        Method(
+            "switch.set",
+            m.SwitchSet,
+            m.SwitchView,
+            "Change ageing or isolation of a switch while packets flow.",
+            d.switches.change,
+        ),
         Method("switch.list", m.Empty, m.SwitchList, "All switches.", d.switches.list_all),
         Method(
             "switch.macs", m.SwitchName, m.MacList, "Addresses that a switch has learned.", d.switches.macs
@@ -35,7 +42,7 @@ def method_table(d: Daemon) -> dict[str, Method]:
             "port.add", m.PortAdd, m.PortView, "Add a port to a switch; its socket exists then.", d.ports.add
         ),
         Method("port.del", m.PortRemove, m.Acknowledged, "Delete a port and its socket.", d.ports.remove),
-        Method("port.set", m.PortSet, m.PortView, "Change link state or policy of a port.", d.ports.change),
+        Method("port.set", m.PortSet, m.PortView, "Change a port while packets flow.", d.ports.change),
         Method(
             "port.list", m.NullableName, m.PortList, "All ports, or those of one switch.", d.ports.list_all
         ),
@@ -50,6 +57,7 @@ def method_table(d: Daemon) -> dict[str, Method]:
         Method(
             "capture.list", m.Empty, m.CaptureList, "What is being captured, for whom.", d.captures.list_all
         ),
+        Method("apply", m.ApplyRequest, m.Acknowledged, "Many changes, all or none.", d.changes.apply),
         Method("list", m.Empty, m.EverythingView, "All switches and all ports.", d.list_all),
         Method("config", m.Empty, m.Configuration, "What all switches and ports were asked to be.", d.config),
         Method("stats", m.Empty, m.StatsView, "Counters per port and worker, as in the stats file.", d.stats),

@@ -12,12 +12,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from vpt.daemon.port_rules import PacketsPerS, RatesConfig, StormConfig, VlanConfig
+
 __all__ = [
     "Acknowledged",
+    "AddPort",
+    "AddSwitch",
+    "ApplyRequest",
     "CaptureList",
     "CaptureStart",
     "CaptureView",
+    "ChangeStep",
     "Configuration",
+    "DelPort",
+    "DelSwitch",
     "Empty",
     "EverythingView",
     "MacList",
@@ -35,6 +43,8 @@ __all__ = [
     "PortRemove",
     "PortSet",
     "PortView",
+    "SetPort",
+    "SetSwitch",
     "StatsView",
     "Status",
     "StopRequest",
@@ -43,6 +53,7 @@ __all__ = [
     "SwitchList",
     "SwitchName",
     "SwitchRemove",
+    "SwitchSet",
     "SwitchView",
     "explain",
 ]
@@ -79,6 +90,8 @@ Name = Annotated[str, Field(pattern=_NAME, description=_IN_WORDS[_NAME])]
 Mac = Annotated[str, AfterValidator(_check_mac), Field(description="unicast MAC address")]
 Octal = Annotated[str, Field(pattern=_OCTAL, description=_IN_WORDS[_OCTAL])]
 Owner = Annotated[str, Field(pattern=_OWNER, description=_IN_WORDS[_OWNER])]
+MacAge = Annotated[int, Field(ge=1, le=86400)]
+Mtu = Annotated[int, Field(ge=68, le=65535)]
 Microseconds = Annotated[int, Field(ge=0, le=1_000_000)]
 PortKind = Literal["passthrough", "vhost-user", "app", "tap", "null"]
 Link = Literal["up", "down"]
@@ -109,9 +122,15 @@ class PolicyConfig(_Strict):
 
 
 class SwitchConfig(_Strict):
+    """A switch as it was asked for."""
+
     name: Name
     mac_entries: int = Field(default=4096, ge=64, le=1 << 20, description="MAC table size, a power of two")
-    mac_age_s: int = Field(default=300, ge=1, le=86400, description="forget an address not seen for so long")
+    mac_age_s: MacAge = Field(default=300, description="forget an address not seen for so long")
+    mtu: Mtu = Field(default=1500, description="of ports that do not say theirs")
+    isolation: bool = Field(
+        default=False, description="ports that do not say otherwise are isolated from each other"
+    )
 
     @model_validator(mode="after")
     def _power_of_two(self) -> SwitchConfig:
@@ -128,7 +147,7 @@ class PortConfig(_Strict):
     kind: PortKind
     pairs: int = Field(default=1, ge=1, le=128, description="queue pairs")
     mac: Mac | None = None
-    mtu: int = Field(default=1500, ge=68, le=65535)
+    mtu: Mtu | None = Field(default=None, description="largest IP packet; none: the switch's")
     policy: PolicyConfig = PolicyConfig()
     worker: int | None = Field(
         default=None, ge=0, le=31, description="worker that serves it; none: the one with the fewest queues"
@@ -154,6 +173,13 @@ class PortConfig(_Strict):
     ifname: Annotated[str, Field(pattern=_IFNAME)] | None = Field(
         default=None, description="tap: name of the interface"
     )
+    vlan: VlanConfig | None = Field(default=None, description="none: all VLANs, with their tags")
+    isolated: bool | None = Field(
+        default=None, description="exchange packets only with ports that are not; none: as the switch says"
+    )
+    anti_spoofing: bool = Field(default=False, description="its peer may send from its mac only")
+    rate: RatesConfig = RatesConfig()
+    storm: StormConfig = StormConfig()
 
     @model_validator(mode="after")
     def _fits_kind(self) -> PortConfig:
@@ -168,7 +194,15 @@ class PortConfig(_Strict):
                 raise ValueError(f"{option} is for ports of kind {' or '.join(kinds)}, not {self.kind}")
         if self.socket is not None and not self.socket.startswith("/"):
             raise ValueError("socket must be an absolute path: vptd has another working folder than you")
+        if self.anti_spoofing and self.mac is None:
+            raise ValueError("anti_spoofing needs a mac: the one address that its peer may send from")
         return self
+
+    def on(self, switch: SwitchConfig) -> PortConfig:
+        """With what the port leaves to its switch filled in."""
+        mtu = switch.mtu if self.mtu is None else self.mtu
+        isolated = switch.isolation if self.isolated is None else self.isolated
+        return self.model_copy(update={"mtu": mtu, "isolated": isolated})
 
 
 _ONLY_FOR: dict[str, tuple[PortKind, ...]] = {
@@ -188,6 +222,20 @@ class SwitchAdd(SwitchConfig):
 
     def config(self) -> SwitchConfig:
         return SwitchConfig.model_validate(self.model_dump(exclude={"may_exist"}))
+
+
+class SwitchSet(_Strict):
+    """What may change while packets flow. Absent: as it is."""
+
+    name: Name
+    mac_age_s: MacAge | None = None
+    isolation: bool | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> SwitchSet:
+        if not self.model_fields_set - {"name"}:
+            raise ValueError("nothing to change; give mac_age_s or isolation")
+        return self
 
 
 class SwitchRemove(_Strict):
@@ -222,6 +270,14 @@ class NullableName(_Strict):
     switch: Name | None = Field(default=None, description="only the ports of this switch")
 
 
+class StormSet(_Strict):
+    """Limits that are to change."""
+
+    broadcast: PacketsPerS | None = None
+    multicast: PacketsPerS | None = None
+    unknown: PacketsPerS | None = None
+
+
 class PortSet(_Strict):
     """What may change while packets flow. Absent: as it is."""
 
@@ -230,11 +286,18 @@ class PortSet(_Strict):
     policy: Literal["poll", "sleep", "notify", "adaptive"] | None = None
     spin_us: Microseconds | None = None
     sleep_us: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    vlan: VlanConfig | None = Field(default=None, description="null: all VLANs, with their tags")
+    isolated: bool | None = Field(default=None, description="null: as the switch says")
+    anti_spoofing: bool | None = None
+    rate: RatesConfig | None = Field(
+        default=None, description="the directions that it has; null for one: no limit there"
+    )
+    storm: StormSet | None = None
 
     @model_validator(mode="after")
     def _something(self) -> PortSet:
         if not self.model_fields_set - {"name"}:
-            raise ValueError("nothing to change; give link, policy, spin_us or sleep_us")
+            raise ValueError(f"nothing to change; give one of {', '.join(list(type(self).model_fields)[1:])}")
         return self
 
 
@@ -253,6 +316,44 @@ class CaptureStart(_Strict):
     snaplen: int = Field(default=1 << 18, ge=14, le=1 << 18, description="bytes kept of a packet")
     buffer_bytes: int = Field(
         default=1 << 22, ge=1 << 18, le=1 << 30, description="memory for each worker, a power of two"
+    )
+
+
+class AddSwitch(SwitchConfig):
+    action: Literal["add-switch"]
+
+
+class AddPort(PortConfig):
+    action: Literal["add-port"]
+
+
+class SetSwitch(SwitchSet):
+    action: Literal["set-switch"]
+
+
+class SetPort(PortSet):
+    action: Literal["set-port"]
+
+
+class DelPort(PortName):
+    action: Literal["del-port"]
+
+
+class DelSwitch(SwitchName):
+    action: Literal["del-switch"]
+
+
+ChangeStep = Annotated[
+    AddSwitch | AddPort | SetSwitch | SetPort | DelPort | DelSwitch, Field(discriminator="action")
+]
+
+
+class ApplyRequest(_Strict):
+    steps: list[ChangeStep] = Field(max_length=16384, description="done in this order")
+    progress: bool = Field(
+        default=False,
+        description="tell of each step before it is done, by a notification progress with step and of; a"
+        " client that hangs up meanwhile takes the request back",
     )
 
 
@@ -280,6 +381,8 @@ class SwitchView(_Result):
     name: str
     mac_entries: int
     mac_age_s: int
+    mtu: int
+    isolation: bool
     macs: int
     ports: list[str]
 
@@ -289,7 +392,10 @@ class SwitchList(_Result):
 
 
 class MacView(_Result):
+    """vlan: 0 for frames without tag, and for a port's own address, which holds in all."""
+
     mac: str
+    vlan: int
     port: str
     age_s: int
 
@@ -313,6 +419,11 @@ class PortView(_Result):
     mac: str | None
     mtu: int
     policy: PolicyConfig
+    vlan: VlanConfig | None
+    isolated: bool
+    anti_spoofing: bool
+    rate: RatesConfig
+    storm: StormConfig
     worker: int | None
     driver: str | None
     socket: str | None

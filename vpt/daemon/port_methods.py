@@ -5,19 +5,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
 
 from vpt.daemon import models
 from vpt.daemon.inventory import Inventory, check_same
 from vpt.daemon.keeping import Keeping
 from vpt.daemon.models import Acknowledged, PortConfig, PortDetail, PortView
-from vpt.daemon.ports import Context, ManagedPort, bring_up, policy_of, socket_path
+from vpt.daemon.ports import Context, ManagedPort, bring_up, policy_of, rules_of, socket_path
 from vpt.daemon.ratelimit import PortLog
 from vpt.dataplane import Feature, Reason
-from vpt.errors import ConflictError, ExistsError, VptError
+from vpt.errors import ConflictError, ExistsError, UsageError, VptError
 
-__all__ = ["Ports"]
+__all__ = ["Ports", "changed_port"]
 
 _log = logging.getLogger("vpt.daemon")
+
+
+# What PortSet calls the parts of a policy.
+_POLICY = {"kind": "policy", "spin_us": "spin_us", "sleep_us": "sleep_us"}
+# Null is a setting of these, and not the absence of a wish.
+_MAY_BE_NONE = ("vlan", "isolated")
 
 
 class Ports:
@@ -72,15 +81,24 @@ class Ports:
         if config.kind in models.RING_KINDS:
             await self._keeping.need()
         context = Context(self._there.paths, self._keeping.holder, self._group, restoring)
-        managed = await bring_up(config, switch.switch, context)
+        managed = await bring_up(config, switch.switch, switch.config, context)
         assert managed.port is not None
         self._there.ports[config.name] = managed
         self._there.names_by_id[managed.port.id] = config.name
         switch.ports.add(config.name)
         self._on_added(managed)
 
-    async def _take_down(self, managed: ManagedPort) -> None:
-        """Undo _bring_up(); a transport that fails in this is logged, the port goes all the same."""
+    async def bring_up(self, config: PortConfig, owner: str | None) -> ManagedPort:
+        """A new port. The journal does not know it yet."""
+        self._there.check_name(config.name)
+        self._check_socket(config)
+        await self._bring_up(config, restoring=False)
+        managed = self._there.ports[config.name]
+        managed.owner = owner
+        return managed
+
+    async def take_down(self, managed: ManagedPort) -> None:
+        """Undo bring_up(); a transport that fails in this is logged, the port goes all the same."""
         name = managed.config.name
         self._there.ports.pop(name, None)
         self._there.switches[managed.config.switch].ports.discard(name)
@@ -98,17 +116,14 @@ class Ports:
             config = request.config()
             existing = self._there.ports.get(config.name)
             if existing is not None and request.may_exist:
-                check_same(existing.config, config)
+                switch = self._there.switch(config.switch).config
+                check_same(existing.config.on(switch), config.on(switch))
                 return self._view(existing)
-            self._there.check_name(config.name)
-            self._check_socket(config)
-            await self._bring_up(config, restoring=False)
-            managed = self._there.ports[config.name]
-            managed.owner = request.owner
+            managed = await self.bring_up(config, request.owner)
             try:
                 await self._there.save()
             except BaseException:
-                await self._take_down(managed)
+                await self.take_down(managed)
                 raise
             _log.info("port=%s added kind=%s switch=%s", config.name, config.kind, config.switch)
             return self._view(managed)
@@ -124,30 +139,39 @@ class Ports:
             except BaseException:
                 self._there.ports[request.name] = managed
                 raise
-            await self._take_down(managed)
+            await self.take_down(managed)
             _log.info("port=%s deleted", request.name)
             return Acknowledged(changed=True)
 
     async def change(self, request: models.PortSet) -> PortView:
         async with self._there.change:
-            managed = self._there.port(request.name)
-            if managed.port is None:
-                raise ConflictError(
-                    f"port {request.name!r} is not there: {managed.error}",
-                    hint=f"delete it and add it again: vpt port del {request.name}",
-                )
+            managed = self.present(request.name)
             before = managed.config
-            after = _changed(before, request)
-            self._apply(managed, after)
+            self.alter(managed, changed_port(before, request))
             try:
                 await self._there.save()
             except BaseException:
-                self._apply(managed, before)
+                self.alter(managed, before)
                 raise
             return self._view(managed)
 
-    def _apply(self, managed: ManagedPort, config: PortConfig) -> None:
+    def present(self, name: str) -> ManagedPort:
+        """A port that did not fail."""
+        managed = self._there.port(name)
+        if managed.port is None:
+            raise ConflictError(
+                f"port {name!r} is not there: {managed.error}",
+                hint=f"delete it and add it again: vpt port del {name}",
+            )
+        return managed
+
+    def alter(self, managed: ManagedPort, config: PortConfig) -> None:
+        """Change what can be changed while packets flow."""
         assert managed.port is not None
+        switch = self._there.switch(config.switch).config
+        before, after = rules_of(managed.config.on(switch)), rules_of(config.on(switch))
+        if before != after:
+            managed.port.set_rules(after)
         if config.policy != managed.config.policy:
             managed.port.set_policy(policy_of(config.policy))
         if config.link != managed.config.link:
@@ -182,7 +206,8 @@ class Ports:
         ]
 
     def _view(self, managed: ManagedPort) -> PortView:
-        config = managed.config
+        config = managed.config.on(self._there.switches[managed.config.switch].config)
+        assert config.mtu is not None
         view = PortView(
             name=config.name,
             switch=config.switch,
@@ -195,6 +220,11 @@ class Ports:
             mac=config.mac,
             mtu=config.mtu,
             policy=config.policy,
+            vlan=config.vlan,
+            isolated=bool(config.isolated),
+            anti_spoofing=config.anti_spoofing,
+            rate=config.rate,
+            storm=config.storm,
             worker=None,
             driver=None,
             socket=socket_path(config, self._there.paths),
@@ -221,19 +251,23 @@ class Ports:
                 )
 
 
-def _changed(config: PortConfig, request: models.PortSet) -> PortConfig:
-    policy = config.policy.model_copy(
-        update={
-            key: value
-            for key, value in (
-                ("kind", request.policy),
-                ("spin_us", request.spin_us),
-                ("sleep_us", request.sleep_us),
-            )
-            if value is not None
-        }
-    )
-    return config.model_copy(update={"policy": policy, "link": request.link or config.link})
+def changed_port(config: PortConfig, request: models.PortSet) -> PortConfig:
+    """The settings after a change. UsageError if they do not go together."""
+    asked = request.model_dump(exclude={"name", "action"}, exclude_unset=True)
+    policy = {key: asked.pop(field, None) for key, field in _POLICY.items()}
+    update: dict[str, Any] = _given(asked) | {key: asked[key] for key in _MAY_BE_NONE if key in asked}
+    update["policy"] = config.policy.model_dump() | _given(policy)
+    update["rate"] = config.rate.model_dump() | (asked.get("rate") or {})
+    update["storm"] = config.storm.model_dump() | _given(asked.get("storm") or {})
+    try:
+        return PortConfig.model_validate(config.model_dump() | update)
+    except ValidationError as error:
+        what = f"port {config.name!r}: {models.explain(error)}"
+        raise UsageError(what, hint="see vpt port set --help") from None
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _feature_names(features: int) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt.daemon.models import SOCKET_KINDS, PolicyConfig, PortConfig, PortKind
+from vpt.daemon.models import SOCKET_KINDS, PolicyConfig, PortConfig, PortKind, SwitchConfig
+from vpt.daemon.port_rules import RateConfig, VlanConfig, vids
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.runtime import RuntimePaths
 from vpt.daemon.shelf import Holder, Record
@@ -18,10 +19,21 @@ from vpt.daemon.transports.base import Transport
 from vpt.daemon.transports.ring import RingTransport, record_meta
 from vpt.daemon.transports.tap import TapTransport
 from vpt.daemon.transports.vhost_user import VhostUserTransport
-from vpt.dataplane import PEER_STATUS_OFS, Event, Kind, Policy, PolicyKind, Port, RegionOptions, Switch
+from vpt.dataplane import (
+    PEER_STATUS_OFS,
+    Event,
+    Kind,
+    Policy,
+    PolicyKind,
+    Port,
+    Rate,
+    RegionOptions,
+    Rules,
+    Switch,
+)
 from vpt.errors import UsageError
 
-__all__ = ["Context", "ManagedPort", "bring_up", "policy_of", "socket_path"]
+__all__ = ["Context", "ManagedPort", "bring_up", "policy_of", "rules_of", "socket_path"]
 
 _log = logging.getLogger("vpt.daemon")
 
@@ -74,8 +86,10 @@ class _NullTransport:
         return {"protocol": "none"}
 
 
-async def bring_up(config: PortConfig, switch: Switch, context: Context) -> ManagedPort:
+async def bring_up(asked: PortConfig, switch: Switch, on: SwitchConfig, context: Context) -> ManagedPort:
     """Add the port to the data plane and start its transport. All of it or nothing."""
+    config = asked.on(on)
+    assert config.mtu is not None
     log = PortLog(_log, config.name)
     port = switch.add_port(
         config.name,
@@ -90,6 +104,7 @@ async def bring_up(config: PortConfig, switch: Switch, context: Context) -> Mana
         mac=config.mac,
     )
     try:
+        port.set_rules(rules_of(config))
         transport = _BUILDERS[config.kind](config, port, context, log)
         await transport.start()
         if config.link == "down":
@@ -97,7 +112,7 @@ async def bring_up(config: PortConfig, switch: Switch, context: Context) -> Mana
     except BaseException:
         port.delete()
         raise
-    return ManagedPort(config, log, port, transport)
+    return ManagedPort(asked, log, port, transport)
 
 
 def policy_of(config: PolicyConfig) -> Policy:
@@ -107,6 +122,27 @@ def policy_of(config: PolicyConfig) -> Policy:
         spin_us=config.spin_us if config.kind == "adaptive" else 0,
         sleep_us=config.sleep_us if config.kind == "sleep" else 0,
     )
+
+
+def rules_of(config: PortConfig) -> Rules:
+    """As the data plane has them; `config` is PortConfig.on()'s."""
+    vlan, storm = config.vlan or VlanConfig.model_construct(), config.storm
+    return Rules(
+        isolated=bool(config.isolated),
+        anti_spoofing=config.anti_spoofing,
+        access=vlan.access or 0,
+        trunk=None if vlan.trunk is None else vids(vlan.trunk),
+        native=vlan.native or 0,
+        tx=_rate_of(config.rate.tx),
+        rx=_rate_of(config.rate.rx),
+        broadcast=storm.broadcast,
+        multicast=storm.multicast,
+        unknown=storm.unknown,
+    )
+
+
+def _rate_of(rate: RateConfig | None) -> Rate:
+    return Rate() if rate is None else Rate(**{key: value or 0 for key, value in rate.model_dump().items()})
 
 
 def socket_path(config: PortConfig, paths: RuntimePaths) -> str | None:
@@ -126,7 +162,7 @@ def _ring(config: PortConfig, port: Port, context: Context, log: PortLog) -> Tra
         pairs=config.pairs,
         num_slots=config.slots or 0,
         buf_size=config.buf_size or 0,
-        mtu=config.mtu,
+        mtu=config.mtu or 0,
         mac=config.mac,
     )
     path = socket_path(config, context.paths)
@@ -153,7 +189,7 @@ def _vhost_user(config: PortConfig, port: Port, context: Context, log: PortLog) 
         socket_path=path,
         log=log,
         max_pairs=config.pairs,
-        mtu=config.mtu,
+        mtu=config.mtu or 0,
         socket_mode=int(config.socket_mode, 8),
         group=context.group,
         replace_stale=_owned(path, context),

@@ -21,6 +21,7 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +32,10 @@ from vpt.daemon.ratelimit import RateLimit
 from vpt.daemon.sockets import Listener, peer_credentials
 from vpt.errors import VptError
 
-__all__ = ["MAX_REQUEST", "Method", "RpcServer", "dispatch"]
+__all__ = ["MAX_REQUEST", "Method", "RpcServer", "dispatch", "notify"]
 
-# Bytes of a request line. The longest sensible one is port.add, below 1 KiB.
-MAX_REQUEST = 64 << 10
+# Bytes of a request line. The longest is an apply of thousands of ports, a few hundred bytes each.
+MAX_REQUEST = 2 << 20
 _MAX_CLIENTS = 64
 # How long a client may leave an answer unread.
 _SEND_TIMEOUT_S = 30.0
@@ -45,6 +46,27 @@ _NO_METHOD = -32601
 _INVALID_PARAMS = -32602
 _INTERNAL = -32603
 _APPLICATION = -32000
+
+# Whom the request that is being served came from.
+_client: ContextVar[tuple[asyncio.StreamReader, asyncio.StreamWriter] | None] = ContextVar(
+    "client", default=None
+)
+
+
+async def notify(method: str, **params: Any) -> None:
+    """Tell whoever sent the request that is being served, before it is answered; nobody if it came otherwise.
+
+    ConnectionAbortedError if they have hung up. Lets others have their turn.
+    """
+    await asyncio.sleep(0)
+    client = _client.get()
+    if client is None:
+        return
+    reader, writer = client
+    if reader.at_eof():
+        raise ConnectionAbortedError("the client hung up")
+    await _answer(writer, json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode() + b"\n")
+
 
 Handler = Callable[[Any], Awaitable[BaseModel]]
 
@@ -143,7 +165,7 @@ async def _call(method: Method, params: dict[str, Any], log: logging.Logger) -> 
         raise _Refusal(_INVALID_PARAMS, f"{method.name}: {explain(error)}", hint) from None
     try:
         return await method.handler(checked)
-    except VptError:
+    except (VptError, ConnectionError):
         raise
     except Exception:
         log.exception("method=%s failed unexpectedly", method.name)
@@ -221,6 +243,7 @@ class RpcServer:
         return None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _client.set((reader, writer))
         while True:
             try:
                 line = await reader.readuntil(b"\n")

@@ -5,7 +5,7 @@ wanted = load(text, "lab.yaml", paths.ports)
 have = actual(vptd)
 todo = plan(wanted, have)
 require_options(todo, given=())
-perform(todo, have, connect)
+perform(todo, connect)
 """
 
 from vpt.topology._apply import actual, perform, require_options

@@ -1,26 +1,18 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Carrying a plan out on a running vptd, and back to what was there if a step fails."""
+"""Carrying a plan out on a running vptd."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Protocol
 
 from vpt.daemon.client import Client
 from vpt.daemon.models import PortConfig, SwitchConfig
-from vpt.errors import ConflictError, VptError
-from vpt.topology._plan import Actual, Needs, Plan, Step, Wanted, plan
+from vpt.errors import ConflictError
+from vpt.topology._plan import Actual, Needs, Plan
 
 __all__ = ["actual", "perform", "require_options"]
 
-_METHODS = {
-    "add-switch": "switch.add",
-    "add-port": "port.add",
-    "set-port": "port.set",
-    "del-port": "port.del",
-    "del-switch": "switch.del",
-}
 _BECAUSE = {
     "replace": "to be deleted and added again, so that a guest that is plugged in loses its link",
     "prune": "in the way and not in the topology",
@@ -28,7 +20,7 @@ _BECAUSE = {
 
 
 class Connect(Protocol):
-    """A new connection to vptd: one that broke off can't be used for the way back."""
+    """A new connection to vptd."""
 
     def __call__(self) -> Client: ...
 
@@ -59,56 +51,15 @@ def require_options(todo: Plan, given: Iterable[Needs]) -> None:
     )
 
 
-def perform(
-    todo: Plan, before: Actual, connect: Connect, progress: Callable[[str], None] = lambda _: None
-) -> None:
-    """Do all the steps, or none: where one fails, what was touched is brought back to what it was `before`.
+def perform(todo: Plan, connect: Connect, progress: Callable[[str], None] = lambda _: None) -> None:
+    """Do all the steps, or none: vptd makes them one change, and undoes it where a step fails.
 
-    Raises what the step raised, with what became of the way back. What can't come back is the link of a guest
-    whose port was deleted: that port is there again, and the guest has to be plugged in again.
+    Raises what the step raised, with what became of those before it. What can't come back is the link of a
+    guest whose port was deleted: that port is there again, and the guest has to be plugged in again.
     """
-    begun: list[Step] = []
-    try:
-        with connect() as vptd:
-            for step in todo.steps:
-                progress(str(step))
-                begun.append(step)
-                _do(step, vptd)
-    except (VptError, KeyboardInterrupt) as error:
-        _back(before, {step.name for step in begun}, connect, progress, error)
-        raise
-
-
-def _do(step: Step, vptd: Client) -> None:
-    vptd.call(_METHODS[step.action], name=step.name, **step.params)
-
-
-def _back(
-    before: Actual,
-    touched: set[str],
-    connect: Connect,
-    progress: Callable[[str], None],
-    error: VptError | KeyboardInterrupt,
-) -> None:
-    """Plan and do the way back, from what is really there: the step that failed may have been done."""
-    try:
-        with connect() as vptd:
-            back = plan(_only(before, touched), _only(actual(vptd), touched), prune=True)
-            for step in back.steps:
-                progress(f"back: {replace(step, why='')}")
-                _do(step, vptd)
-    except VptError as second:
-        outcome = f"and what was done could not be undone ({second.message})"
-    else:
-        outcome = "so all that was changed has been changed back" if back.steps else "so nothing was changed"
-    if isinstance(error, VptError):
-        error.message = f"{error.message}; {outcome}"
-        error.args = (error.message,)
-
-
-def _only(state: Wanted, names: set[str]) -> Actual:
-    """The part of `state` with these names. Failed ports count as what they were asked to be."""
-    return Actual(
-        tuple(switch for switch in state.switches if switch.name in names),
-        tuple(port for port in state.ports if port.name in names),
-    )
+    if not todo.steps:
+        return
+    steps = [{"action": step.action, "name": step.name, **step.params} for step in todo.steps]
+    request = {"steps": steps, "progress": True}
+    with connect() as vptd:
+        vptd.follow("apply", request, lambda told: progress(str(todo.steps[told["step"]])))

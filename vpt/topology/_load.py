@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from vpt.daemon.models import PolicyConfig, PortConfig, SwitchConfig
+from vpt.daemon.models import PortConfig, SwitchConfig
 from vpt.daemon.sockets import unix_path
 from vpt.errors import UsageError
 from vpt.topology._plan import Wanted, claims
@@ -34,19 +34,17 @@ _TOP_KEYS = ("schema", "switches", "ports")
 _PLACEHOLDER = re.compile(r"\{n(?::(0[1-9])?([dx]))?\}", re.ASCII)
 _SEE = "what is allowed: vpt apply --schema"
 
-# What people look for and the data plane does not do. Better refused than ignored.
-_ABSENT = {
+# What people look for under another name.
+_ELSEWHERE = {
     "vms": "a topology has switches and ports; vpt show PORT prints how to plug a virtual machine in",
     "domains": "a topology has switches and ports; vpt show PORT prints how to plug a virtual machine in",
-    "isolation": "ports of one switch reach each other; use a switch for each group",
-    "isolated": "ports of one switch reach each other; use a switch for each group",
-    "vlan": "the switch forwards VLAN tags and does not filter by them; use a switch for each network",
-    "vlans": "the switch forwards VLAN tags and does not filter by them; use a switch for each network",
-    "trunk": "the switch forwards VLAN tags and does not filter by them; use a switch for each network",
-    "rate": "the switch does not limit rates; limit in the guest, or behind a tap with tc",
-    "rate_limit": "the switch does not limit rates; limit in the guest, or behind a tap with tc",
-    "anti_spoofing": "a port with a mac always has it: nobody else on its switch may send from that address",
-    "anti_spoof": "a port with a mac always has it: nobody else on its switch may send from that address",
+    "vlans": "the key is vlan: {access: 10} or {trunk: [10, 20-30], native: 1}",
+    "trunk": "it belongs into vlan: {trunk: [10, 20-30], native: 1}",
+    "access": "it belongs into vlan: {access: 10}",
+    "tag": "write: vlan: {access: 10}",
+    "rate_limit": "the key is rate: {tx: {bits_per_s: 100M}}",
+    "bandwidth": "the key is rate: {tx: {bits_per_s: 100M}}",
+    "anti_spoof": "the key is anti_spoofing",
     "queues": "the key is pairs",
     "type": "the key is kind",
     "mac_age": "the key is mac_age_s",
@@ -110,7 +108,7 @@ class _Loader:
 
     def _unknown(self, path: Path, key: str, known: tuple[str, ...]) -> None:
         close = difflib.get_close_matches(key, known, n=1)
-        hint = _ABSENT.get(key) or (
+        hint = _ELSEWHERE.get(key) or (
             f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
         )
         self._add(path, f"unknown key {key!r}", hint, key=True)
@@ -179,15 +177,14 @@ class _Loader:
             try:
                 yield entry, model.model_validate(entry.data)
             except ValidationError as error:
-                known = (*model.model_fields, *TEMPLATE_KEYS)
                 for item in error.errors(include_url=False, include_context=False):
-                    self._invalid(entry.path, known, item)
+                    self._invalid(entry.path, model, item)
 
-    def _invalid(self, entry: Path, known: tuple[str, ...], item: Any) -> None:
+    def _invalid(self, entry: Path, model: type[BaseModel], item: Any) -> None:
         path = (*entry, *item["loc"])
         key = str(path[-1])
         if item["type"] == "extra_forbidden":
-            self._unknown(path, key, known if len(item["loc"]) == 1 else tuple(PolicyConfig.model_fields))
+            self._unknown(path, key, _known_keys(model, item["loc"][:-1]))
         elif item["type"] == "missing":
             self._add(entry, f"the key {key!r} is missing", f"add: {key}: ...; {_SEE}")
         else:
@@ -256,6 +253,18 @@ class _Loader:
                 self._problems.add(place, error.message, "choose a shorter socket, name or --runtime-dir")
 
 
+def _known_keys(model: type[BaseModel], path: Path) -> tuple[str, ...]:
+    """The keys that the mapping at `path` of an entry has."""
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        model = next(
+            choice
+            for choice in (annotation, *get_args(annotation))
+            if isinstance(choice, type) and issubclass(choice, BaseModel)
+        )
+    return (*model.model_fields, *(() if path else TEMPLATE_KEYS))
+
+
 def _fill(value: Any, n: int) -> Any:
     """`value` with n in place of each placeholder. Not str.format, which can reach into objects."""
     if isinstance(value, dict):
@@ -278,6 +287,8 @@ def _hint_of(key: str, item: Any) -> str:
     given = item.get("input")
     if key == "kind" and given is None:
         return 'a plain null means nothing in YAML; for the port kind write: kind: "null"'
+    if key == "vlan" and isinstance(given, int):
+        return f"write: vlan: {{access: {given}}}"
     if key == "policy":
         return f"write: policy: {{kind: {given}}}" if isinstance(given, str) else _SEE
     if item["type"] == "string_type":

@@ -20,11 +20,12 @@ from vpt.daemon.models import SOCKET_KINDS, PortConfig, SwitchConfig
 
 __all__ = ["Actual", "Plan", "Step", "Wanted", "claims", "plan"]
 
-Action = Literal["add-switch", "add-port", "set-port", "del-port", "del-switch"]
+Action = Literal["add-switch", "add-port", "set-switch", "set-port", "del-port", "del-switch"]
 Needs = Literal["replace", "prune"]
 
-# What vptd changes in a running port; all else takes a new one.
-_LIVE = frozenset({"policy", "link"})
+# What vptd changes while packets flow; all else takes a new port, or a new switch.
+_LIVE = frozenset({"policy", "link", "vlan", "isolated", "anti_spoofing", "rate", "storm"})
+_LIVE_SWITCH = frozenset({"mac_age_s", "isolation"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ class Step:
     needs: Needs | None = None
 
     def __str__(self) -> str:
-        words = {"add-switch": "add switch", "add-port": "add port", "set-port": "change port",
+        words = {"add-switch": "add switch", "add-port": "add port",
+                 "set-switch": "change switch", "set-port": "change port",
                  "del-port": "delete port", "del-switch": "delete switch"}  # fmt: skip
         return f"{words[self.action]} {self.name}" + (f": {self.why}" if self.why else "")
 
@@ -103,9 +105,10 @@ class _Planner:
         kept = [p for p in actual.ports if p.name not in self._want_ports and p.name not in self._gone]
         self._target = [*wanted.ports, *kept]
         self._replaced_switches = {
-            switch.name: _differences(self._have_switches[switch.name], switch)
+            switch.name: changed
             for switch in wanted.switches
-            if switch.name in self._have_switches and switch != self._have_switches[switch.name]
+            if switch.name in self._have_switches
+            and (changed := _differences(self._have_switches[switch.name], switch, without=_LIVE_SWITCH))
         }
         self._replaced = dict(self._to_replace())
 
@@ -134,7 +137,7 @@ class _Planner:
             have = self._have_ports.get(port.name)
             if have is None:
                 continue
-            changed = _differences(have, port, without=_LIVE)
+            changed = _differences(self._on_its_switch(have), self._on_its_switch(port), without=_LIVE)
             if port.name in self._actual.failed and port.name in self._want_ports:
                 # Nobody can be plugged into it.
                 yield port.name, (f"it failed: {self._actual.failed[port.name]}", None)
@@ -143,11 +146,19 @@ class _Planner:
             elif changed:
                 yield port.name, (changed, "replace")
 
+    def _on_its_switch(self, port: PortConfig) -> PortConfig:
+        """With the MTU that it has, wherever it says so. Switches that stay keep theirs."""
+        switch = self._want_switches.get(port.switch) or self._have_switches.get(port.switch)
+        mtu = switch.mtu if port.mtu is None and switch else port.mtu
+        return port.model_copy(update={"mtu": mtu})
+
     def plan(self) -> Plan:
         have = self._actual.names()
         early_switches = [s for s in self._wanted.switches if s.name not in have]
         late_switches = [
-            s for s in self._wanted.switches if s.name in have and self._have_switches.get(s.name) != s
+            s
+            for s in self._wanted.switches
+            if s.name in have and (s.name not in self._have_switches or s.name in self._replaced_switches)
         ]
         late_names = {s.name for s in late_switches}
         taken = {claim for port in self._actual.ports for claim in claims(port)}
@@ -163,6 +174,7 @@ class _Planner:
         steps = [
             *(_add_switch(s) for s in early_switches),
             *(_add_port(p) for p in early_ports),
+            *self._set_switches(),
             *self._set_ports(),
             *(Step("del-port", p.name, {}, *self._replaced[p.name]) for p in replaced),
             *self._deletions(in_the_way),
@@ -193,6 +205,14 @@ class _Planner:
         }
         return way
 
+    def _set_switches(self) -> Iterable[Step]:
+        for switch in self._wanted.switches:
+            have = self._have_switches.get(switch.name)
+            if have is None or have == switch or switch.name in self._replaced_switches:
+                continue
+            params = switch.model_dump(include=set(_LIVE_SWITCH))
+            yield Step("set-switch", switch.name, params, _differences(have, switch))
+
     def _set_ports(self) -> Iterable[Step]:
         for port in self._wanted.ports:
             have = self._have_ports.get(port.name)
@@ -202,10 +222,12 @@ class _Planner:
             if port.policy != have.policy:
                 policy = port.policy
                 params = {"policy": policy.kind, "spin_us": policy.spin_us, "sleep_us": policy.sleep_us}
-            if port.link != have.link:
-                params["link"] = port.link
+            for key in sorted(_LIVE - {"policy"}):
+                if getattr(port, key) != getattr(have, key):
+                    params |= port.model_dump(include={key})
             if params:
-                yield Step("set-port", port.name, params, _differences(have, port))
+                why = _differences(self._on_its_switch(have), self._on_its_switch(port))
+                yield Step("set-port", port.name, params, why)
 
     def _deletions(self, names: set[str]) -> Iterable[Step]:
         why = "not in the topology" if self._prune else "in the way, and not in the topology"
@@ -218,25 +240,31 @@ class _Planner:
 
 
 def _add_switch(switch: SwitchConfig, needs: Needs | None = None) -> Step:
-    return Step("add-switch", switch.name, switch.model_dump(exclude={"name"}), "", needs)
+    return Step(
+        "add-switch", switch.name, switch.model_dump(exclude={"name"}, exclude_defaults=True), "", needs
+    )
 
 
 def _add_port(port: PortConfig, needs: Needs | None = None) -> Step:
     why = f"{port.kind} on {port.switch}"
-    return Step("add-port", port.name, port.model_dump(exclude={"name"}, exclude_none=True), why, needs)
+    return Step("add-port", port.name, port.model_dump(exclude={"name"}, exclude_defaults=True), why, needs)
 
 
 def _differences(have: Any, want: Any, without: frozenset[str] = frozenset()) -> str:
     """In words: "pairs 1 -> 2, mac none -> 52:54:00:00:00:01"."""
     old, new = _flat(have.model_dump(exclude=set(without))), _flat(want.model_dump(exclude=set(without)))
-    return ", ".join(f"{key} {_word(old[key])} -> {_word(new[key])}" for key in new if old[key] != new[key])
+    keys = dict.fromkeys((*old, *new))
+    changed = [key for key in keys if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} {_word(old.get(key))} -> {_word(new.get(key))}" for key in changed)
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, dict):
+        if key == "policy":
             flat.update({key if inner == "kind" else inner: item for inner, item in value.items()})
+        elif isinstance(value, dict):
+            flat.update({f"{key}.{inner}": item for inner, item in _flat(value).items()})
         else:
             # The same permissions may be written as 660 and 0660.
             flat[key] = value.zfill(4) if key == "socket_mode" else value
@@ -246,6 +274,8 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 def _word(value: object) -> str:
     if value is None:
         return "none"
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)

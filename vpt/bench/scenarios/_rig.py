@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from operator import methodcaller
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -79,15 +78,15 @@ class Rig:
     def null_port(self) -> None:
         """A sink that reads each byte."""
         port = PortAdd(name="sink", switch=_SWITCH, kind="null", touch=True)
-        self._daemon.call(methodcaller("port_add", port))
+        self._daemon.add_port(port)
 
     def guest(self, name: str, attachment: Attachment) -> Plugged:
         """Boot a guest on a port of its own. Lossless: what it sends waits in its ring for room."""
         self._plugged += 1
         mac = mac_of(self._plugged)
         port = PortAdd(name=name, switch=_SWITCH, kind=attachment.kind, mac=mac, lossless=True)
-        view = self._daemon.call(methodcaller("port_add", port))
-        socket, qmp = Path(view.socket), self._folder / f"{name}.qmp"
+        view = self._daemon.add_port(port)
+        socket, qmp = Path(str(view.socket)), self._folder / f"{name}.qmp"
         if attachment.kind == "passthrough":
             nic: Ivshmem | VhostUser = Ivshmem(socket, vectors=vec_count(1))
         else:
@@ -100,11 +99,14 @@ class Rig:
     def set_policy(self, policy: PolicyName, ports: Sequence[str]) -> None:
         """The host's policy toward these ports, with the times that vptd has by default."""
         for port in ports:
-            self._daemon.call(methodcaller("port_set", PortSet(name=port, policy=policy)))
+            self._change(PortSet(name=port, policy=policy))
 
     def set_link(self, port: str, up: bool) -> None:
         """A port whose link is down gets nothing, floods included."""
-        self._daemon.call(methodcaller("port_set", PortSet(name=port, link="up" if up else "down")))
+        self._change(PortSet(name=port, link="up" if up else "down"))
+
+    def _change(self, request: PortSet) -> None:
+        self._daemon.call(lambda d: d.ports.change(request))
 
     def port_counters(self, port: str) -> Counter[str]:
         """What the data plane counted on a port."""
@@ -137,7 +139,7 @@ def rig(settings: Settings, accel: Accel) -> Iterator[Rig]:
         daemon = stack.enter_context(
             EmbeddedDaemon(DaemonSettings(locate(str(folder)), cpus=(cpu,), keeper=False))
         )
-        daemon.call(methodcaller("switch_add", SwitchAdd(name=_SWITCH)))
+        daemon.call(lambda d: d.switches.add(SwitchAdd(name=_SWITCH)))
         yield Rig(stack, daemon, folder, accel, first)
 
 

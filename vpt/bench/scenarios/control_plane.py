@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from operator import methodcaller
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
@@ -24,7 +23,6 @@ from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.daemon.client import Client
 from vpt.daemon.daemon import Settings as DaemonSettings
 from vpt.daemon.embedded import EmbeddedDaemon
-from vpt.daemon.models import SwitchAdd
 from vpt.daemon.runtime import ENV_RUNTIME_DIR, locate
 from vpt.errors import TimeoutExpired, VptError
 
@@ -32,6 +30,10 @@ __all__ = ["SCENARIO"]
 
 _PORTS = 100
 _COMMAND_S = 30.0
+_TOPOLOGY = """\
+switches: [{{name: t}}]
+ports: [{{name: "t{{n}}", count: {ports}, switch: t, kind: vhost-user, mac: "52:54:00:00:01:{{n:02x}}"}}]
+"""
 
 
 class _ControlPlane(Scenario):
@@ -49,16 +51,20 @@ class _ControlPlane(Scenario):
         ports = int(params["ports"])
         with ExitStack() as stack:
             paths = locate(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
-            daemon = stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, keeper=False)))
-            for switch in ("s", "other"):
-                daemon.call(methodcaller("switch_add", SwitchAdd(name=switch)))
+            stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, keeper=False)))
             vptd = stack.enter_context(Client(paths.control))
+            for switch in ("s", "other"):
+                vptd.call("switch.add", name=switch)
             _add(vptd, "s", "p", ports)
             command = partial(_command, os.environ | {ENV_RUNTIME_DIR: str(paths.runtime)})
+            topology = paths.runtime / "topology.yaml"
+            topology.write_text(_TOPOLOGY.format(ports=ports))
+            apply = partial(command, "apply", str(topology))
             add = ["port", "add", "other", "x", "--kind", "vhost-user"]
             yield {
                 "vpt --help": partial(command, "--help"),
                 "vpt ls": partial(command, "ls"),
+                f"vpt apply of {ports} ports": partial(_apply_and_back, apply, vptd, ports),
                 "vpt port add": partial(_and_back, partial(command, *add), vptd, "x"),
                 f"{ports} requests to add a port": partial(_add_many, vptd, ports),
                 "requests to add and remove a port": partial(_add_and_remove, vptd),
@@ -99,6 +105,14 @@ def _and_back(what: Callable[[], Measured], vptd: Client, port: str) -> Measured
 def _add(vptd: Client, switch: str, prefix: str, ports: int) -> None:
     for i in range(ports):
         vptd.call("port.add", switch=switch, name=f"{prefix}{i}", kind="vhost-user")
+
+
+def _apply_and_back(apply: Callable[[], Measured], vptd: Client, ports: int) -> Measured:
+    """Time it, and remove what it made."""
+    measured = apply()
+    steps = [{"action": "del-port", "name": f"t{i}"} for i in range(1, ports + 1)]
+    vptd.call("apply", steps=[*steps, {"action": "del-switch", "name": "t"}])
+    return measured
 
 
 def _add_many(vptd: Client, ports: int) -> Measured:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from operator import methodcaller
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
@@ -93,11 +92,11 @@ def _vptd(ports: int) -> Iterator[Counters]:
     with ExitStack() as stack:
         paths = locate(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
         daemon = stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, keeper=False)))
-        daemon.call(methodcaller("switch_add", SwitchAdd(name="s")))
+        daemon.call(lambda d: d.switches.add(SwitchAdd(name="s")))
         for i in range(ports):
             port = PortAdd(name=f"p{i}", switch="s", kind="app", slots=_SLOTS)
-            view = daemon.call(methodcaller("port_add", port))
-            stack.callback(open_app(view.socket).close)
+            view = daemon.add_port(port)
+            stack.callback(open_app(str(view.socket)).close)
         stats = stack.enter_context(StatsReader(paths.stats))
         yield lambda: stats.read().workers[0].counters
 

@@ -20,7 +20,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from operator import methodcaller
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar, Protocol
@@ -116,13 +115,13 @@ class _Vptd:
         self._daemon = stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, cpus=(cpu,), keeper=False)))
         self.moving = _workers(tasks().keys() - before)
         self.ahead: set[int] = set()
-        self._daemon.call(methodcaller("switch_add", SwitchAdd(name="s")))
+        self._daemon.call(lambda d: d.switches.add(SwitchAdd(name="s")))
         names = [f"p{i}" for i in range(point.devices)]
         ports = [PortAdd(name=name, switch="s", kind="vhost-user", mtu=_MTU) for name in names]
         if point.path == _HOST:
             ports.append(PortAdd(name="sink", switch="s", kind="null", touch=True, mac=mac_of(1)))
-        views = [self._daemon.call(methodcaller("port_add", port)) for port in ports]
-        self.sockets = [view.socket for view in views[: point.devices]]
+        views = [self._daemon.add_port(port) for port in ports]
+        self.sockets = [str(view.socket) for view in views[: point.devices]]
 
     def start(self) -> None:
         self._before = self._daemon.counters("p0")
