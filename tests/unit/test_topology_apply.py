@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from support.vptd import Vptd, run_vpt, vpt_json
-from vpt.errors import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, DaemonError
+from vpt.errors import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, DaemonError, MissingError
 from vpt.topology import Actual, load, perform, plan
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "docs/examples").glob("*.yaml"))
@@ -297,6 +299,63 @@ def test_bad_input_names_the_place_and_changes_nothing(lab: Vptd) -> None:
     done = run_vpt(lab.paths.runtime, "apply", write(lab, bad), "--json")
     assert json.loads(done.stdout)["code"] == "topology"
     assert state(lab) == before
+
+
+@pytest.mark.parametrize(
+    ("port", "place", "said", "code"),
+    [
+        ("socket: FOLDER/taken.sock", "7:11", "another program listens on", EXIT_FAILED),
+        ("socket: FOLDER/file", "7:11", "is not a socket", EXIT_FAILED),
+        ("socket: FOLDER/absent/a.sock", "7:11", "no such folder", EXIT_USAGE),
+        (f"socket: /tmp/{'x' * 120}", "10:13", "the system allows 107", EXIT_USAGE),
+        ("mac: 52:54:00:00:00:99", "7:11", "port 'other' on the same switch has the mac", EXIT_FAILED),
+        ("worker: 31", "7:11", "this vptd has 1", EXIT_FAILED),
+    ],
+    ids=["taken", "not ours", "no folder", "too long", "mac of a port", "worker"],
+)
+def test_what_only_vptd_finds_names_the_place_too(
+    lab: Vptd, port: str, place: str, said: str, code: int
+) -> None:
+    other = {"mac": "52:54:00:00:00:99", "socket": str(lab.folder / "other.sock")}
+    lab.call("switch.add", name="lab")
+    lab.call("port.add", switch="lab", name="other", kind="vhost-user", **other)
+    before = state(lab)
+    (lab.folder / "file").touch()
+    (lab.folder / "taken.sock").unlink(missing_ok=True)
+    text = f"""\
+switches:
+  - name: lab
+  - name: new
+ports:
+  - {{name: q, switch: new, kind: "null"}}
+  # the one that can't be
+  - name: p
+    switch: lab
+    kind: vhost-user
+    {port.replace("FOLDER", str(lab.folder))}
+"""
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(lab.folder / "taken.sock"))
+        taken.listen()
+        printed = apply(lab, text, code=code)
+    assert f"topology.yaml:{place}: " in printed
+    assert said in printed
+    assert "hint: " in printed
+    assert state(lab) == before
+
+
+def test_who_may_not_use_the_socket_is_told_so(lab: Vptd) -> None:
+    me = os.geteuid()
+    lab.paths.control.chmod(0)
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(MissingError, match="no permission to use") as caught:
+            perform(plan(load(TWO.encode(), "t", lab.paths.ports), Actual()), lab.client)
+    finally:
+        os.seteuid(me)
+        lab.paths.control.chmod(0o660)
+    assert caught.value.hint is not None
 
 
 def test_bad_input_is_refused_without_vptd(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from vpt.cli._common import connect, emit_json, json_option, paths
 from vpt.errors import EXIT_DIFFERENT, UsageError
 
 if TYPE_CHECKING:
-    from vpt.topology import Plan
+    from vpt.topology import Plan, Wanted
 
 __all__ = ["apply", "diff", "export"]
 
@@ -72,11 +72,11 @@ def apply(file: str, dry_run: bool, prune: bool, replace: bool, as_json: bool) -
     """
     from vpt.topology import perform, require_options
 
-    todo = _plan(file, prune=prune)
+    wanted, todo = _plan(file, prune=prune)
     if not dry_run:
         given = [name for name, chosen in (("replace", replace), ("prune", prune)) if chosen]
         require_options(todo, given)  # type: ignore[arg-type]
-        perform(todo, connect, _progress())
+        perform(todo, connect, _progress(), wanted.places)
     if as_json:
         emit_json("apply", {"dry_run": dry_run, **_plan_data(todo)})
         return
@@ -98,7 +98,7 @@ def diff(file: str, prune: bool, as_json: bool) -> None:
       vpt diff lab.yaml
       vpt diff lab.yaml --prune --json
     """
-    todo = _plan(file, prune=prune)
+    _, todo = _plan(file, prune=prune)
     if as_json:
         emit_json("diff", _plan_data(todo))
     else:
@@ -124,13 +124,13 @@ def export(as_json: bool) -> None:
     click.echo(json.dumps(as_data(state), indent=2) if as_json else as_yaml(state).rstrip())
 
 
-def _plan(file: str, *, prune: bool) -> Plan:
+def _plan(file: str, *, prune: bool) -> tuple[Wanted, Plan]:
     from vpt.topology import actual, load, plan
 
     wanted = load(_read(file), "standard input" if file == "-" else file, paths().ports)
     with connect() as vptd:
         have = actual(vptd)
-    return plan(wanted, have, prune=prune)
+    return wanted, plan(wanted, have, prune=prune)
 
 
 def _read(file: str) -> bytes:

@@ -92,6 +92,7 @@ class Ports:
         """A new port. The journal does not know it yet."""
         self._there.check_name(config.name)
         self._check_socket(config)
+        self._check_mac(config)
         await self._bring_up(config, restoring=False)
         managed = self._there.ports[config.name]
         managed.owner = owner
@@ -241,6 +242,15 @@ class Ports:
         else:
             view.state, view.reason = "up" if state.up else "down", None
         return view
+
+    def _check_mac(self, config: PortConfig) -> None:
+        switch = self._there.switch(config.switch)
+        for other in (self._there.ports[name] for name in sorted(switch.ports)):
+            if config.mac is not None and other.config.mac == config.mac:
+                raise ExistsError(
+                    f"port {other.config.name!r} on the same switch has the mac {config.mac}",
+                    hint="give each port an address of its own, or none",
+                )
 
     def _check_socket(self, config: PortConfig) -> None:
         path = socket_path(config, self._there.paths)

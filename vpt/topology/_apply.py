@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from vpt.daemon.client import Client
 from vpt.daemon.models import PortConfig, SwitchConfig
-from vpt.errors import ConflictError
+from vpt.errors import ConflictError, VptError
 from vpt.topology._plan import Actual, Needs, Plan
 
 __all__ = ["actual", "perform", "require_options"]
@@ -51,15 +52,37 @@ def require_options(todo: Plan, given: Iterable[Needs]) -> None:
     )
 
 
-def perform(todo: Plan, connect: Connect, progress: Callable[[str], None] = lambda _: None) -> None:
+def perform(
+    todo: Plan,
+    connect: Connect,
+    progress: Callable[[str], None] = lambda _: None,
+    places: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Do all the steps, or none: vptd makes them one change, and undoes it where a step fails.
 
-    Raises what the step raised, with what became of those before it. What can't come back is the link of a
-    guest whose port was deleted: that port is there again, and the guest has to be plugged in again.
+    Raises what the step raised, with what became of those before it, and where in the file the step comes
+    from, if `places` has its name. What can't come back is the link of a guest whose port was deleted: that
+    port is there again, and the guest has to be plugged in again.
     """
     if not todo.steps:
         return
-    steps = [{"action": step.action, "name": step.name, **step.params} for step in todo.steps]
-    request = {"steps": steps, "progress": True}
-    with connect() as vptd:
-        vptd.follow("apply", request, lambda told: progress(str(todo.steps[told["step"]])))
+    request = {
+        "steps": [{"action": step.action, "name": step.name, **step.params} for step in todo.steps],
+        "progress": True,
+    }
+    name = ""
+
+    def begun(told: dict[str, Any]) -> None:
+        nonlocal name
+        step = todo.steps[told["step"]]
+        name = step.name
+        progress(str(step))
+
+    try:
+        with connect() as vptd:
+            vptd.follow("apply", request, begun)
+    except VptError as error:
+        if name in places:
+            error.message = f"{places[name]}: {error.message}"
+            error.args = (error.message,)
+        raise

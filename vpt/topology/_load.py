@@ -74,6 +74,7 @@ class _Loader:
     def __init__(self, document: Document, source: str, ports_dir: FilePath) -> None:
         self._document = document
         self._problems = Problems(source)
+        self._source = source
         self._ports_dir = ports_dir
 
     def load(self) -> Wanted:
@@ -91,7 +92,9 @@ class _Loader:
         self._check_claims(ports)
         self._check_sockets(ports)
         self._problems.check()
-        return Wanted(tuple(m for _, m in switches), tuple(m for _, m in ports))
+        named = [(e, switch.name) for e, switch in switches] + [(e, port.name) for e, port in ports]
+        places = {name: self._say(self._place_of(e, "name")) for e, name in named}
+        return Wanted(tuple(m for _, m in switches), tuple(m for _, m in ports), places)
 
     def _add(self, path: Path, what: str, hint: str, *, key: bool = False) -> None:
         self._problems.add(self._document.place(path, key=key), what, hint)
@@ -195,6 +198,9 @@ class _Loader:
 
     def _place_of(self, entry: _Entry, key: str) -> Place:
         return self._document.place((*entry.path, key))
+
+    def _say(self, place: Place) -> str:
+        return f"{self._source}:{place.line}:{place.column}"
 
     def _check_names(
         self, switches: list[tuple[_Entry, SwitchConfig]], ports: list[tuple[_Entry, PortConfig]]

@@ -30,10 +30,11 @@ _LIVE_SWITCH = frozenset({"mac_age_s", "isolation"})
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be there."""
+    """What is to be there. places: by name, where in which file that is said."""
 
     switches: tuple[SwitchConfig, ...] = ()
     ports: tuple[PortConfig, ...] = ()
+    places: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def names(self) -> set[str]:
         return {switch.name for switch in self.switches} | {port.name for port in self.ports}
