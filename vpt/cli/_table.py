@@ -31,7 +31,7 @@ COMMANDS = (
         "vpt.cli.daemon:daemon",
         "Start, stop and look at vptd, the daemon behind everything.",
     ),
-    Row("Set up", "switch", "vpt.cli.switch:switch", "Make and delete switches."),
+    Row("Set up", "switch", "vpt.cli.switch:switch", "Make, change and delete switches."),
     Row("Set up", "port", "vpt.cli.port:port", "Plug things into a switch, and unplug them."),
     Row("Set up", "apply", "vpt.cli.topology:apply", "Make switches and ports as the topology in FILE says."),
     Row("Set up", "diff", "vpt.cli.topology:diff", "Print what vpt apply FILE would do."),
