@@ -120,9 +120,12 @@ int vpti_queue_new(struct vpt_port *p, uint32_t index, size_t txq_size, size_t r
 	t->last_src = UINT64_MAX;
 	p->txq[index] = t;
 	p->rxq[index] = r;
-	t->next = p->worker->txqs;
-	p->worker->txqs = t;
-	p->worker->nqueues++;
+	/* The queues of a port are spread, unless it was given to one worker. */
+	t->worker = index && p->opts.worker < 0 ? least_loaded(p->engine) : p->worker;
+	t->next = t->worker->txqs;
+	t->worker->txqs = t;
+	t->worker->nqueues++;
+	p->workers |= 1u << t->worker->index;
 	return 0;
 }
 
@@ -137,10 +140,10 @@ void vpti_queues_free(struct vpt_port *p)
 
 		if (!t)
 			continue;
-		for (at = &p->worker->txqs; *at != t; at = &(*at)->next)
+		for (at = &t->worker->txqs; *at != t; at = &(*at)->next)
 			;
 		*at = t->next;
-		p->worker->nqueues--;
+		t->worker->nqueues--;
 		vpti_stats_block_free(vpti_container_of(t->c, struct vpt_stats_block, c));
 		free(t);
 		free(p->rxq[i]);
@@ -160,7 +163,7 @@ void vpti_txq_start(struct vpti_txq *q)
 	q->dirty = false;
 	q->last_src = UINT64_MAX;
 	q->live = true;
-	vpti_worker_replan(q->port->worker);
+	vpti_worker_replan(q->worker);
 }
 
 void vpti_txq_stop(struct vpti_txq *q)
@@ -168,7 +171,7 @@ void vpti_txq_stop(struct vpti_txq *q)
 	if (!q->live)
 		return;
 	q->live = false;
-	vpti_worker_replan(q->port->worker);
+	vpti_worker_replan(q->worker);
 }
 
 void vpti_rxq_start(struct vpti_rxq *q)
@@ -185,6 +188,18 @@ void vpti_rxq_stop(struct vpti_rxq *q)
 	vpti_synchronize();
 }
 
+int vpti_port_replan(struct vpt_port *p)
+{
+	uint32_t i;
+	int rc = 0;
+
+	for (i = 0; i < p->engine->nworkers && !rc; i++) {
+		if (p->workers & 1u << i)
+			rc = vpti_worker_replan(p->engine->worker[i]);
+	}
+	return rc;
+}
+
 void vpti_port_stop(struct vpt_port *p)
 {
 	uint32_t i;
@@ -196,7 +211,7 @@ void vpti_port_stop(struct vpt_port *p)
 			VPTI_WRITE(p->rxq[i]->live, false);
 	}
 	p->up = false;
-	vpti_worker_replan(p->worker);
+	vpti_port_replan(p);
 	vpti_synchronize();
 }
 
@@ -376,7 +391,7 @@ int vpt_port_set_policy(vpt_port *p, const struct vpt_policy *policy)
 	if (rc)
 		return rc;
 	p->opts.policy = want;
-	return vpti_worker_replan(p->worker);
+	return vpti_port_replan(p);
 }
 
 int vpt_port_set_link(vpt_port *p, int up)
@@ -384,7 +399,7 @@ int vpt_port_set_link(vpt_port *p, int up)
 	VPTI_WRITE(p->link, up != 0);
 	if (p->kind->link)
 		p->kind->link(p);
-	return vpti_worker_replan(p->worker); /* wakes the worker: what came while the link was down is waiting */
+	return vpti_port_replan(p); /* wakes the worker: what came while the link was down is waiting */
 }
 
 int vpt_port_state(const vpt_port *p, struct vpt_port_state *out)
@@ -393,7 +408,7 @@ int vpt_port_state(const vpt_port *p, struct vpt_port_state *out)
 	out->up = p->up && VPTI_READ(p->link) && !VPTI_READ(p->broken);
 	out->reason = VPTI_READ(p->broken);
 	out->features = p->features;
-	out->worker = p->worker->index;
+	out->workers = p->workers;
 	if (p->kind->state)
 		p->kind->state(p, out);
 	return 0;

@@ -101,6 +101,7 @@ struct vpti_rxq_ops {
 struct vpti_txq {
 	const struct vpti_txq_ops *ops;
 	struct vpt_port *port;
+	struct vpti_worker *worker; /* who serves it */
 	uint64_t *c;               /* counters of its stats block */
 	uint32_t index;
 	bool live;                 /* control thread: in the worker's plan */
@@ -171,7 +172,8 @@ struct vpt_port {
 	bool broken_told;
 	uint64_t features;
 	struct vpti_txq **txq;
-	struct vpti_worker *worker;
+	struct vpti_worker *worker; /* of the first queue */
+	uint32_t workers;          /* of all queues, a bit each */
 	const struct vpti_kind_ops *kind;
 	struct vpt_port_opts opts;
 	struct vpt_port *next;
@@ -186,6 +188,7 @@ void vpti_txq_stop(struct vpti_txq *q);            /* waits for workers */
 void vpti_rxq_start(struct vpti_rxq *q);
 void vpti_rxq_stop(struct vpti_rxq *q);            /* waits for workers */
 void vpti_port_stop(struct vpt_port *p);           /* all queues; waits for workers */
+int vpti_port_replan(struct vpt_port *p);          /* of all that serve it, after a change; waits for workers */
 void vpti_port_revive(struct vpt_port *p);
 
 /* Any worker: take a port down. The first reason wins. */

@@ -108,7 +108,7 @@ static void start_queues(struct vpt_port *p)
 		p->txq[i]->live = true;
 	}
 	p->up = true;
-	vpti_worker_replan(p->worker);
+	vpti_port_replan(p);
 }
 
 /* What the peer accepted, checked. */
@@ -244,8 +244,10 @@ static int watch_all(struct vpt_port *p, struct vpti_ring_port *rp, const int32_
 			return rc;
 		if (fd < 0)
 			return -EBADF;
-		rc = vpti_watch_add(p->worker, cfg ? VPTI_WATCH_CFG : VPTI_WATCH_KICK, fd, p, cfg ? NULL : p->txq[i],
-				    &rp->watch[i]);
+		if (cfg)
+			rc = vpti_watch_add(p->worker, VPTI_WATCH_CFG, fd, p, NULL, &rp->watch[i]);
+		else
+			rc = vpti_watch_add(p->txq[i]->worker, VPTI_WATCH_KICK, fd, p, p->txq[i], &rp->watch[i]);
 		close(fd);
 		if (rc)
 			return rc;

@@ -181,7 +181,7 @@ int vpt_port_tap_attach(vpt_port *p, int fd, uint64_t features)
 		rc = -errno;
 		goto err;
 	}
-	rc = vpti_watch_add(p->worker, VPTI_WATCH_DATA, t->fd, p, &t->q, &t->watch);
+	rc = vpti_watch_add(t->q.worker, VPTI_WATCH_DATA, t->fd, p, &t->q, &t->watch);
 	if (rc)
 		goto err;
 	vpti_container_of(p->rxq[0], struct tap_rxq, q)->fd = t->fd;

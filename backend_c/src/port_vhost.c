@@ -266,7 +266,7 @@ static void apply(vpt_port *p)
 		}
 		p->up |= live && r->enabled;
 	}
-	vpti_worker_replan(p->worker);
+	vpti_port_replan(p);
 }
 
 static int bind_ring(const struct vpt_port *p, struct vpti_virtq *v, const struct vpti_mem *mem,
@@ -307,7 +307,7 @@ static int set_kick(struct vpt_port *p, uint32_t index, int32_t fd)
 	if (rc)
 		return rc;
 	if (copy >= 0 && is_tx(index))
-		rc = vpti_watch_add(p->worker, VPTI_WATCH_KICK, copy, p, p->txq[index / 2], &watch);
+		rc = vpti_watch_add(p->txq[index / 2]->worker, VPTI_WATCH_KICK, copy, p, p->txq[index / 2], &watch);
 	vpti_fd_close(&copy);
 	if (rc)
 		return rc;

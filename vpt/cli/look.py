@@ -103,7 +103,7 @@ def _show_port(port: dict[str, Any]) -> None:
         "mtu": port["mtu"],
         "policy": policy_text(port["policy"]),
         **dict(rules_text(port)),
-        "worker": "-" if port["worker"] is None else port["worker"],
+        "workers": ",".join(map(str, port["workers"])) or "-",
         "lossless": "yes" if port["lossless"] else "no",
         "socket": port["socket"] or "-",
         "owner": port["owner"] or "-",

@@ -54,7 +54,9 @@ def port() -> None:
 )
 @click.option("--spin-us", type=int, help="adaptive: microseconds to spin before sleeping.  [default: 50]")
 @click.option("--sleep-us", type=int, help="sleep: microseconds to sleep when idle.  [default: 50]")
-@click.option("--worker", type=int, help="Worker that serves it.  [default: the one with the fewest queues]")
+@click.option(
+    "--worker", type=int, help="Worker that serves it.  [default: each queue goes to the one with the fewest]"
+)
 @click.option(
     "--lossless", is_flag=True, help="Let the sender wait when the destination is full, instead of dropping."
 )

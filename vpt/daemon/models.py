@@ -150,7 +150,10 @@ class PortConfig(_Strict):
     mtu: Mtu | None = Field(default=None, description="largest IP packet; none: the switch's")
     policy: PolicyConfig = PolicyConfig()
     worker: int | None = Field(
-        default=None, ge=0, le=31, description="worker that serves it; none: the one with the fewest queues"
+        default=None,
+        ge=0,
+        le=31,
+        description="worker that serves it; none: each queue goes to the one with the fewest",
     )
     lossless: bool = Field(
         default=False, description="wait in this port's ring rather than drop when the destination is full"
@@ -424,7 +427,7 @@ class PortView(_Result):
     anti_spoofing: bool
     rate: RatesConfig
     storm: StormConfig
-    worker: int | None
+    workers: list[int]
     driver: str | None
     socket: str | None
     owner: str | None

@@ -226,7 +226,7 @@ class Ports:
             anti_spoofing=config.anti_spoofing,
             rate=config.rate,
             storm=config.storm,
-            worker=None,
+            workers=[],
             driver=None,
             socket=socket_path(config, self._there.paths),
             owner=managed.owner,
@@ -235,7 +235,7 @@ class Ports:
             return view
         state = managed.port.state()
         view.id = managed.port.id
-        view.worker = state.worker
+        view.workers = list(state.workers)
         view.driver = state.driver or None
         if state.reason != Reason.NONE:
             view.state, view.reason = "broken", state.reason.label

@@ -197,7 +197,7 @@ class Switch:
 
         pairs:    queue pairs (rings 1..32, vhost-user 1..128, tap and null 1)
         policy:   None: adaptive, 50 us
-        worker:   index of the one that serves it, -1: the one with the fewest queues
+        worker:   index of the one that serves it, -1: each queue goes to the one with the fewest
         lossless: no room at the destination leaves packets in this port's ring, instead of dropping them
         touch:    null ports: read each byte
         max_macs: addresses it may have in the MAC table, 0: 1024
@@ -318,7 +318,7 @@ class Port:
             up=bool(out.up),
             reason=Reason(out.reason),
             features=out.features,
-            worker=out.worker,
+            workers=tuple(i for i in range(lib.VPT_MAX_WORKERS) if out.workers >> i & 1),
             peer_status=out.peer_status,
             driver=text(out.driver),
         )

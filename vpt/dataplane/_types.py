@@ -201,7 +201,7 @@ class PortState:
     up: bool
     reason: Reason
     features: int
-    worker: int
+    workers: tuple[int, ...]
     peer_status: int
     driver: str
 

@@ -216,7 +216,7 @@ struct vpt_port_opts {
 	char name[32];
 	uint32_t kind;             /* enum vpt_kind */
 	uint32_t pairs;            /* queue pairs: rings 1..32, vhost-user 1..128, tap and null 1 */
-	int32_t worker;            /* -1: the one with the fewest queues */
+	int32_t worker;            /* of all its queues; -1: each goes to the worker that has the fewest */
 	uint32_t flags;            /* enum vpt_port_flags */
 	uint32_t max_macs;         /* addresses it may have in the MAC table; 0: 1024 */
 	uint32_t mtu;              /* 68..65535; 0: 1500 */
@@ -275,7 +275,7 @@ struct vpt_port_state {
 	uint32_t up;               /* the peer is there and its rings run */
 	uint32_t reason;           /* enum vpt_reason, not NONE: broken */
 	uint64_t features;         /* as negotiated with the peer */
-	uint32_t worker;
+	uint32_t workers;          /* those that serve its queues, a bit each */
 	uint32_t peer_status;      /* ring ports: as last mirrored */
 	char driver[32];           /* ring ports: what the peer calls itself, made printable */
 };
