@@ -60,6 +60,7 @@ enum action {
 	RESET,
 	EVENTS,
 	LOG,
+	IMAGE,         /* a piece of guest memory as it comes, as long as the input likes: rings and all */
 	ACTIONS
 };
 
@@ -380,6 +381,15 @@ static void poke(struct guest *g, struct fuzz_in *in)
 	guest_write(g, ofs, bytes, len);
 }
 
+static void image(struct guest *g, struct fuzz_in *in)
+{
+	uint8_t bytes[LOW_SIZE + HIGH_SIZE];
+	uint32_t ofs = fuzz_u16(in), len = fuzz_u16(in) % sizeof(bytes);
+
+	fuzz_bytes(in, bytes, len);
+	guest_write(g, ofs, bytes, len);
+}
+
 /* ---- what the host does, and what must hold ---- */
 
 static bool inside(const struct vpt_port *port, const uint8_t *at, uint32_t len)
@@ -450,6 +460,7 @@ static void act(struct fuzz_in *in)
 		[SEND] = send_frame, [OFFER] = offer, [SET_DESC] = act_desc, [SET_AVAIL] = act_avail,
 		[PUBLISH] = publish, [POKE] = poke, [STOP_START] = stop_start, [ENABLE] = enable,
 		[MEMORY] = change_memory, [RESET] = reset, [LOG] = change_log,
+		[IMAGE] = image,
 	};
 	uint8_t what = fuzz_u8(in);
 	enum action action = (what & 0x7f) % ACTIONS;
