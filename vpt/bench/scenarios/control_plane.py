@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
@@ -25,6 +26,8 @@ from vpt.daemon.daemon import Settings as DaemonSettings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.runtime import ENV_RUNTIME_DIR, locate
 from vpt.errors import TimeoutExpired, VptError
+from vpt.qemu import find_qemu
+from vpt.qemu.qmp import listener_pid
 
 __all__ = ["SCENARIO"]
 
@@ -65,6 +68,7 @@ class _ControlPlane(Scenario):
                 "vpt --help": partial(command, "--help"),
                 "vpt ls": partial(command, "ls"),
                 f"vpt apply of {ports} ports": partial(_apply_and_back, apply, vptd, ports),
+                "vpt attach to a QEMU": partial(_attach, command, vptd, paths.runtime),
                 "vpt port add": partial(_and_back, partial(command, *add), vptd, "x"),
                 f"{ports} requests to add a port": partial(_add_many, vptd, ports),
                 "requests to add and remove a port": partial(_add_and_remove, vptd),
@@ -113,6 +117,42 @@ def _apply_and_back(apply: Callable[[], Measured], vptd: Client, ports: int) -> 
     steps = [{"action": "del-port", "name": f"t{i}"} for i in range(1, ports + 1)]
     vptd.call("apply", steps=[*steps, {"action": "del-switch", "name": "t"}])
     return measured
+
+
+def _attach(command: Callable[..., Measured], vptd: Client, folder: Path) -> Measured:
+    """All of it, QEMU's share included; there is no libvirt in between."""
+    with _machine(folder) as qmp:
+        measured = command("attach", str(qmp), "--switch", "other", "--port", "x")
+    vptd.call("port.del", name="x")
+    return measured
+
+
+@contextmanager
+def _machine(folder: Path) -> Iterator[Path]:
+    """Somebody to attach to: a QEMU with a spare slot, whose firmware finds nothing to boot."""
+    qmp, size = folder / "attach.qmp", "64M"
+    line = [
+        str(find_qemu().path), "-nodefaults", "-no-user-config", "-display", "none",
+        "-machine", "q35,accel=tcg,memory-backend=mem", "-smp", "1,maxcpus=2",
+        "-m", size, "-object", f"memory-backend-memfd,id=mem,size={size},share=on",
+        "-device", "pcie-root-port,id=spare,chassis=1,slot=1",
+        "-chardev", f"socket,id=qmp,path={qmp},server=on,wait=off", "-mon", "qmp,mode=control",
+    ]  # fmt: skip
+    with subprocess.Popen(line) as qemu:
+        try:
+            _await(lambda: qmp.exists() and listener_pid(qmp) == qemu.pid, "QEMU's QMP socket")
+            yield qmp
+        finally:
+            qemu.kill()
+    qmp.unlink(missing_ok=True)
+
+
+def _await(done: Callable[[], bool], what: str) -> None:
+    limit = time.monotonic() + _COMMAND_S
+    while not done():
+        if time.monotonic() > limit:
+            raise TimeoutExpired(f"waited {_COMMAND_S:g} s for {what}")
+        time.sleep(0.01)
 
 
 def _add_many(vptd: Client, ports: int) -> Measured:
