@@ -4,7 +4,7 @@
  *
  * A single rate and one burst, as the committed bucket of RFC 2697, in the form of ITU-T I.371's virtual scheduling: one word of
  * state, nothing to refill. A bucket with any token lets a packet pass, whatever its size, and goes into debt; so the rate is exact,
- * bursts exceed theirs by less than a packet, and no packet is too large to ever pass.
+ * bursts exceed theirs by less than a packet (of each worker that sends at that moment), and no packet is too large to ever pass.
  *
  * Times are in units of 1/64 ns and wrap around; they are compared by their difference.
  */

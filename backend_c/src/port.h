@@ -162,9 +162,9 @@ struct vpt_port {
 	bool isolated;
 	uint64_t only_mac;         /* anti-spoofing: the source address it may use; 0: any */
 	const struct vpti_vlans *vlans; /* RCU */
-	struct vpti_rate tx;       /* from the peer; one worker takes tokens */
-	struct vpti_rate rx;       /* toward the peer; any worker takes tokens */
-	struct vpti_bucket storm[VPTI_STORMS]; /* one worker takes tokens */
+	struct vpti_rate tx;       /* from the peer; any worker takes tokens of any of these */
+	struct vpti_rate rx;       /* toward the peer */
+	struct vpti_bucket storm[VPTI_STORMS];
 
 	/* control thread only */
 	uint32_t id;

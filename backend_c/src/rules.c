@@ -182,5 +182,5 @@ int vpt_port_set_rules(vpt_port *p, const struct vpt_rules *r)
 	vpti_synchronize();
 	vlans_free(old);
 	forget_sources(p); /* after the last packet that was learned from by the old rules */
-	return vpti_worker_replan(p->worker); /* wakes it: what waited for tokens may go */
+	return vpti_port_replan(p); /* wakes them: what waited for tokens may go */
 }

@@ -388,6 +388,20 @@ def test_the_rate_toward_a_port_is_its_own(lab: Lab) -> None:
     assert len(list(lab.peers["c"].drain())) == 60, "a neighbour has no limit"
 
 
+def test_queues_of_several_workers_share_one_rate(no_leaks: None) -> None:
+    with Engine(2) as engine, contextlib.ExitStack() as undo:
+        lab = Lab(engine, "ab", pairs=2)
+        undo.callback(lab.close)
+        lab.rules(a=replace(PLAIN, tx=Rate(packets_per_s=1, burst_packets=40)))
+        app, frame = lab.peers["a"].app, data(mac(9), MACS["a"])
+        for i in range(200):
+            until(lambda: app.send(i % 2, frame), "room")  # noqa: B023
+        until(lambda: lab.counters("a")["tx_packets"] == 200, "all to be taken")
+        dropped = lab.counters("a")["tx_drop_rate"]
+        assert 0 < dropped <= 160
+        assert sum(len(list(lab.peers["b"].drain(ring))) for ring in (0, 1)) == 200 - dropped
+
+
 @pytest.mark.parametrize("direction", ["tx", "rx"])
 def test_a_lossless_sender_waits_for_tokens_and_loses_nothing(direction: str, no_leaks: None) -> None:
     with Engine() as engine, contextlib.ExitStack() as undo:
