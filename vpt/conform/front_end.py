@@ -348,8 +348,8 @@ class FrontEnd:
         self.share_memory()
         self.give_record()
         for index in range(len(self.queues())):
+            self.enable_ring(index)  # first: what is found in a ring that is not enabled is dropped
             self.start_ring(index, base=FIRST_LAP if self.features & F.RING_PACKED else 0)
-            self.enable_ring(index)
         self.driver_ok()
         self.ask(Request.GET_FEATURES)
         return self
