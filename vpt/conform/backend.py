@@ -102,9 +102,9 @@ class Backend:
                 if not door.listens:
                     door.path.unlink(missing_ok=True)
             self._output.truncate(0)
-            # Its input stays open and silent: there are back-ends that end when it does.
+            # Its input stays open and silent: there are back-ends that end when it does. It outlives nobody.
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", f"exec {self._restart}"],
+                ["setpriv", "--pdeathsig", "KILL", "/bin/sh", "-c", f"exec {self._restart}"],
                 stdin=subprocess.PIPE,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
