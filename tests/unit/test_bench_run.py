@@ -72,6 +72,20 @@ def result() -> Result:
     return run([Toy()], Settings(repetitions=3))
 
 
+def test_only_the_points_that_were_asked_for_are_measured() -> None:
+    done = run([Toy()], Settings(repetitions=1, at={"bytes": ["64"]}))
+    assert [p.params for p in done.scenarios[0].points] == [{"bytes": 64}]
+    both = run([Toy()], Settings(repetitions=1, at={"bytes": ["64", "1500"]}))
+    assert len(both.scenarios[0].points) == 2
+
+
+@pytest.mark.parametrize("at", [{"bytes": ["65"]}, {"colour": ["64"]}])
+def test_a_point_that_is_not_there_is_told_with_those_that_are(at: dict[str, list[str]]) -> None:
+    with pytest.raises(UsageError, match="no point at") as error:
+        run([Toy()], Settings(repetitions=1, at=at))
+    assert error.value.hint == "it has bytes=64|1500"
+
+
 def test_variants_run_in_turn_after_one_that_does_not_count() -> None:
     toy = Toy()
     done = run([toy], Settings(repetitions=3)).scenarios[0]

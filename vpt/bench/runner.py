@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from vpt.bench.machine import machine, revision, versions
 from vpt.bench.result import Point, Result, Sample, ScenarioResult, Variant
 from vpt.bench.scenario import Params, Runnable, Scenario, Settings
+from vpt.errors import UsageError
 
 __all__ = ["Progress", "run"]
 
@@ -59,9 +61,21 @@ def _point(
     return Point(params=dict(params), variants=[Variant(name=n, samples=s) for n, s in samples.items()])
 
 
+def points_of(scenario: Scenario, settings: Settings) -> list[Params]:
+    """The points to measure at. UsageError: none is left of what was asked for."""
+    every = scenario.points(replace(settings, full=settings.full or bool(settings.at)))
+    wanted = [p for p in every if all(str(p.get(key)) in values for key, values in settings.at.items())]
+    if wanted:
+        return wanted
+    asked = ", ".join(f"{key}={value}" for key, values in settings.at.items() for value in values)
+    keys = dict.fromkeys(key for params in every for key in params)
+    known = (f"{key}={'|'.join(dict.fromkeys(str(p[key]) for p in every if key in p))}" for key in keys)
+    raise UsageError(f"scenario {scenario.name} has no point at {asked}", hint=f"it has {', '.join(known)}")
+
+
 def _scenario(scenario: Scenario, settings: Settings, steps: _Steps) -> ScenarioResult:
     points = []
-    for params in scenario.points(settings):
+    for params in points_of(scenario, settings):
         with scenario.session(params, settings) as variants:
             points.append(_point(params, variants, settings, steps, scenario))
     return ScenarioResult(
@@ -78,7 +92,7 @@ def _scenario(scenario: Scenario, settings: Settings, steps: _Steps) -> Scenario
 
 def run(scenarios: Sequence[Scenario], settings: Settings, progress: Progress | None = None) -> Result:
     """Run them one after another and return all samples."""
-    total = sum(len(s.points(settings)) for s in scenarios) * (settings.repetitions + 1)
+    total = sum(len(points_of(s, settings)) for s in scenarios) * (settings.repetitions + 1)
     steps = _Steps(total, progress)
     created = datetime.now().astimezone().isoformat(timespec="seconds")
     before = machine()
@@ -93,6 +107,7 @@ def run(scenarios: Sequence[Scenario], settings: Settings, progress: Progress | 
             "scale": settings.scale,
             "realtime": settings.realtime,
             "full": settings.full,
+            "at": ", ".join(f"{key}={value}" for key, values in settings.at.items() for value in values),
             "seconds": steps.seconds,
         },
         scenarios=results,

@@ -24,7 +24,8 @@ class Settings:
 
     scale: length of one repetition, 1 is the scenario's own. cpus: those it may use. realtime: keep other
     programs off them while something is timed. full: all points, where a scenario has a short set by
-    default. accel: what virtual machines run on.
+    default. accel: what virtual machines run on. at: only the points at which a parameter has one of these
+    values, as written; of all points.
     """
 
     repetitions: int = 7
@@ -33,6 +34,7 @@ class Settings:
     realtime: bool = False
     full: bool = False
     accel: Literal["auto", "kvm", "tcg"] = "auto"
+    at: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

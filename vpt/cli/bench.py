@@ -77,6 +77,16 @@ def _cpus(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
         raise click.BadParameter("give numbers, separated by commas: 0,1") from None
 
 
+def _at(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:  # noqa: ARG001
+    wanted: dict[str, list[str]] = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals:
+            raise click.BadParameter("give a parameter and its value: bytes=64")
+        wanted.setdefault(key, []).append(text)
+    return wanted
+
+
 @bench.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--repetitions", type=click.IntRange(1, 1000), default=7, show_default=True, help="Per point.")
@@ -91,6 +101,13 @@ def _cpus(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option("--cpus", callback=_cpus, metavar="LIST", help="CPUs to use.  [default: all that it may]")
 @click.option("--realtime", is_flag=True, help="Keep other programs off the CPUs while timing (root).")
 @click.option("--full", is_flag=True, help="All points, where a scenario has a short set by default.")
+@click.option(
+    "--at",
+    callback=_at,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Only these of all points. The same key again: that value, too.",
+)
 @click.option(
     "--accel",
     type=click.Choice(["auto", "kvm", "tcg"]),
@@ -109,6 +126,7 @@ def run(
     cpus: tuple[int, ...],
     realtime: bool,
     full: bool,
+    at: dict[str, list[str]],
     accel: Literal["auto", "kvm", "tcg"],
     output: Path | None,
     page: Path | None,
@@ -120,6 +138,7 @@ def run(
     Examples:
       vpt bench run switch-copy
       vpt bench run all --quick --report all.html
+      vpt bench run vhost-user --at path=guest-guest --at ring=split --at bytes=64
     """
     from vpt.bench.registry import find
     from vpt.bench.registry import names as all_names
@@ -128,7 +147,7 @@ def run(
     scenarios = [find(name) for name in (all_names() if "all" in names else names)]
     if quick:
         repetitions, scale = 3, 0.1
-    settings = Settings(repetitions, scale, cpus, realtime, full, accel)
+    settings = Settings(repetitions, scale, cpus, realtime, full, accel, at)
     result = _run(scenarios, settings)
     if output:
         from vpt.bench.result import save

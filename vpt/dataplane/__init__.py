@@ -18,7 +18,14 @@ File descriptors that are passed in stay the caller's: the data plane duplicates
 """
 
 from vpt.dataplane._app import App
-from vpt.dataplane._bench import CopyResult, bench_copy, bench_memcpy, litmus
+from vpt.dataplane._bench import (
+    CopyResult,
+    VirtqueueDriver,
+    VirtqueueRing,
+    bench_copy,
+    bench_memcpy,
+    litmus,
+)
 from vpt.dataplane._capture import BpfInsn, Capture, CaptureInterface, CaptureReader, bpf_matches
 from vpt.dataplane._engine import Engine, Port, Switch
 from vpt.dataplane._gen import Receiver, Sender
@@ -95,6 +102,8 @@ __all__ = [
     "Snapshot",
     "StatsReader",
     "Switch",
+    "VirtqueueDriver",
+    "VirtqueueRing",
     "VnetHdr",
     "Vring",
     "WorkerStats",

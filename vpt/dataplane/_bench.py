@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vpt.dataplane._app import App
 from vpt.dataplane._native import check, lib, new
 
-__all__ = ["CopyResult", "bench_copy", "bench_memcpy", "litmus"]
+__all__ = ["CopyResult", "VirtqueueDriver", "VirtqueueRing", "bench_copy", "bench_memcpy", "litmus"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,41 @@ def bench_memcpy(*, frame_len: int, packets: int, flows: int = 1) -> CopyResult:
     b = _spec(frame_len, flows, packets)
     check(lib.vpt_bench_memcpy(b), f"copy {packets} packets")
     return _result(b)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtqueueRing:
+    """A split ring that a front-end in this process has set up, by host addresses; num buffers in a row."""
+
+    desc: int
+    avail: int
+    used: int
+    buffers: int
+    buffers_gpa: int
+    buffer_size: int
+    num: int
+    kick_fd: int
+
+
+class VirtqueueDriver:
+    """The driver of one device's transmit ring and of another's receive ring, both new and nobody else's."""
+
+    def __init__(self, tx: VirtqueueRing, rx: VirtqueueRing, src: bytes, dst: bytes) -> None:
+        self._b = new(
+            "struct vpt_bench_vq *", {"tx": asdict(tx), "rx": asdict(rx), "src": list(src), "dst": list(dst)}
+        )
+        self.kicks = 0  #: of the last run
+        self.late = 0  #: packets of it that were sent more than a gap after their time
+
+    def run(self, packets: int, gap_ns: int, frame_len: int = 64) -> list[int]:
+        """Send at a steady rate; the nanoseconds that each packet took that arrived."""
+        latency = array("Q", bytes(8 * packets))
+        b = self._b
+        b.packets, b.gap_ns, b.frame_len = packets, gap_ns, frame_len
+        b.latency_ns = latency.buffer_info()[0]
+        check(lib.vpt_bench_vq(b), f"move {packets} packets from ring to ring")
+        self.kicks, self.late = b.kicks, b.late
+        return latency[: b.received].tolist()
 
 
 def litmus(rounds: int, *, fence: bool, cpu_a: int, cpu_b: int) -> int:

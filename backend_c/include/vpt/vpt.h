@@ -524,6 +524,39 @@ int vpt_bench_copy(vpt_app *from, vpt_app *to, struct vpt_bench_copy *b);  /* an
 /* The same bytes by plain memcpy over buffers laid out as the two rings'; ns in b->ns. */
 int vpt_bench_memcpy(struct vpt_bench_copy *b);                            /* any thread */
 
+/* ---- bench: packets at a steady rate from one vhost-user device to another, through any back-end ---- */
+
+/* A split ring that a front-end in this process has set up, without EVENT_IDX. Host addresses. */
+struct vpt_bench_vq_ring {
+	uint64_t desc;
+	uint64_t avail;
+	uint64_t used;
+	uint64_t buffers;          /* num of them, one behind the other */
+	uint64_t buffers_gpa;
+	uint32_t buffer_size;
+	uint32_t num;
+	int32_t kick_fd;
+	uint32_t seen;             /* used index up to which all has been looked at; 0 with a new ring, then kept */
+};
+struct vpt_bench_vq {
+	struct vpt_bench_vq_ring tx; /* of one device */
+	struct vpt_bench_vq_ring rx; /* of the other */
+	uint8_t dst[6];
+	uint8_t src[6];
+	uint32_t frame_len;        /* bytes, 60..1514 */
+	uint64_t gap_ns;           /* from packet to packet */
+	uint64_t packets;
+	uint64_t latency_ns;       /* address of that many uint64_t: of those that arrived, in the order in which they did */
+	uint64_t received;         /* out */
+	uint64_t kicks;            /* out */
+	uint64_t late;             /* out: packets sent more than a gap after their time */
+};
+/*
+ * Be the driver of both rings in the calling thread until all packets came or 2 s passed after the last was sent. -ETIMEDOUT: the
+ * back-end took none for 2 s.
+ */
+int vpt_bench_vq(struct vpt_bench_vq *b);
+
 /* ---- bench: a producer and a consumer on two CPUs, the subject of the notification model ---- */
 
 enum vpt_pc_notify {

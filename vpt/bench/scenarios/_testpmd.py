@@ -133,6 +133,11 @@ class Testpmd:
             raise TimeoutExpired(f"{self._what} stopped without telling its statistics{self._tail()}")
         return totals
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def threads(self) -> tuple[set[int], set[int]]:
         """The thread that moves packets, and the others."""
         every = {int(tid) for tid in os.listdir(f"/proc/{self._process.pid}/task")}

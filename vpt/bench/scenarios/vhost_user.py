@@ -15,23 +15,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
-from vpt.bench.scenarios._ports import mac_of, other_cpus, tasks, thread_name, undisturbed, worker_cpu
+from vpt.bench.scenarios._ports import mac_of, other_cpus, undisturbed, worker_cpu
 from vpt.bench.scenarios._testpmd import Testpmd, memory_is_huge
-from vpt.daemon.daemon import Settings as DaemonSettings
-from vpt.daemon.embedded import EmbeddedDaemon
-from vpt.daemon.models import PortAdd, SwitchAdd
-from vpt.daemon.runtime import locate
+from vpt.bench.scenarios._vhost_backs import BackEnd, Vptd, testpmd_backs
 from vpt.errors import TimeoutExpired
 
 __all__ = ["SCENARIO"]
@@ -45,14 +40,14 @@ _RINGS = {
 _MRG = {"yes": "mrg_rxbuf=1", "no": "mrg_rxbuf=0"}
 _BYTES = (64, 512, 1518)
 _HOST, _GUEST = "guest-host", "guest-guest"
+#: testpmd's forwarding modes, by the name under which each is compared.
+_MODES = {_HOST: {"testpmd": "rxonly"}, _GUEST: {"testpmd": "io", "testpmd mac": "mac"}}
 _RING_SIZE = 256
-_MTU = 1518
 _SECONDS = 0.3
 _SETTLE_S = 0.03
 _FIRST_S = 10.0
 #: Packets that go round, per direction, in bursts of 32: enough that no side waits, and a ring holds them.
 _BURSTS = 7
-_START_S = 5.0
 #: More than enough for the rest of a ring.
 _DRAIN_S = 0.05
 
@@ -75,93 +70,6 @@ class _Point:
     def devices(self) -> int:
         """Virtio devices of the front-end."""
         return 1 if self.path == _HOST else 2
-
-
-class _BackEnd(Protocol):
-    """sockets: where the front-end connects. moving: threads that move packets. ahead: those that command
-    them.
-    """
-
-    sockets: list[str]
-    moving: set[int]
-    ahead: set[int]
-
-    def start(self) -> None:
-        """Take packets."""
-
-    def stop(self) -> dict[str, float]:
-        """Take no more; what only the back-end can tell."""
-
-    def taken(self) -> int:
-        """Packets consumed between start and stop."""
-
-
-def _workers(threads: Iterable[int]) -> set[int]:
-    """Those that are an engine's. A thread names itself, so one that was just made may have no name yet."""
-    end = time.monotonic() + _START_S
-    while not (found := {tid for tid in threads if thread_name(tid).startswith("vpt-worker")}):
-        if time.monotonic() > end:
-            raise TimeoutExpired(f"vptd's worker did not start within {_START_S:g} s")
-        time.sleep(0.001)
-    return found
-
-
-class _Vptd:
-    """The whole daemon in a thread of its own, ports as it makes them by default."""
-
-    def __init__(self, stack: ExitStack, point: _Point, cpu: int) -> None:
-        paths = locate(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
-        before = tasks().keys()
-        self._daemon = stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, cpus=(cpu,), keeper=False)))
-        self.moving = _workers(tasks().keys() - before)
-        self.ahead: set[int] = set()
-        self._daemon.call(lambda d: d.switches.add(SwitchAdd(name="s")))
-        names = [f"p{i}" for i in range(point.devices)]
-        ports = [PortAdd(name=name, switch="s", kind="vhost-user", mtu=_MTU) for name in names]
-        if point.path == _HOST:
-            ports.append(PortAdd(name="sink", switch="s", kind="null", touch=True, mac=mac_of(1)))
-        views = [self._daemon.add_port(port) for port in ports]
-        self.sockets = [str(view.socket) for view in views[: point.devices]]
-
-    def start(self) -> None:
-        self._before = self._daemon.counters("p0")
-
-    def stop(self) -> dict[str, float]:
-        self._after = self._daemon.counters("p0")
-        return {"batch": self.taken() / max(1, self._after["tx_batches"] - self._before["tx_batches"])}
-
-    def taken(self) -> int:
-        return self._after["tx_packets"] - self._before["tx_packets"]
-
-
-class _TestpmdBack:
-    """testpmd with net_vhost, forwarding in one of its modes."""
-
-    def __init__(self, pmd: Testpmd, sockets: list[str], mode: str) -> None:
-        self.sockets = sockets
-        self.moving, self.ahead = pmd.threads()
-        self._pmd, self._mode, self._taken = pmd, mode, 0
-
-    def start(self) -> None:
-        self._pmd.ask(f"set fwd {self._mode}")
-        self._pmd.ask("start")
-
-    def stop(self) -> dict[str, float]:
-        self._taken, _ = self._pmd.stop()
-        return {}
-
-    def taken(self) -> int:
-        return self._taken
-
-
-def _testpmd_backs(stack: ExitStack, point: _Point, cpu: int) -> dict[str, _BackEnd]:
-    """One process, by the modes that are compared."""
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
-    sockets = [str(folder / f"{i}.sock") for i in range(point.devices)]
-    devices = [f"net_vhost{i},iface={path},queues=1" for i, path in enumerate(sockets)]
-    pmd = stack.enter_context(Testpmd("dpdk-testpmd as back-end", cpu, devices))
-    modes = {"testpmd": "rxonly"} if point.path == _HOST else {"testpmd": "io", "testpmd mac": "mac"}
-    return {name: _TestpmdBack(pmd, sockets, mode) for name, mode in modes.items()}
 
 
 class _FrontEnd:
@@ -203,7 +111,7 @@ def _await_packets(front: _FrontEnd) -> None:
             return
 
 
-def _measure(front: _FrontEnd, back: _BackEnd, point: _Point, settings: Settings) -> Measured:
+def _measure(front: _FrontEnd, back: BackEnd, point: _Point, settings: Settings) -> Measured:
     """Let packets flow, and read the front-end's clock and counts at both ends of a while."""
     back.start()
     front.start()
@@ -259,8 +167,10 @@ class _VhostUser(Scenario):
         cpu = worker_cpu(settings.cpus)
         with other_cpus(settings.cpus), ExitStack() as stack:
             here = min(os.sched_getaffinity(0))
-            vptd: dict[str, _BackEnd] = {"vpt": _Vptd(stack, point, cpu)}
-            backs = vptd | _testpmd_backs(stack, point, cpu)
+            vptd: dict[str, BackEnd] = {
+                "vpt": Vptd(stack, cpu, point.devices, sink=point.path == _HOST),
+            }
+            backs = vptd | testpmd_backs(stack, cpu, point.devices, _MODES[point.path])
             sockets = {tuple(back.sockets) for back in backs.values()}
             fronts = {paths: _FrontEnd(stack, point, here, paths) for paths in sockets}
             yield {

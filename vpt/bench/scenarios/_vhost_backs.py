@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The vhost-user back-ends that are compared: each with one thread that moves packets, on a CPU of its
+own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+from vpt.bench.scenarios._ports import mac_of, tasks, thread_name
+from vpt.bench.scenarios._testpmd import Testpmd
+from vpt.daemon.daemon import Settings as DaemonSettings
+from vpt.daemon.embedded import EmbeddedDaemon
+from vpt.daemon.models import PolicyConfig, PortAdd, SwitchAdd
+from vpt.daemon.runtime import locate
+from vpt.errors import TimeoutExpired
+
+__all__ = ["MTU", "BackEnd", "TestpmdBack", "Vptd", "cpu_ns", "testpmd_backs"]
+
+MTU = 1518
+_START_S = 5.0
+
+
+def cpu_ns(back: BackEnd) -> int:
+    """CPU time of the threads that move packets."""
+    files = (Path(f"/proc/{back.process}/task/{tid}/schedstat") for tid in back.moving)
+    return sum(int(file.read_text(encoding="ascii").split()[0]) for file in files)
+
+
+class BackEnd(Protocol):
+    """sockets: where the front-end connects. process: its id. moving: threads of it that move packets. ahead:
+    those that command them.
+    """
+
+    sockets: list[str]
+    process: int
+    moving: set[int]
+    ahead: set[int]
+
+    def start(self) -> None:
+        """Take packets."""
+
+    def stop(self) -> dict[str, float]:
+        """Take no more; what only the back-end can tell."""
+
+    def taken(self) -> int:
+        """Packets consumed between start and stop."""
+
+
+def _workers(threads: Iterable[int]) -> set[int]:
+    """Those that are an engine's. A thread names itself, so one that was just made may have no name yet."""
+    end = time.monotonic() + _START_S
+    while not (found := {tid for tid in threads if thread_name(tid).startswith("vpt-worker")}):
+        if time.monotonic() > end:
+            raise TimeoutExpired(f"vptd's worker did not start within {_START_S:g} s")
+        time.sleep(0.001)
+    return found
+
+
+class Vptd:
+    """The whole daemon in a thread of its own, ports as it makes them by default."""
+
+    def __init__(
+        self, stack: ExitStack, cpu: int, devices: int, *, sink: bool = False, policy: str = "adaptive"
+    ) -> None:
+        paths = locate(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
+        before = tasks().keys()
+        self._daemon = stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, cpus=(cpu,), keeper=False)))
+        self.moving = _workers(tasks().keys() - before)
+        self.ahead: set[int] = set()
+        self.process = os.getpid()
+        self._daemon.call(lambda d: d.switches.add(SwitchAdd(name="s")))
+        how = PolicyConfig.model_validate({"kind": policy})
+        names = [f"p{i}" for i in range(devices)]
+        ports = [PortAdd(name=name, switch="s", kind="vhost-user", mtu=MTU, policy=how) for name in names]
+        if sink:
+            ports.append(PortAdd(name="sink", switch="s", kind="null", touch=True, mac=mac_of(1)))
+        views = [self._daemon.add_port(port) for port in ports]
+        self.sockets = [str(view.socket) for view in views[:devices]]
+
+    def start(self) -> None:
+        self._before = self._daemon.counters("p0")
+
+    def stop(self) -> dict[str, float]:
+        self._after = self._daemon.counters("p0")
+        return {"batch": self.taken() / max(1, self._after["tx_batches"] - self._before["tx_batches"])}
+
+    def taken(self) -> int:
+        return self._after["tx_packets"] - self._before["tx_packets"]
+
+
+class TestpmdBack:
+    """testpmd with net_vhost, forwarding in one of its modes."""
+
+    def __init__(self, pmd: Testpmd, sockets: list[str], mode: str) -> None:
+        self.sockets = sockets
+        self.process = pmd.pid
+        self.moving, self.ahead = pmd.threads()
+        self._pmd, self._mode, self._taken = pmd, mode, 0
+
+    def start(self) -> None:
+        self._pmd.ask(f"set fwd {self._mode}")
+        self._pmd.ask("start")
+
+    def stop(self) -> dict[str, float]:
+        self._taken, _ = self._pmd.stop()
+        return {}
+
+    def taken(self) -> int:
+        return self._taken
+
+
+def testpmd_backs(
+    stack: ExitStack, cpu: int, devices: int, modes: Mapping[str, str]
+) -> dict[str, TestpmdBack]:
+    """One process, under the names of the modes that are compared."""
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
+    sockets = [str(folder / f"{i}.sock") for i in range(devices)]
+    vdevs = [f"net_vhost{i},iface={path},queues=1" for i, path in enumerate(sockets)]
+    pmd = stack.enter_context(Testpmd("dpdk-testpmd as back-end", cpu, vdevs))
+    return {name: TestpmdBack(pmd, sockets, mode) for name, mode in modes.items()}
