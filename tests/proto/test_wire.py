@@ -20,6 +20,7 @@ from vpt.vhost_user import (
     Empty,
     Inflight,
     Log,
+    LogTaken,
     MemReg,
     MemTable,
     Message,
@@ -41,6 +42,7 @@ REGION = Region(0x1000, 0x2000, 0x7F00_0000_1000, 0x3000)
 SAMPLES: dict[type[Payload], Payload] = {
     Empty: Empty(),
     U64: U64(0x1122_3344_5566_7788),
+    LogTaken: LogTaken(),
     VringState: VringState(3, 256),
     VringAddr: VringAddr(1, 0, 0x10, 0x20, 0x30, 0x40),
     VringFd: VringFd(2),
@@ -107,6 +109,12 @@ def test_every_reply_comes_back_as_it_was_sent(request_: Request) -> None:
     (message,) = Decoder(replies=True).feed(encode(request_, payload, reply=True), fds)
     with message:
         assert (message.request, message.payload, message.fds) == (request_, payload, fds)
+
+
+def test_a_log_may_be_acknowledged_by_nothing() -> None:
+    """As DPDK does it; the specification does not say what the reply carries."""
+    (message,) = Decoder(replies=True).feed(encode(Request.SET_LOG_BASE, reply=True))
+    assert message.payload == LogTaken(0)
 
 
 def test_every_request_has_rules() -> None:

@@ -212,6 +212,24 @@ class Log(Payload):
 
 
 @dataclass(frozen=True, slots=True)
+class LogTaken(Payload):
+    """That the log before is not written any more: a zero, or nothing at all, as DPDK's back-end has it."""
+
+    WIRE: ClassVar[Struct] = Struct("=Q")
+    value: int = 0
+
+    @classmethod
+    def size_ok(cls, size: int) -> bool:
+        """Either."""
+        return size in (0, cls.WIRE.size)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The zero, also where there is none."""
+        return cls(*cls.WIRE.unpack(data)) if data else cls()
+
+
+@dataclass(frozen=True, slots=True)
 class Region:
     """A piece of guest memory: guest-physical address, bytes, the front-end's address, offset in its file."""
 
@@ -372,7 +390,7 @@ _SPECS = (
     MessageSpec(Request.SET_OWNER, before_owner=True),
     MessageSpec(Request.RESET_OWNER, before_owner=True),
     MessageSpec(Request.SET_MEM_TABLE, MemTable, fds=(1, MAX_REGIONS)),
-    MessageSpec(Request.SET_LOG_BASE, Log, fds=(1, 1), reply=U64, needs=_F.LOG_SHMFD),
+    MessageSpec(Request.SET_LOG_BASE, Log, fds=(1, 1), reply=LogTaken, needs=_F.LOG_SHMFD),
     MessageSpec(Request.SET_LOG_FD, fds=(1, 1), needs=_F.LOG_SHMFD),
     MessageSpec(Request.SET_VRING_NUM, VringState, rings=Rings.STOPPED),
     MessageSpec(Request.SET_VRING_ADDR, VringAddr),

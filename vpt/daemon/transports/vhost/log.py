@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from vpt.daemon.transports.vhost.state import Group, State, is_eventfd, payload_of, port_refuses
-from vpt.vhost_user import U64, Log, Message, Payload, ProtocolFeature, Request, Rule, RuleError
+from vpt.vhost_user import Log, LogTaken, Message, Payload, ProtocolFeature, Request, Rule, RuleError
 
 
 def _set_log_base(state: State, message: Message) -> Payload:
@@ -12,7 +12,7 @@ def _set_log_base(state: State, message: Message) -> Payload:
     log = payload_of(message, Log)
     with port_refuses(Rule.BAD_MEMORY, f"log of {log.size:#x} bytes at {log.offset:#x}"):
         state.port.vhost_log_set(message.fds[0], log.offset, log.size)
-    return U64(0)
+    return LogTaken()
 
 
 def _set_log_fd(state: State, message: Message) -> None:
