@@ -53,7 +53,7 @@ find_python() {
 
 # setup_venv: .venv with all that pyproject.toml asks for, and vpt itself, editable. Again only if an input changed.
 setup_venv() {
-	local python stamp tools extras=test,dev,docs
+	local python stamp tools extras=test,dev,docs,guest
 	python=$(find_python) || exit
 	# libvirt's binding has to be built: where its headers are missing, vpt does without, and says so when asked.
 	! pkg-config --exists libvirt 2>/dev/null || extras+=,libvirt

@@ -112,7 +112,7 @@ BAD = {
     "no yaml": ("switches: [\n", "2:1: no valid YAML", "indentation"),
     "control character": ("switches:\n - name: a\x01b\n", "2:11: no valid YAML", "character"),
     "unknown section": ("vswitches: []\n", "1:1: unknown key 'vswitches'", "did you mean switches?"),
-    "vms": ("vms: []\n", "1:1: unknown key 'vms'", "vpt show PORT"),
+    "domains": ("domains: []\n", "1:1: unknown key 'domains'", "the key is vms"),
     "other schema": ("schema: vpt.topology/v9\n", "1:9: unknown schema 'vpt.topology/v9'", "vpt.topology/v1"),
     "no list": ("switches: {name: lab}\n", "1:11: switches must be a list", "- name: NAME"),
     "no entry": ("switches: [lab]\n", "1:12: an entry must be a mapping", "- name: NAME"),

@@ -31,7 +31,7 @@ def wanted(*things: SwitchConfig | PortConfig) -> Wanted:
 
 def running(*things: SwitchConfig | PortConfig, **failed: str) -> Actual:
     state = wanted(*things)
-    return Actual(state.switches, state.ports, failed)
+    return Actual(state.switches, state.ports, failed=failed)
 
 
 def steps(todo: Plan) -> list[tuple[str, str]]:
@@ -221,7 +221,7 @@ def test_the_steps_are_possible_and_lead_to_what_is_wanted(
     want: Wanted, have: Wanted, prune: bool, data: st.DataObject
 ) -> None:
     broken = data.draw(st.sets(st.sampled_from([p.name for p in have.ports]))) if have.ports else set()
-    before = Actual(have.switches, have.ports, dict.fromkeys(broken, "broken"))
+    before = Actual(have.switches, have.ports, failed=dict.fromkeys(broken, "broken"))
     todo = plan(want, before, prune=prune)
     model = Model({s.name: s for s in have.switches}, {p.name: p for p in have.ports})
     touched = set()

@@ -1,30 +1,35 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The worked examples of docs/examples, applied by `vpt apply`, with guests on their ports."""
+"""The worked examples of docs/examples, applied by `vpt apply` with all their machines."""
 
 from __future__ import annotations
 
-import contextlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from support.vptd import Vptd, run_vpt
-from vpt.dataplane import vec_count
-from vpt.guest import Guest, Image, ping
-from vpt.qemu import Ivshmem, Nic, Qemu, VhostUser
+from support.vptd import Vptd
+from vpt.errors import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK
+from vpt.provision.record import Store
 
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.timeout(300),
-    pytest.mark.needs("qemu-system-x86_64", "busybox", "/boot/vmlinuz-*", "gcc", "make"),
+    pytest.mark.timeout(600),
+    pytest.mark.needs(
+        "qemu-system-x86_64", "busybox", "/boot/vmlinuz-*", "gcc", "make", "dropbear", "py:paramiko"
+    ),
 ]
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
-LINK_S = 20
+# Ten guests boot on two CPUs, which other tests use as well.
+APPLY_S = 500.0
+
+Vpt = Callable[..., str]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lab() -> Iterator[Vptd]:
     daemon = Vptd()
     daemon.start()
@@ -33,74 +38,91 @@ def lab() -> Iterator[Vptd]:
 
 
 @pytest.fixture
-def plug(lab: Vptd, image: Image, qemu: Qemu, accel: str) -> Iterator[Callable[..., Guest]]:
-    """plug(name, *ports): a guest with a device on each of these ports, in this order."""
-    with contextlib.ExitStack() as stack:
+def vpt(lab: Vptd) -> Iterator[Vpt]:
+    """vpt("apply", ...): what it prints. At the end, all is pruned, and nothing may be left."""
 
-        def start(name: str, *ports: str) -> Guest:
-            nics = [_nic(lab.call("port.show", name=port)) for port in ports]
-            guest = Guest(image, qemu, name=name, accel=accel, nics=nics)  # type: ignore[arg-type]
-            return stack.enter_context(guest)
+    def run(*arguments: str, code: int = EXIT_OK, stdin: str | None = None) -> str:
+        argv = [sys.executable, "-m", "vpt.cli", "--runtime-dir", str(lab.paths.runtime), *arguments]
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=APPLY_S, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
-        yield start
-
-
-def _nic(port: dict) -> Nic:
-    if port["kind"] == "passthrough":
-        return Ivshmem(Path(port["socket"]), vec_count(port["pairs"]))
-    return VhostUser(Path(port["socket"]), port["mac"])
-
-
-def apply(lab: Vptd, example: str, *options: str) -> str:
-    done = run_vpt(lab.paths.runtime, "apply", str(EXAMPLES / example), *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    yield run
+    run("apply", "-", "--prune", stdin="switches: []\n")
+    assert lab.call("list") == {"switches": [], "ports": []}
+    guests = Store(lab.paths.runtime / "state").path
+    assert [path.name for path in guests.iterdir()] == [".lock"]
+    assert "state/guests/" not in _processes(lab.paths.runtime)
 
 
-def configure(guest: Guest, *addresses: str) -> None:
-    """One address per device, and a carrier on each."""
-    guest.wait_ready()
-    for dev, address in enumerate(addresses):
-        guest.run(f"ip addr add {address} dev eth{dev} && ip link set eth{dev} up")
-        guest.wait_until(f"grep -q 1 /sys/class/net/eth{dev}/carrier", LINK_S, "a carrier")
+def _processes(folder: Path) -> str:
+    """Command lines of those that have to do with that folder."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        lines += [line] if str(folder) in line else []
+    return "\n".join(lines)
 
 
-def test_two_vms_reach_each_other_and_a_second_apply_leaves_them_alone(
-    lab: Vptd, plug: Callable[..., Guest]
-) -> None:
-    apply(lab, "two-vms.yaml")
-    vm1, vm2 = plug("vm1", "vm1"), plug("vm2", "vm2")
-    configure(vm1, "10.0.1.1/24")
-    configure(vm2, "10.0.1.2/24")
-    assert ping(vm1, "10.0.1.2", count=10).lost == 0
-    assert apply(lab, "two-vms.yaml", "--prune") == "nothing to do\n"
-    assert ping(vm2, "10.0.1.1", count=10).lost == 0
+def pings(vpt: Vpt, source: str, *addresses: str) -> None:
+    """Each address answers all of three."""
+    script = "for a; do ping -c 3 -i 0.2 -W 10 $a >/dev/null || { echo no answer from $a; exit 1; }; done"
+    vpt("guest", "run", source, "--", "sh", "-c", script, "sh", *addresses)
 
 
-def test_a_router_joins_two_networks(lab: Vptd, plug: Callable[..., Guest]) -> None:
+def test_two_vms_reach_each_other_and_a_second_apply_leaves_them_alone(lab: Vptd, vpt: Vpt) -> None:
+    file = str(EXAMPLES / "two-vms.yaml")
+    assert "add vm vm2: tiny, 1 CPU, 96 MiB, on vm2" in vpt("diff", file, code=EXIT_DIFFERENT)
+    vpt("apply", file)
+    pings(vpt, "vm1", "10.0.1.2")
+    assert vpt("apply", file, "--prune") == "nothing to do\n"
+    assert vpt("diff", "-", "--prune", stdin=vpt("export")) == "nothing to do\n"
+    assert vpt("diff", "-", "--prune", stdin=vpt("export", "--json")) == "nothing to do\n"
+    pings(vpt, "vm2", "10.0.1.1")
+
+    # One that was stopped is started; one that is to be another is only replaced when that is asked for.
+    vpt("guest", "stop", "vm1")
+    changed = (EXAMPLES / "two-vms.yaml").read_text().replace("10.0.1.2/24", "10.0.1.3/24")
+    said = vpt("diff", "-", stdin=changed, code=EXIT_DIFFERENT)
+    assert "start vm vm1: it was stopped" in said
+    assert "delete vm vm2: ports" in said
+    assert "[needs --replace]" in said
+    vpt("apply", "-", stdin=changed, code=EXIT_FAILED)
+    vpt("apply", "-", "--replace", stdin=changed)
+    pings(vpt, "vm1", "10.0.1.3")
+
+
+def test_a_machine_that_does_not_come_up_takes_back_all_that_was_done(lab: Vptd, vpt: Vpt) -> None:
+    """Also the machine that did, with its port and its switch."""
+    text = (EXAMPLES / "two-vms.yaml").read_text()
+    broken = text.replace(
+        "  - name: vm2\n    image", "  - name: vm2\n    append: rdinit=/bin/absent\n    image"
+    )
+    assert broken != text
+    said = vpt("apply", "-", "--timeout", "60", stdin=broken, code=EXIT_FAILED)
+    assert "guest vm2" in said
+    assert "so all that was changed has been changed back" in said
+    assert "its console ends with:" in said
+    assert lab.call("list") == {"switches": [], "ports": []}
+    assert vpt("guest", "ls").count("\n") == 1
+
+
+def test_a_router_joins_two_networks(lab: Vptd, vpt: Vpt) -> None:
     """Each network is a switch, so nothing but the router could have carried the ping."""
-    apply(lab, "router.yaml")
-    router = plug("router", "router-office", "router-servers")
-    desk, web = plug("desk", "desk"), plug("web", "web")
-    configure(router, "10.0.2.1/24", "10.0.3.1/24")
-    configure(desk, "10.0.2.2/24")
-    configure(web, "10.0.3.2/24")
-    router.run("sysctl -qw net.ipv4.ip_forward=1")
-    desk.run("ip route add default via 10.0.2.1")
-    web.run("ip route add default via 10.0.3.1")
-    assert ping(desk, "10.0.3.2", count=10).lost == 0
+    vpt("apply", str(EXAMPLES / "router.yaml"))
+    pings(vpt, "desk", "10.0.3.2")
     for switch, port in (("office", "router-office"), ("servers", "router-servers")):
         macs = {entry["port"] for entry in lab.call("switch.macs", name=switch)["macs"]}
         assert macs == {port, "desk" if switch == "office" else "web"}
 
 
-def test_two_of_the_ten_vms_reach_each_other(lab: Vptd, plug: Callable[..., Guest]) -> None:
-    """Ten ports; two guests are enough to see that any two of them are plugged into what the file says."""
-    apply(lab, "ten-vms.yaml")
-    assert len(lab.call("port.list")["ports"]) == 10
-    first, last = plug("vm1", "vm1"), plug("vm10", "vm10")
-    configure(first, "10.0.4.1/24")
-    configure(last, "10.0.4.10/24")
-    assert ping(first, "10.0.4.10", count=10).lost == 0
-    assert first.run("cat /sys/class/net/eth0/address").output.strip() == "52:54:00:00:03:01"
-    assert last.run("cat /sys/class/net/eth0/address").output.strip() == "52:54:00:00:03:0a"
+def test_ten_vms_from_one_template_reach_each_other(lab: Vptd, vpt: Vpt) -> None:
+    vpt("apply", str(EXAMPLES / "ten-vms.yaml"))
+    pings(vpt, "vm1", *(f"10.0.4.{number}" for number in range(2, 11)))
+    pings(vpt, "vm10", "10.0.4.5")
+    address = vpt("guest", "run", "vm10", "--", "cat", "/sys/class/net/vpt0/address")
+    assert address.strip() == "52:54:00:00:03:0a"
+    assert vpt("diff", str(EXAMPLES / "ten-vms.yaml"), "--prune") == "nothing to do\n"

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
     from vpt.daemon.client import Client
     from vpt.daemon.runtime import RuntimePaths
+    from vpt.provision.guests import Guests
 
 __all__ = [
     "connect",
     "console",
     "emit_json",
+    "guests_of",
     "json_option",
     "paths",
     "print_table",
+    "progress",
     "state_style",
     "stoppable",
 ]
@@ -49,6 +52,21 @@ def connect() -> Client:
     from vpt.daemon.client import Client
 
     return Client(paths().control)
+
+
+def guests_of(where: RuntimePaths) -> Guests:
+    """The machines that belong to that vptd, whether it runs or not."""
+    from vpt.daemon.client import Client
+    from vpt.provision.guests import Guests
+
+    return Guests(where, lambda: Client(where.control))
+
+
+def progress() -> Callable[[str], None]:
+    """A line per step on a terminal; silence in a pipe."""
+    if not sys.stderr.isatty():
+        return lambda _: None
+    return lambda text: click.echo(click.style("* ", fg="cyan") + text, err=True)
 
 
 def emit_json(what: str, data: dict[str, Any]) -> None:

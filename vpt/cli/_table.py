@@ -33,13 +33,18 @@ COMMANDS = (
     ),
     Row("Set up", "switch", "vpt.cli.switch:switch", "Make, change and delete switches."),
     Row("Set up", "port", "vpt.cli.port:port", "Plug things into a switch, and unplug them."),
-    Row("Set up", "apply", "vpt.cli.topology:apply", "Make switches and ports as the topology in FILE says."),
+    Row(
+        "Set up",
+        "apply",
+        "vpt.cli.topology:apply",
+        "Make switches, ports and virtual machines as the topology in FILE says.",
+    ),
     Row("Set up", "diff", "vpt.cli.topology:diff", "Print what vpt apply FILE would do."),
     Row(
         "Set up",
         "export",
         "vpt.cli.topology:export",
-        "Print the switches and ports that there are as a topology.",
+        "Print the switches, ports and machines that there are as a topology.",
     ),
     Row(
         "Set up",
@@ -59,6 +64,7 @@ COMMANDS = (
         "vpt.cli.libvirt:libvirt",
         "Change a domain's XML by hand, and let libvirt bring ports up by itself.",
     ),
+    Row("Set up", "guest", "vpt.cli.guest:guest", "Make virtual machines, and work in them."),
     Row("Look", "ls", "vpt.cli.look:ls", "List all switches and ports."),
     Row("Look", "show", "vpt.cli.look:show", "Show all there is to know about a switch or a port."),
     Row(

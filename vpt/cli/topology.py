@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpt.cli._common import connect, emit_json, json_option, paths
+from vpt.cli._common import connect, emit_json, guests_of, json_option, paths, progress, stoppable
 from vpt.errors import EXIT_DIFFERENT, UsageError
 
 if TYPE_CHECKING:
-    from vpt.topology import Plan, Wanted
+    from vpt.provision.guests import Guests
+    from vpt.topology import Actual, Plan, Wanted
 
 __all__ = ["apply", "diff", "export"]
 
@@ -23,7 +24,7 @@ __all__ = ["apply", "diff", "export"]
 _READ = (1 << 20) + 1
 
 _prune_option = click.option(
-    "--prune", is_flag=True, help="Delete switches and ports that the file does not have."
+    "--prune", is_flag=True, help="Delete switches, ports and machines that the file does not have."
 )
 _file_argument = click.argument("file", metavar="FILE")
 
@@ -52,17 +53,32 @@ def _print_schema(ctx: click.Context, _parameter: click.Parameter, wanted: bool)
     callback=_print_schema,
     help="Print the JSON Schema of topologies, for editors, and exit.",
 )
+@click.option("--no-wait", is_flag=True, help="Do not wait until machines are up.")
+@click.option(
+    "--timeout",
+    type=float,
+    metavar="SECONDS",
+    help="For each machine to be up within.  [default: as vpt guest boot]",
+)
 @json_option
-def apply(file: str, dry_run: bool, prune: bool, replace: bool, as_json: bool) -> None:
-    """Make switches and ports as the topology in FILE says.
+def apply(
+    file: str,
+    dry_run: bool,
+    prune: bool,
+    replace: bool,
+    no_wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Make switches, ports and virtual machines as the topology in FILE says.
 
     What is as it should be is not touched, so the second time there is nothing to do. All or nothing: where a
     step fails, those before it are undone. FILE - is the standard input.
 
     Policy, link, VLANs, isolation and limits of a port change while packets flow, ageing and isolation of a
     switch as well. Other changes need --replace: the port is deleted and added again, and a guest that is
-    plugged in loses its link. What the file does not have stays, unless
-    there is --prune.
+    plugged in loses its link; a machine is made anew, with new disks. What the file does not have stays,
+    unless there is --prune. Machines boot side by side; the command ends when they are up.
 
     \b
     Examples:
@@ -70,13 +86,16 @@ def apply(file: str, dry_run: bool, prune: bool, replace: bool, as_json: bool) -
       vpt apply lab.yaml
       vpt export | sed s/adaptive/poll/ | vpt apply -
     """
-    from vpt.topology import perform, require_options
+    from vpt.topology import Doer, perform, require_options
 
-    wanted, todo = _plan(file, prune=prune)
+    guests = guests_of(paths())
+    wanted, have, todo = _plan(file, guests, prune=prune)
     if not dry_run:
         given = [name for name, chosen in (("replace", replace), ("prune", prune)) if chosen]
         require_options(todo, given)  # type: ignore[arg-type]
-        perform(todo, connect, _progress(), wanted.places)
+        doer = Doer(connect, guests, progress(), wait=not no_wait, timeout_s=timeout, places=wanted.places)
+        with stoppable():
+            perform(todo, have, doer)
     if as_json:
         emit_json("apply", {"dry_run": dry_run, **_plan_data(todo)})
         return
@@ -98,7 +117,7 @@ def diff(file: str, prune: bool, as_json: bool) -> None:
       vpt diff lab.yaml
       vpt diff lab.yaml --prune --json
     """
-    _, todo = _plan(file, prune=prune)
+    _, _, todo = _plan(file, guests_of(paths()), prune=prune)
     if as_json:
         emit_json("diff", _plan_data(todo))
     else:
@@ -110,7 +129,7 @@ def diff(file: str, prune: bool, as_json: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, which vpt apply reads as well.")
 def export(as_json: bool) -> None:
-    """Print the switches and ports that there are as a topology.
+    """Print the switches, ports and machines that there are as a topology.
 
     \b
     Examples:
@@ -120,17 +139,22 @@ def export(as_json: bool) -> None:
     from vpt.topology import actual, as_data, as_yaml
 
     with connect() as vptd:
-        state = actual(vptd)
+        state = actual(vptd, guests_of(paths()))
     click.echo(json.dumps(as_data(state), indent=2) if as_json else as_yaml(state).rstrip())
 
 
-def _plan(file: str, *, prune: bool) -> tuple[Wanted, Plan]:
+def _plan(file: str, guests: Guests, *, prune: bool) -> tuple[Wanted, Actual, Plan]:
     from vpt.topology import actual, load, plan
 
-    wanted = load(_read(file), "standard input" if file == "-" else file, paths().ports)
+    if file == "-":
+        wanted = load(_read(file), "standard input", paths().ports, Path.cwd())
+    else:
+        wanted = load(_read(file), file, paths().ports, Path(file).absolute().parent)
     with connect() as vptd:
-        have = actual(vptd)
-    return wanted, plan(wanted, have, prune=prune)
+        have = actual(vptd, guests)
+    for vm in wanted.vms:
+        guests.check(vm)
+    return wanted, have, plan(wanted, have, prune=prune)
 
 
 def _read(file: str) -> bytes:
@@ -147,13 +171,6 @@ def _read(file: str) -> bytes:
 
 def _is_terminal() -> bool:
     return sys.stdout.isatty() and sys.stderr.isatty()
-
-
-def _progress() -> Callable[[str], None]:
-    """A line per step on a terminal; silence in a pipe."""
-    if not sys.stderr.isatty():
-        return lambda _: None
-    return lambda text: click.echo(click.style("* ", fg="cyan") + text, err=True)
 
 
 def _plan_data(todo: Plan) -> dict[str, Any]:

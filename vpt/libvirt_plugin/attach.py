@@ -33,6 +33,7 @@ class Request:
 
     port:     its name, none: named after the VM
     settings: as `port.add` takes them, beside name, switch and kind
+    existing: the port is there already, as settings say, and stays whatever happens
 
     Neither live nor config: the running domain if it runs, else its configuration.
     """
@@ -44,6 +45,7 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     live: bool = False
     config: bool = False
+    existing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def _make_plug(vptd: Client, request: Request, *, small: bool) -> Plug:
     taken = {port["name"] for port in everything["ports"]}
     name = request.port or free_name(request.vm, taken)
     settings = {"mac": random_mac(), **request.settings}
-    if small and request.kind == "passthrough":
+    if small and request.kind == "passthrough" and not request.existing:
         settings.setdefault("slots", rules.live_slots(int(settings.get("pairs", 1))))
     runtime = status["runtime_dir"]
     return Plug(name, request.switch, request.kind, f"{runtime}/ports/{name}.sock", runtime, settings)
@@ -135,8 +137,9 @@ def attach(connection: Any, vptd: Client, request: Request) -> Attached:
     plan = _plan(connection, vptd, request)
     target, plug = plan.target, plan.plug
     with ExitStack() as undo:
-        add_to_vptd(vptd, plug, target.owner)
-        undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
+        if not request.existing:
+            add_to_vptd(vptd, plug, target.owner)
+            undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
         if plan.config:
             if _is_valid(plan.before):
                 rules.validate(plan.after)
@@ -212,11 +215,12 @@ def detach(
     *,
     live: bool = False,
     config: bool = False,
+    keep_port: bool = False,
 ) -> Detached:
     """Take a port out of a domain, wait until the guest has let go of it, and delete the port.
 
     port: none is needed if the domain has one only. Neither live nor config: wherever it is.
-    open_vptd: gives the client for a runtime dir.
+    open_vptd: gives the client for a runtime dir. keep_port: the port itself is somebody else's, and stays.
     """
     target = Target(connection, vm)
     in_live = plugs_in(target.live_xml()) if target.active else []
@@ -234,7 +238,7 @@ def detach(
     with ExitStack() as stack:
         vptd = stack.enter_context(open_vptd(plug.runtime_dir))
         _take_out(target, plug, live=do_live, config=do_config)
-        deleted = not ((has_live and not do_live) or (has_config and not do_config))
+        deleted = not keep_port and not ((has_live and not do_live) or (has_config and not do_config))
         if deleted:
             vptd.call("port.del", name=plug.name, if_exists=True)
     where_done = tuple(name for name, done in (("live", do_live), ("config", do_config)) if done)

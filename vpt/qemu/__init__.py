@@ -3,19 +3,32 @@
 
 from vpt.qemu._accel import Accel, probe_accel
 from vpt.qemu._binary import Qemu, find_qemu
-from vpt.qemu._cmdline import Ivshmem, Machine, Nic, VhostUser, command_line, option_value
+from vpt.qemu._cmdline import (
+    Drive,
+    Ivshmem,
+    Machine,
+    Nic,
+    UserNet,
+    VhostUser,
+    command_line,
+    option_value,
+    user_net,
+)
 from vpt.qemu._console import console_text
 
 __all__ = [
     "Accel",
+    "Drive",
     "Ivshmem",
     "Machine",
     "Nic",
     "Qemu",
+    "UserNet",
     "VhostUser",
     "command_line",
     "console_text",
     "find_qemu",
     "option_value",
     "probe_accel",
+    "user_net",
 ]

@@ -9,7 +9,17 @@ from typing import Literal
 
 from vpt.qemu._binary import Qemu
 
-__all__ = ["Ivshmem", "Machine", "Nic", "VhostUser", "command_line", "option_value"]
+__all__ = [
+    "Drive",
+    "Ivshmem",
+    "Machine",
+    "Nic",
+    "UserNet",
+    "VhostUser",
+    "command_line",
+    "option_value",
+    "user_net",
+]
 
 # From here on seconds give way to milliseconds.
 _RECONNECT_MS = (9, 2, 0)
@@ -39,21 +49,53 @@ Nic = VhostUser | Ivshmem
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A guest: what it boots, what it is plugged into, and where its console and its command channel go."""
+class Drive:
+    """A virtio disk backed by a file; the guest finds the first one as /dev/vda."""
 
-    kernel: Path
-    initrd: Path
+    path: Path
+    format: Literal["qcow2", "raw"]
+    readonly: bool = False
+
+
+@dataclass(frozen=True)
+class UserNet:
+    """QEMU's own network, by which this host alone reaches the guest: TCP port `ssh_port` here is 22 there.
+
+    A link-local network (RFC 3927), so that it is in nobody's way. internet: let the guest out by it.
+    """
+
+    ssh_port: int
+    internet: bool = False
+    mac: str = "02:76:70:74:00:01"
+    address: str = "169.254.118.15"
+    gateway: str = "169.254.118.2"
+    dns: str = "169.254.118.3"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A guest: what it boots, what it is plugged into, and where its console and its command channel go.
+
+    Without kernel, its firmware boots the first drive.
+    """
+
+    kernel: Path | None
+    initrd: Path | None
     accel: Literal["kvm", "tcg"]
     nics: tuple[Nic, ...] = ()
     append: str = ""
     memory_mib: int = 256
+    cpus: int = 1
+    drives: tuple[Drive, ...] = ()
+    management: UserNet | None = None
     name: str = "vpt"
     console: str = "stdio"
     """Chardev of ttyS0 (kernel messages): a backend with its options, for example "file,path=console.log"."""
     agent_fd: int | None = None
     """Connected stream socket for commands (a virtio-serial port), inherited by QEMU."""
     qmp: Path | None = None
+    pidfile: Path | None = None
+    """Given, QEMU goes to the background when it is set up, and its process id is there."""
     extra: tuple[str, ...] = ()
 
 
@@ -88,6 +130,34 @@ def _ivshmem(nic: Ivshmem, i: int) -> list[str]:
     ]  # fmt: skip
 
 
+def user_net(net: UserNet, accel: Literal["kvm", "tcg"]) -> tuple[str, str]:
+    """Values of QEMU's options -netdev and -device for the management network; its netdev is "mgmt"."""
+    subnet = f"net=169.254.118.0/24,host={net.gateway},dns={net.dns},dhcpstart={net.address}"
+    forward = f"hostfwd=tcp:127.0.0.1:{net.ssh_port}-{net.address}:22"
+    restrict = "off" if net.internet else "on"
+    # No MSI-X under TCG, as for the other NICs: an interrupt less of each kind to emulate.
+    vectors = ",vectors=0" if accel == "tcg" else ""
+    return (
+        f"user,id=mgmt,ipv6=off,{subnet},restrict={restrict},{forward}",
+        f"virtio-net-pci,netdev=mgmt,id=mgmt-nic,mac={net.mac},romfile={vectors}",
+    )
+
+
+def _boot(machine: Machine) -> list[str]:
+    if machine.kernel is None:
+        return []
+    argv = ["-kernel", str(machine.kernel)]
+    if machine.initrd is not None:
+        argv += ["-initrd", str(machine.initrd)]
+    return [*argv, "-append", f"console=ttyS0 quiet {machine.append}".strip()]
+
+
+def _drive(drive: Drive, i: int) -> list[str]:
+    readonly = "on" if drive.readonly else "off"
+    file = f"file={option_value(drive.path)},format={drive.format},readonly={readonly}"
+    return ["-drive", f"if=none,id=disk{i},{file}", "-device", f"virtio-blk-pci,drive=disk{i}"]
+
+
 def command_line(machine: Machine, qemu: Qemu) -> list[str]:
     """The command that starts `machine`, argv[0] included."""
     size = f"{machine.memory_mib}M"
@@ -97,11 +167,10 @@ def command_line(machine: Machine, qemu: Qemu) -> list[str]:
         "-machine", f"q35,accel={machine.accel},memory-backend=mem,graphics=off,vmport=off",
         "-cpu", "max",
         # With a single possible CPU, QEMU drops the guest's memory barriers under TCG, and wake-ups get lost.
-        "-smp", "1,maxcpus=2",
+        "-smp", f"{machine.cpus},maxcpus={max(2, machine.cpus)}",
         # Shared, or a vhost-user back-end could not map it.
         "-m", size, "-object", f"memory-backend-memfd,id=mem,size={size},share=on",
-        "-kernel", str(machine.kernel), "-initrd", str(machine.initrd),
-        "-append", f"console=ttyS0 quiet {machine.append}".strip(),
+        *_boot(machine),
         "-chardev", f"{machine.console},id=console" if machine.console != "stdio"
         else "stdio,id=console,signal=off",
         "-device", "isa-serial,chardev=console",
@@ -115,4 +184,11 @@ def command_line(machine: Machine, qemu: Qemu) -> list[str]:
         argv += ["-mon", "qmp,mode=control"]
     for i, nic in enumerate(machine.nics):
         argv += _vhost_user(nic, i, machine, qemu) if isinstance(nic, VhostUser) else _ivshmem(nic, i)
+    if machine.management is not None:
+        netdev, device = user_net(machine.management, machine.accel)
+        argv += ["-netdev", netdev, "-device", device]
+    for i, drive in enumerate(machine.drives):
+        argv += _drive(drive, i)
+    if machine.pidfile is not None:
+        argv += ["-daemonize", "-pidfile", str(machine.pidfile)]
     return [*argv, *machine.extra]

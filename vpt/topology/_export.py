@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from vpt.daemon.models import PortConfig, SwitchConfig
+from vpt.provision.config import VmConfig
 from vpt.topology._load import MAX_COUNT, SCHEMA
 from vpt.topology._plan import Wanted
 
@@ -17,11 +18,12 @@ __all__ = ["as_data", "as_yaml", "json_schema"]
 
 def as_data(state: Wanted) -> dict[str, Any]:
     """The topology that applies to nothing to do. What has its default is left out."""
-    return {
+    data = {
         "schema": SCHEMA,
         "switches": [_entry(switch) for switch in state.switches],
         "ports": [_entry(port) for port in state.ports],
     }
+    return data | ({"vms": [_entry(vm) for vm in state.vms]} if state.vms else {})
 
 
 def _entry(model: BaseModel) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def json_schema() -> dict[str, Any]:
             "schema": {"const": SCHEMA},
             "switches": _list_of(SwitchConfig, definitions),
             "ports": _list_of(PortConfig, definitions),
+            "vms": _list_of(VmConfig, definitions),
         },
         "$defs": definitions,
     }
@@ -66,6 +69,16 @@ def _list_of(model: type[BaseModel], definitions: dict[str, Any]) -> dict[str, A
         "default": 1,
         "description": "number of the first of them",
     }
+    if model is VmConfig:
+        # One that exists may have the name of its domain; a port may be its name alone.
+        schema["required"].remove("name")
+        if not schema["required"]:
+            del schema["required"]
+        ports = schema["properties"]["ports"]
+        ports["items"] = {"anyOf": [{"type": "string"}, ports["items"]]}
+        port = definitions["VmPort"]["properties"]
+        port["port"].pop("pattern")
+        port["address"] = {"anyOf": [{"type": "string"}, port["address"]]}
     for key in ("name", "switch"):
         if key in schema["properties"]:
             # A name before expansion. The names themselves are checked when the file is read.

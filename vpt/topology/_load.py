@@ -19,6 +19,8 @@ from pydantic import BaseModel, ValidationError
 from vpt.daemon.models import PortConfig, SwitchConfig
 from vpt.daemon.sockets import unix_path
 from vpt.errors import UsageError
+from vpt.provision.config import VmConfig
+from vpt.topology._check_vms import VmChecks
 from vpt.topology._plan import Wanted, claims
 from vpt.topology._yaml import Document, Path, Place, Problems, parse
 
@@ -30,14 +32,14 @@ TEMPLATE_KEYS = ("count", "first")
 # Of switches, and of ports: a short file can ask for millions.
 _MAX_ENTRIES = 4096
 _MAX_FIRST = 1_000_000
-_TOP_KEYS = ("schema", "switches", "ports")
+_TOP_KEYS = ("schema", "switches", "ports", "vms")
 _PLACEHOLDER = re.compile(r"\{n(?::(0[1-9])?([dx]))?\}", re.ASCII)
 _SEE = "what is allowed: vpt apply --schema"
 
 # What people look for under another name.
 _ELSEWHERE = {
-    "vms": "a topology has switches and ports; vpt show PORT prints how to plug a virtual machine in",
-    "domains": "a topology has switches and ports; vpt show PORT prints how to plug a virtual machine in",
+    "domains": "the key is vms; an existing libvirt domain: - domain: NAME",
+    "memory": "the key is memory_mib, a number of MiB",
     "vlans": "the key is vlan: {access: 10} or {trunk: [10, 20-30], native: 1}",
     "trunk": "it belongs into vlan: {trunk: [10, 20-30], native: 1}",
     "access": "it belongs into vlan: {access: 10}",
@@ -61,21 +63,23 @@ class _Entry:
     data: dict[str, Any]
 
 
-def load(text: bytes, source: str, ports_dir: FilePath) -> Wanted:
+def load(text: bytes, source: str, ports_dir: FilePath, base: FilePath | None = None) -> Wanted:
     """What the topology in `text` asks for.
 
     source: its name in messages; ports_dir: where vptd puts the sockets of ports that choose none, because
-    their names may make a path too long. TopologyError names line and column of all that is wrong.
+    their names may make a path too long; base: the folder that paths of machines' files begin at (none: the
+    working one). TopologyError names line and column of all that is wrong.
     """
-    return _Loader(parse(text, source), source, ports_dir).load()
+    return _Loader(parse(text, source), source, ports_dir, base or FilePath.cwd()).load()
 
 
 class _Loader:
-    def __init__(self, document: Document, source: str, ports_dir: FilePath) -> None:
+    def __init__(self, document: Document, source: str, ports_dir: FilePath, base: FilePath) -> None:
         self._document = document
         self._problems = Problems(source)
         self._source = source
         self._ports_dir = ports_dir
+        self._base = base
 
     def load(self) -> Wanted:
         data = self._document.data
@@ -85,16 +89,23 @@ class _Loader:
         self._check_top(data)
         switches = list(self._models("switches", SwitchConfig))
         ports = list(self._models("ports", PortConfig))
+        vms = [(entry, vm.located(self._base)) for entry, vm in self._models("vms", VmConfig)]
         # What follows would blame good entries for the bad ones that are missing.
         self._problems.check()
         self._check_names(switches, ports)
         self._check_references(switches, ports)
         self._check_claims(ports)
         self._check_sockets(ports)
+        check = VmChecks(self._document.place, self._problems, {port.name: port for _, port in ports})
+        for entry, vm in vms:
+            check.one(entry.path, vm)
         self._problems.check()
         named = [(e, switch.name) for e, switch in switches] + [(e, port.name) for e, port in ports]
         places = {name: self._say(self._place_of(e, "name")) for e, name in named}
-        return Wanted(tuple(m for _, m in switches), tuple(m for _, m in ports), places)
+        places |= {f"vm {vm.name}": self._say(self._place_of(e, "name")) for e, vm in vms}
+        return Wanted(
+            tuple(m for _, m in switches), tuple(m for _, m in ports), tuple(m for _, m in vms), places
+        )
 
     def _add(self, path: Path, what: str, hint: str, *, key: bool = False) -> None:
         self._problems.add(self._document.place(path, key=key), what, hint)
@@ -189,7 +200,7 @@ class _Loader:
         if item["type"] == "extra_forbidden":
             self._unknown(path, key, _known_keys(model, item["loc"][:-1]))
         elif item["type"] == "missing":
-            self._add(entry, f"the key {key!r} is missing", f"add: {key}: ...; {_SEE}")
+            self._add(path[:-1], f"the key {key!r} is missing", f"add: {key}: ...; {_SEE}")
         else:
             where = f"{'.'.join(str(part) for part in item['loc'])}: " if item["loc"] else ""
             self._add(path, where + _sentence(item), _hint_of(key, item))
@@ -261,11 +272,11 @@ class _Loader:
 
 def _known_keys(model: type[BaseModel], path: Path) -> tuple[str, ...]:
     """The keys that the mapping at `path` of an entry has."""
-    for part in path:
-        annotation = model.model_fields[str(part)].annotation
+    for part in (part for part in path if isinstance(part, str)):
+        annotation = model.model_fields[part].annotation
         model = next(
             choice
-            for choice in (annotation, *get_args(annotation))
+            for choice in (annotation, *get_args(annotation))  # a model, one or none, or a list of them
             if isinstance(choice, type) and issubclass(choice, BaseModel)
         )
     return (*model.model_fields, *(() if path else TEMPLATE_KEYS))

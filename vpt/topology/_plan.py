@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""plan(): what has to be done, in which order, so that what runs becomes what is wanted. Pure.
+"""plan(): what has to be done to switches and ports, so that what runs becomes what is wanted. Pure.
+
+Virtual machines come in between, see _vms.py.
 
 The order is chosen so that what may fail comes before what disturbs a guest, and what nobody can give back (a
 port that a guest is plugged into) goes last:
@@ -17,10 +19,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vpt.daemon.models import SOCKET_KINDS, PortConfig, SwitchConfig
+from vpt.provision.config import VmConfig
 
 __all__ = ["Actual", "Plan", "Step", "Wanted", "claims", "plan"]
 
-Action = Literal["add-switch", "add-port", "set-switch", "set-port", "del-port", "del-switch"]
+Action = Literal[
+    "add-switch", "add-port", "set-switch", "set-port", "del-port", "del-switch",
+    "add-vm", "start-vm", "set-vm", "stop-vm", "del-vm",
+]  # fmt: skip
 Needs = Literal["replace", "prune"]
 
 # What vptd changes while packets flow; all else takes a new port, or a new switch.
@@ -34,22 +40,32 @@ class Wanted:
 
     switches: tuple[SwitchConfig, ...] = ()
     ports: tuple[PortConfig, ...] = ()
+    vms: tuple[VmConfig, ...] = ()
     places: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def names(self) -> set[str]:
+        """Of switches and ports; machines have names of their own."""
         return {switch.name for switch in self.switches} | {port.name for port in self.ports}
 
 
 @dataclass(frozen=True, slots=True)
 class Actual(Wanted):
-    """What is there. failed: ports that vptd knows and could not set up when it came back, and why."""
+    """What is there.
+
+    failed: ports that vptd knows and could not set up when it came back, and why
+    stopped: machines that were made and do not run
+    """
 
     failed: dict[str, str] = field(default_factory=dict)
+    stopped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One request to vptd. needs: the option without which it is not done, because a guest would notice."""
+    """A part of one request to vptd, or a thing done with a machine.
+
+    needs: the option without which it is not done, because a guest would notice
+    """
 
     action: Action
     name: str
@@ -58,10 +74,13 @@ class Step:
     needs: Needs | None = None
 
     def __str__(self) -> str:
-        words = {"add-switch": "add switch", "add-port": "add port",
-                 "set-switch": "change switch", "set-port": "change port",
-                 "del-port": "delete port", "del-switch": "delete switch"}  # fmt: skip
-        return f"{words[self.action]} {self.name}" + (f": {self.why}" if self.why else "")
+        verb, _, what = self.action.partition("-")
+        verb = {"set": "change", "del": "delete"}.get(verb, verb)
+        return f"{verb} {what} {self.name}" + (f": {self.why}" if self.why else "")
+
+    @property
+    def is_vm(self) -> bool:
+        return self.action.endswith("-vm")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Machines that vpt makes as libvirt domains, and existing domains that a topology gives ports to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.libvirt import NEEDS, DomainGuest, Libvirt
+from vpt.cli import main
+from vpt.daemon.client import Client
+from vpt.daemon.runtime import locate
+from vpt.errors import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK
+from vpt.guest import ping
+from vpt.libvirt_plugin.xml import plugs_in
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.timeout(300),
+    pytest.mark.needs(*NEEDS, "gcc", "make", "dropbear", "py:paramiko"),
+]
+
+Cli = Callable[..., tuple[int, str, str]]
+
+TOPOLOGY = """\
+switches:
+  - name: sw0
+ports:
+  - {{name: old-eth, switch: sw0, kind: vhost-user, mac: 52:54:00:00:07:01}}
+  - {{name: new-eth, switch: sw0, kind: vhost-user, mac: 52:54:00:00:07:02}}
+vms:
+  - domain: old
+    connect: {uri}
+    ports: [{old}]
+  - name: new
+    via: libvirt
+    connect: {uri}
+    memory_mib: 96
+    ports:
+      - {{port: new-eth, address: 10.0.7.2/24}}
+"""
+
+
+class _Kept:
+    """The connection that all tests share."""
+
+    def __init__(self, connection: object) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+    def close(self) -> None:
+        """It stays open for the next command."""
+
+
+@pytest.fixture
+def cli(
+    libvirt: Libvirt, runtime: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Cli:
+    """cli("guest", "ls", code=0): exit code, output, errors."""
+    monkeypatch.setattr("libvirt.open", lambda _uri: _Kept(libvirt.connection))
+
+    def run(*args: str, code: int = EXIT_OK) -> tuple[int, str, str]:
+        capfd.readouterr()
+        got = main(["--runtime-dir", str(runtime), *args])
+        out, err = capfd.readouterr()
+        assert got == code, out + err
+        return got, out, err
+
+    return run
+
+
+@pytest.fixture
+def old(libvirt: Libvirt) -> Iterator[DomainGuest]:
+    """A running domain of somebody else's."""
+    guest = libvirt.define("old")
+    yield guest.start()
+    libvirt.remove(guest)
+
+
+def names(libvirt: Libvirt) -> set[str]:
+    return {domain.name() for domain in libvirt.connection.listAllDomains()}
+
+
+def ports(domain: object) -> list[str]:
+    return [plug.name for plug in plugs_in(domain.XMLDesc(0))]  # type: ignore[attr-defined]
+
+
+def test_a_topology_makes_a_domain_and_gives_a_port_to_another(
+    libvirt: Libvirt, runtime: Path, cli: Cli, old: DomainGuest, tmp_path: Path
+) -> None:
+    """Both reach each other; the second time there is nothing to do; pruned, only vpt's part is gone."""
+    file = tmp_path / "lab.yaml"
+    file.write_text(TOPOLOGY.format(uri=libvirt.uri, old="old-eth"))
+    old.wait_ready()
+    cli("apply", str(file))
+    assert ports(old.domain) == ["old-eth"]
+    old.wait_until("[ -e /sys/class/net/eth0 ]", 20, "eth0")
+    old.run("ip addr add 10.0.7.1/24 dev eth0 && ip link set eth0 up")
+    old.wait_until("grep -q 1 /sys/class/net/eth0/carrier", 20, "a carrier")
+    assert ping(old, "10.0.7.2", count=10).lost == 0
+
+    assert cli("diff", str(file), "--prune")[1] == "nothing to do\n"
+    exported = tmp_path / "exported.yaml"
+    exported.write_text(cli("export")[1])
+    assert cli("diff", str(exported), "--prune")[1] == "nothing to do\n"
+    assert "169.254.118.15" in cli("guest", "run", "new", "--", "ip", "addr", "show", "mgmt")[1]
+    cli("guest", "run", "new", "--", "sh", "-c", "exit 9", code=9)
+    listed = cli("guest", "ls")[1]
+    assert "domain old" in listed
+    assert "running  libvirt" in listed
+
+    file.write_text(TOPOLOGY.format(uri=libvirt.uri, old=""))
+    assert (
+        "change vm old: detach old-eth  [needs --replace]" in cli("diff", str(file), code=EXIT_DIFFERENT)[1]
+    )
+    cli("apply", str(file), code=EXIT_FAILED)
+    assert ports(old.domain) == ["old-eth"]
+    cli("apply", str(file), "--replace")
+    assert ports(old.domain) == []
+
+    file.write_text("switches: [{name: sw0}]\n")
+    cli("apply", str(file), "--prune")
+    assert "new" not in names(libvirt)
+    assert "old" in names(libvirt)
+    assert old.domain.isActive()
+    assert list((runtime / "state/guests").iterdir()) == [runtime / "state/guests/.lock"]
+    with Client(locate(runtime).control) as vptd:
+        assert vptd.call("port.list")["ports"] == []
+
+
+def test_a_domain_that_does_not_exist_is_named_and_nothing_is_changed(
+    libvirt: Libvirt, runtime: Path, cli: Cli, tmp_path: Path
+) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text(TOPOLOGY.format(uri=libvirt.uri, old="old-eth"))
+    _, _, err = cli("apply", str(file), code=EXIT_FAILED)
+    assert "libvirt has no domain 'old'" in err
+    with Client(locate(runtime).control) as vptd:
+        assert vptd.call("port.list")["ports"] == []
+
+
+def test_a_domain_of_the_same_name_is_not_touched(
+    libvirt: Libvirt, runtime: Path, cli: Cli, old: DomainGuest
+) -> None:
+    """And the port that was made for the guest is gone again."""
+    _, _, err = cli(
+        "guest", "boot", "old", "--via", "libvirt", "--connect", libvirt.uri, "--switch", "sw0",
+        code=EXIT_FAILED,
+    )  # fmt: skip
+    assert "which is not this guest" in err
+    assert old.domain.isActive()
+    with Client(locate(runtime).control) as vptd:
+        assert vptd.call("port.list")["ports"] == []
+    assert cli("guest", "ls")[1].count("\n") == 1

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""An existing libvirt domain, and the ports that it is to have, as `vpt attach` and `vpt detach` do it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from vpt.daemon.client import Client
+from vpt.daemon.runtime import locate
+from vpt.errors import MissingError, NotFoundError
+from vpt.libvirt_plugin import attach as plugin
+from vpt.libvirt_plugin._connection import find_domain, open_libvirt
+from vpt.libvirt_plugin.xml import plugs_in
+from vpt.provision.config import VmConfig
+from vpt.provision.machine import Port
+
+__all__ = ["attach", "attached_ports", "check_domain", "detach", "is_running"]
+
+
+def _domain(config: VmConfig) -> str:
+    assert config.domain is not None
+    return config.domain
+
+
+def check_domain(config: VmConfig) -> None:
+    """NotFoundError: libvirt has no such domain."""
+    with open_libvirt(config.connect) as libvirt:
+        find_domain(libvirt, _domain(config))
+
+
+def is_running(config: VmConfig) -> bool:
+    """Also false if there is no such domain, or no libvirt."""
+    with suppress(NotFoundError, MissingError), open_libvirt(config.connect) as libvirt:
+        return bool(find_domain(libvirt, _domain(config)).isActive())
+    return False
+
+
+def attached_ports(config: VmConfig, runtime_dir: str) -> set[str]:
+    """Of that vptd's ports those that the domain has: running, if it does, and in its configuration."""
+    with open_libvirt(config.connect) as libvirt:
+        domain = find_domain(libvirt, _domain(config))
+        texts = _descriptions(domain)
+    each = [{plug.name for plug in plugs_in(text) if plug.runtime_dir == runtime_dir} for text in texts]
+    return set.intersection(*each)
+
+
+def _descriptions(domain: Any) -> list[str]:
+    import libvirt
+
+    texts = [str(domain.XMLDesc(0))] if domain.isActive() else []
+    if domain.isPersistent():
+        texts.append(str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
+    return texts
+
+
+def attach(config: VmConfig, ports: list[Port], vptd: Client) -> None:
+    """Plug the ports in, all or none: into the running domain if it runs, and into its configuration."""
+    with open_libvirt(config.connect) as libvirt, ExitStack() as undo:
+        domain = find_domain(libvirt, _domain(config))
+        active, persistent = bool(domain.isActive()), bool(domain.isPersistent())
+        for port in ports:
+            settings = {"mac": port.mac} | ({"pairs": port.pairs} if port.pairs > 1 else {})
+            request = plugin.Request(
+                _domain(config),
+                port.switch,
+                port.kind,
+                port.name,
+                settings,
+                live=active,
+                config=persistent,
+                existing=True,
+            )
+            plugin.attach(libvirt, vptd, request)
+            undo.callback(_quietly_detach, libvirt, config, port.name)
+        undo.pop_all()
+
+
+def detach(config: VmConfig, names: list[str]) -> None:
+    """Take the ports out, wherever the domain has them; they themselves stay."""
+    with suppress(NotFoundError), open_libvirt(config.connect) as libvirt:
+        for name in names:
+            _detach(libvirt, config, name)
+
+
+def _detach(libvirt: Any, config: VmConfig, name: str) -> None:
+    def open_vptd(runtime: str) -> Client:
+        return Client(locate(runtime).control)
+
+    with suppress(NotFoundError):
+        plugin.detach(libvirt, open_vptd, _domain(config), name, keep_port=True)
+
+
+def _quietly_detach(libvirt: Any, config: VmConfig, name: str) -> None:
+    with suppress(Exception):
+        _detach(libvirt, config, name)

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Guests that live on when the command that made them has ended: made, started, stopped, removed, waited for.
+
+Whatever fails on the way leaves nothing behind: ports, processes, files, domains.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vpt.daemon.client import Client
+from vpt.daemon.models import PortConfig
+from vpt.daemon.runtime import RuntimePaths
+from vpt.errors import ConflictError, ExistsError, NotFoundError, VptError
+from vpt.libvirt_plugin.attach import free_name, random_mac
+from vpt.provision import _attached, _domain, _qemu, ready
+from vpt.provision.config import VmConfig
+from vpt.provision.images import BootImage, Progress, find
+from vpt.provision.machine import (
+    Port,
+    choose_accel,
+    free_tcp_port,
+    image_for,
+    look_up,
+    machine_for,
+    prepare,
+)
+from vpt.provision.record import Record, Store
+
+__all__ = ["GuestView", "Guests", "boot_time_limit"]
+
+State = Literal["running", "stopped"]
+
+_TRIES = 5
+# Seconds until a guest is up under TCG on a busy machine; what is faster does not wait so long.
+_BOOT_S = {"tiny": 90.0, "debian": 300.0, "cloud": 600.0}
+
+
+@dataclass(frozen=True)
+class GuestView:
+    """A guest as `vpt guest ls` shows it."""
+
+    record: Record
+    state: State
+    pid: int | None = None
+
+
+def boot_time_limit(record: Record) -> float:
+    """Seconds that this guest may take until it is up, unless somebody says otherwise."""
+    return _BOOT_S.get(record.image.partition("-")[0], _BOOT_S["cloud"])
+
+
+def _quiet(_text: str) -> None:
+    pass
+
+
+class Guests:
+    """The guests of one vptd. connect: a new connection to it; used for guests with ports only."""
+
+    def __init__(self, paths: RuntimePaths, connect: Callable[[], Client]) -> None:
+        self._paths = paths
+        self._connect = connect
+        self.store = Store(paths.state)
+
+    # ---- looking ----
+
+    def view(self, name: str) -> GuestView:
+        """NotFoundError: there is none of that name."""
+        record = self.store.load(name)
+        pid = _qemu.pid_of(self.store.folder(name)) if self._by_qemu(record) else None
+        return GuestView(record, "running" if pid or self._is_running(record) else "stopped", pid)
+
+    def views(self) -> list[GuestView]:
+        """All of them."""
+        return [self.view(name) for name in self.store.names()]
+
+    def configs(self) -> tuple[VmConfig, ...]:
+        """Of all of them, an existing domain's with the ports that it really has."""
+        return tuple(self._as_it_is(self.store.load(name)) for name in self.store.names())
+
+    def _as_it_is(self, record: Record) -> VmConfig:
+        if record.config.domain is None:
+            return record.config
+        try:
+            there = _attached.attached_ports(record.config, record.runtime_dir)
+        except NotFoundError:
+            there = set()
+        return record.config.model_copy(
+            update={"ports": [port for port in record.config.ports if port.port in there]}
+        )
+
+    def is_stopped(self, name: str) -> bool:
+        return self.view(name).state == "stopped"
+
+    @staticmethod
+    def check(config: VmConfig) -> None:
+        """What can be said before anything is done. NotFoundError: no such domain."""
+        if config.domain is not None:
+            _attached.check_domain(config)
+
+    @staticmethod
+    def _by_qemu(record: Record) -> bool:
+        return record.config.domain is None and record.config.via == "qemu"
+
+    def _is_running(self, record: Record) -> bool:
+        if record.config.domain is not None:
+            return _attached.is_running(record.config)
+        if record.config.via == "libvirt":
+            return _domain.is_running(record, self.store.folder(record.name))
+        return _qemu.pid_of(self.store.folder(record.name)) is not None
+
+    # ---- making ----
+
+    def boot(
+        self, config: VmConfig, new_ports: Iterable[PortConfig] = (), progress: Progress = _quiet
+    ) -> Record:
+        """Make a guest and start it; wait() waits until it is up.
+
+        new_ports: those that `config` names and that are to be made first; gone when the guest goes.
+        ExistsError: there is one of that name.
+        """
+        new_ports = list(new_ports)
+        self._check_new(config)
+        image = None if config.domain is not None else image_for(config, progress)
+        accel = "tcg" if config.domain is not None else choose_accel(config, progress)
+        record = Record(
+            config=config,
+            runtime_dir=str(self._paths.runtime),
+            created=time.time(),
+            accel=accel,
+            made_ports=[port.name for port in new_ports],
+        )
+        with self.store.changing(), self._vptd(needed=bool(config.ports)) as vptd, ExitStack() as undo:
+            self._check_new(config)
+            for port in new_ports:
+                assert vptd is not None, "config names the new ones too"
+                vptd.call("port.add", **port.model_dump(exclude_none=True))
+                undo.callback(_quietly, _delete_port, self._connect, port.name)
+            ports = look_up(vptd, config) if vptd is not None else []
+            record.macs.update({port.name: port.mac for port in ports})
+            self.store.save(record)
+            undo.callback(self.store.remove, record.name)
+            if image is not None:
+                record = prepare(record, image, self.store.folder(record.name))
+                undo.callback(_quietly, self._end, record)
+                record = self._start(record, image, ports)
+            elif vptd is not None:
+                _attached.attach(config, ports, vptd)
+            self.store.save(record)
+            undo.pop_all()
+        return record
+
+    def _vptd(self, *, needed: bool) -> AbstractContextManager[Client | None]:
+        return self._connect() if needed else nullcontext()
+
+    def _check_new(self, config: VmConfig) -> None:
+        if self.store.exists(config.name):
+            raise ExistsError(
+                f"there is a guest {config.name!r} already",
+                hint=f"vpt guest ls; to be rid of it: vpt guest rm {config.name}",
+            )
+        self.check(config)
+
+    def start(self, name: str) -> Record:
+        """Start a guest that was stopped. Nothing happens to one that runs."""
+        with self.store.changing():
+            record = self.store.load(name)
+            if record.config.domain is not None:
+                raise ConflictError(
+                    f"{name} is a domain that libvirt looks after", hint=f"virsh start {record.config.domain}"
+                )
+            if self._is_running(record):
+                return record
+            with self._vptd(needed=bool(record.config.ports)) as vptd:
+                ports = look_up(vptd, record.config) if vptd is not None else []
+            record = self._start(record, find(record.image), ports)
+            self.store.save(record)
+        return record
+
+    def _start(self, record: Record, image: BootImage, ports: list[Port]) -> Record:
+        """Start it; on another TCP port than before, if that one has been taken meanwhile."""
+        folder = self.store.folder(record.name)
+        for left in reversed(range(_TRIES)):
+            machine = machine_for(record, image, ports, folder)
+            try:
+                if record.config.via == "libvirt":
+                    folder.console.unlink(missing_ok=True)
+                    _domain.start(record, machine, ports, folder)
+                else:
+                    _qemu.start(machine, folder)
+            except VptError as error:
+                if left == 0 or "host forwarding" not in error.message:
+                    raise
+                record = record.model_copy(update={"ssh_port": free_tcp_port()})
+            else:
+                return record
+        raise AssertionError("the last try returns or raises")
+
+    # ---- being up ----
+
+    def wait(self, name: str, timeout_s: float | None = None) -> None:
+        """Until it is up: the sign on its console, then its ssh server's banner. Not for existing domains."""
+        record = self.store.load(name)
+        if record.config.domain is not None:
+            return
+        ready.wait_ready(
+            name,
+            self.store.folder(name).console,
+            record.ssh_port,
+            lambda: self._is_running(record),
+            boot_time_limit(record) if timeout_s is None else timeout_s,
+        )
+
+    def reachable(self, name: str) -> Record:
+        """The guest's record, to log in by. ConflictError: it does not run."""
+        record = self.store.load(name)
+        if record.config.domain is not None:
+            raise ConflictError(
+                f"{name} is a domain that vpt did not make, and has no key for",
+                hint="log in as you always do",
+            )
+        if not self._is_running(record):
+            raise ConflictError(f"guest {name} does not run", hint=f"vpt guest boot {name}")
+        return record
+
+    # ---- ending ----
+
+    def stop(self, name: str, grace_s: float) -> bool:
+        """Shut it down. False if it did not run. grace_s: as long as it may take; then the plug is pulled."""
+        record = self.store.load(name)
+        if record.config.domain is not None:
+            raise ConflictError(
+                f"{name} is a domain that libvirt looks after", hint=f"virsh shutdown {record.config.domain}"
+            )
+        if not self._is_running(record):
+            return False
+        # The tiny guest runs from memory, and has nobody who would hear a power button.
+        grace_s = 0 if record.image.startswith("tiny") else grace_s
+        if record.config.via == "libvirt":
+            _domain.stop(record, self.store.folder(name), grace_s=grace_s)
+        else:
+            folder = self.store.folder(name)
+            _qemu.stop(folder, grace_s=grace_s)
+            _qemu.clean(folder)
+        return True
+
+    def remove(self, name: str) -> None:
+        """End it, and take away all that it has: its process or domain, its files, the ports made for it."""
+        with self.store.changing():
+            record = self.store.load(name)
+            # Before anything is gone: without vptd its ports would stay.
+            with self._vptd(needed=bool(record.made_ports)) as vptd:
+                self._end(record)
+                if vptd is not None:
+                    for port in record.made_ports:
+                        vptd.call("port.del", name=port, if_exists=True)
+            self.store.remove(name)
+
+    def change_ports(self, config: VmConfig, add: list[str], drop: list[str]) -> None:
+        """Of an existing domain: attach these ports, detach those. `config` is what it then has."""
+        with self.store.changing():
+            record = self.store.load(config.name)
+            _attached.detach(config, drop)
+            wanted = config.model_copy(update={"ports": [p for p in config.ports if p.port in add]})
+            with self._connect() as vptd:
+                _attached.attach(config, look_up(vptd, wanted), vptd)
+            self.store.save(record.model_copy(update={"config": config}))
+
+    def _end(self, record: Record) -> None:
+        folder = self.store.folder(record.name)
+        if record.config.domain is not None:
+            _attached.detach(record.config, record.config.port_names)
+        elif record.config.via == "libvirt":
+            _domain.stop(record, folder, grace_s=0)
+            _domain.remove(record, folder)
+        else:
+            _qemu.stop(folder, grace_s=0)
+
+    # ---- names ----
+
+    def port_for(
+        self, name: str, switch: str, kind: Literal["vhost-user", "passthrough"], **settings: Any
+    ) -> PortConfig:
+        """A new port for a guest, named after it, with a random address if it is given none."""
+        with self._connect() as vptd:
+            taken = {port["name"] for port in vptd.call("port.list")["ports"]}
+            taken |= {found["name"] for found in vptd.call("switch.list")["switches"]}
+        settings.setdefault("mac", random_mac())
+        return PortConfig(name=free_name(name, taken), switch=switch, kind=kind, **settings)
+
+
+def _delete_port(connect: Callable[[], Client], name: str) -> None:
+    with connect() as vptd:
+        vptd.call("port.del", name=name, if_exists=True)
+
+
+def _quietly(action: Callable[..., object], *args: object) -> None:
+    """For undoing: what made us undo is what the user must hear of."""
+    with suppress(Exception):
+        action(*args)
