@@ -40,6 +40,7 @@ struct vpti_pass {
 	uint32_t nrun;
 	uint16_t touched[VPTI_BURST];
 	uint32_t ntouched;
+	bool vlans;                /* the switch looks at VLANs; read once, so that a tag taken off is put on */
 	uint64_t now;              /* for the storm limits, once somebody floods; 0: not looked at yet */
 	struct chain flood;
 	struct vpti_pkt *list[VPTI_DELIVER];
@@ -124,8 +125,8 @@ static bool destination_changes(const struct vpti_pass *pass, uint16_t slot)
  *
  * Return: the port's slot, or VPTI_MAC_NONE for everybody
  */
-static uint16_t find(const struct vpt_switch *sw, const struct vpti_txq *q, const struct vpti_pkt *p, uint64_t dst,
-		     uint32_t tick, enum vpt_counter *cause)
+static uint16_t find(const struct vpti_pass *pass, const struct vpt_switch *sw, const struct vpti_txq *q,
+		     const struct vpti_pkt *p, uint64_t dst, uint32_t tick, enum vpt_counter *cause)
 {
 	uint16_t slot = p->eth[0] & 1 ? VPTI_MAC_NONE : vpti_mac_lookup(&sw->macs, dst, tick);
 	const struct vpt_port *to;
@@ -135,9 +136,9 @@ static uint16_t find(const struct vpt_switch *sw, const struct vpti_txq *q, cons
 		return slot;
 	if (vpti_unlikely(slot == q->port->slot)) {
 		*cause = VPT_C_TX_DROP_NO_DEST;
-	} else if (vpti_unlikely(VPTI_READ(sw->vlans) | VPTI_READ(q->port->isolated))) {
+	} else if (vpti_unlikely(pass->vlans | VPTI_READ(q->port->isolated))) {
 		to = vpti_rcu_get(sw->port[slot]);
-		if (!to || !vpti_vlan_carries(vpti_rcu_get(to->vlans), vpti_vid(p)))
+		if (!to || (pass->vlans && !vpti_vlan_carries(vpti_rcu_get(to->vlans), vpti_vid(p))))
 			return VPTI_MAC_NONE;
 		if (VPTI_READ(q->port->isolated) && VPTI_READ(to->isolated))
 			*cause = VPT_C_TX_DROP_ISOLATED;
@@ -198,7 +199,7 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 		run = NULL;
 		if (dst != last_dst) {
 			last_dst = dst;
-			last_slot = find(sw, q, p, dst, tick, &cause);
+			last_slot = find(pass, sw, q, p, dst, tick, &cause);
 		}
 		if (vpti_unlikely(cause)) {
 			vpti_drop(q, p, cause);
@@ -240,7 +241,6 @@ static bool leaves(struct vpt_port *to, const struct vpti_pkt *p)
 /* The packets for one destination, in the order sent: those for it alone and those for everybody. */
 static uint32_t merge(struct vpti_pass *pass, struct vpti_burst *b, struct vpt_port *to)
 {
-	bool vlans = VPTI_READ(to->sw->vlans);
 	uint16_t slot = to->slot;
 	uint8_t u = pass->to[slot].first, f = pass->flood.first;
 	uint32_t n = 0, i;
@@ -252,7 +252,7 @@ static uint32_t merge(struct vpti_pass *pass, struct vpti_burst *b, struct vpt_p
 		for (i = 0; i < run->n; i++) {
 			struct vpti_pkt *p = &b->pkt[run->first + i];
 
-			if (vpti_likely(!vlans) || leaves(to, p))
+			if (vpti_likely(!pass->vlans) || leaves(to, p))
 				pass->list[n++] = p;
 		}
 		*from = run->next;
@@ -377,7 +377,7 @@ static uint32_t deliver_within_rate(struct vpti_worker *w, struct vpti_txq *from
  */
 static uint32_t deliver_to(struct vpti_worker *w, struct vpti_txq *from, struct vpt_port *to, uint32_t n, bool may_wait)
 {
-	const struct vpti_vlans *vlans = VPTI_READ(to->sw->vlans) ? vpti_rcu_get(to->vlans) : NULL;
+	const struct vpti_vlans *vlans = w->pass->vlans ? vpti_rcu_get(to->vlans) : NULL;
 	struct vpti_pkt **list = w->pass->list;
 	struct vpti_rxq *q;
 	uint32_t done, i;
@@ -487,7 +487,8 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 		return b->n;
 	}
 	n = b->n;
-	if (vpti_unlikely(VPTI_READ(q->port->sw->vlans)))
+	pass->vlans = VPTI_READ(q->port->sw->vlans);
+	if (vpti_unlikely(pass->vlans))
 		vpti_admit_vlans(q, b);
 	limited = VPTI_READ(q->port->tx.on);
 	if (vpti_unlikely(limited))

@@ -37,7 +37,7 @@ def _is_qmp(vm: str) -> bool:
 @click.option("--print-diff", is_flag=True, help="Show the change to the domain's XML, and do nothing.")
 @click.option("--mac", help="Address of the guest.  [default: a random one]")
 @click.option("--pairs", type=int, help="Queue pairs.  [default: 1]")
-@click.option("--mtu", type=int, help="Largest IP packet.  [default: 1500]")
+@click.option("--mtu", type=int, help="Largest IP packet.  [default: the switch's]")
 @click.option(
     "--policy",
     type=click.Choice(["poll", "sleep", "notify", "adaptive"]),
