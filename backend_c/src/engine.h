@@ -41,6 +41,11 @@ struct vpti_plan {
 	} e[];
 };
 
+/* Something that the control thread has a worker do between two rounds, as if a queue of its own had come up. */
+struct vpti_chore {
+	void (*run)(struct vpti_worker *w, struct vpti_chore *chore);
+};
+
 struct vpti_worker {
 	struct vpt_engine *engine;
 	struct vpti_plan *plan;
@@ -49,6 +54,7 @@ struct vpti_worker {
 	uint32_t index;
 	int cpu;
 	bool stop;
+	struct vpti_chore *chore;  /* set by the control thread, cleared by the worker when it is done */
 	uint32_t tick;             /* seconds since the engine started, coarse */
 	uint64_t *w;               /* counters */
 	uint64_t retry_ns;         /* how long a sender that waits for tokens is to be left alone; VPTI_NO_RETRY: none waits */
@@ -94,6 +100,8 @@ struct vpt_engine {
 int vpti_worker_start(struct vpt_engine *e, uint32_t index, int cpu);
 void vpti_worker_stop(struct vpti_worker *w);
 int vpti_worker_replan(struct vpti_worker *w);     /* after a change to its queues or policies; waits for workers */
+void vpti_worker_do(struct vpti_worker *w, struct vpti_chore *chore); /* control thread: returns when it is done */
+void vpti_worker_rounds(struct vpti_worker *w, uint32_t n); /* control thread: wait for n whole rounds, which begin now */
 int vpti_watch_add(struct vpti_worker *w, enum vpti_watch_kind kind, int fd, struct vpt_port *port,
 		   struct vpti_txq *q, struct vpti_watch **out);   /* duplicates fd */
 void vpti_watch_del(struct vpti_watch *watch);     /* waits for workers; NULL is fine */

@@ -13,6 +13,7 @@
 #include <sys/uio.h>
 
 #include "util.h"
+#include "vpt/vpt.h"
 
 int vpti_eventfd_dup(int32_t fd, int *out)
 {
@@ -87,6 +88,11 @@ static void aio_open(void)
 		aio = made;
 	else
 		syscall(SYS_io_destroy, made);
+}
+
+void vpt_eventfd_signal(int fd)
+{
+	vpti_eventfd_signal_peer(fd);
 }
 
 bool vpti_eventfd_signal_peer(int fd)

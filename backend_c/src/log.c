@@ -56,7 +56,7 @@ void vpti_log_signal(const struct vpti_log *log)
 	int fd = VPTI_READ(*log->event_fd);
 
 	if (fd >= 0)
-		vpti_eventfd_signal(fd);
+		vpti_eventfd_signal_peer(fd);
 }
 
 void vpti_log_mark_all(const struct vpti_log *log, const struct vpti_mem *mem)

@@ -19,7 +19,7 @@
 	(VPTI_F_VERSION_1 | VPTI_F_MRG_RXBUF | VPTI_F_INDIRECT_DESC | VPTI_F_EVENT_IDX | VPTI_F_RING_PACKED |          \
 	 VPTI_F_IN_ORDER | VPT_F_CSUM | VPT_F_GUEST_CSUM | VPT_F_GUEST_TSO4 | VPT_F_GUEST_TSO6 | VPT_F_GUEST_ECN |     \
 	 VPT_F_HOST_TSO4 | VPT_F_HOST_TSO6 | VPT_F_HOST_ECN | VPT_F_GUEST_USO4 | VPT_F_GUEST_USO6 | VPT_F_HOST_USO |   \
-	 VPT_F_MTU | VPT_F_STATUS | F_CTRL | F_MQ | F_LOG_ALL)
+	 VPT_F_MTU | VPT_F_MAC | VPT_F_STATUS | F_CTRL | F_MQ | F_LOG_ALL)
 
 /* The front-end handles the control queue; the back-end's bits only permit it (QEMU, hw/net/vhost_net.c). */
 #define F_CTRL ((1ull << 17) | (1ull << 18) | (1ull << 19) | (1ull << 21) | (1ull << 23))
@@ -448,6 +448,18 @@ int vpt_vhost_vring_set_kick(vpt_port *p, uint32_t index, int32_t fd)
 	if (!rc)
 		apply(p);
 	return rc;
+}
+
+int vpt_vhost_vring_kick(vpt_port *p, uint32_t index)
+{
+	struct vhost *vh = p->priv;
+
+	if (check(p, index))
+		return -EINVAL;
+	if (!vh->ring[index].running)
+		return -ENOENT;
+	vpti_worker_rounds(p->txq[index / 2]->worker, vh->ring[index].cfg.num / VPTI_BURST + 1);
+	return 0;
 }
 
 int vpt_vhost_vring_set_call(vpt_port *p, uint32_t index, int32_t fd)

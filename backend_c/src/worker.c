@@ -237,6 +237,10 @@ static void run(struct vpti_worker *w)
 		uint64_t now;
 
 		count(w, VPT_W_LOOPS, 1);
+		if (vpti_unlikely(VPTI_LOAD_ACQUIRE(w->chore) != NULL)) { /* pairs with vpti_worker_do() */
+			w->chore->run(w, w->chore);
+			VPTI_STORE_RELEASE(w->chore, NULL);
+		}
 		if (slept) /* before a packet is switched by addresses that expired meanwhile */
 			look_at_clock(w, plan, vpti_now_ns());
 		slept = false;
@@ -330,6 +334,28 @@ int vpti_worker_replan(struct vpti_worker *w)
 	vpti_synchronize();
 	free(old);
 	return 0;
+}
+
+static const struct timespec nap = { .tv_nsec = 20000 }; /* between two looks at a worker that the control thread waits for */
+
+void vpti_worker_do(struct vpti_worker *w, struct vpti_chore *chore)
+{
+	VPTI_STORE_RELEASE(w->chore, chore);
+	vpti_eventfd_signal(w->wake_fd);
+	while (VPTI_LOAD_ACQUIRE(w->chore))
+		nanosleep(&nap, NULL);
+}
+
+void vpti_worker_rounds(struct vpti_worker *w, uint32_t n)
+{
+	uint64_t seen = VPTI_READ(w->w[VPT_W_LOOPS]), now;
+
+	/* The round that is on may have passed a queue already: one more. A worker that sleeps is woken for each. */
+	for (n++; n; n -= (uint32_t)VPTI_MIN(now - seen, n), seen = now) {
+		vpti_eventfd_signal(w->wake_fd);
+		while ((now = VPTI_READ(w->w[VPT_W_LOOPS])) == seen)
+			nanosleep(&nap, NULL);
+	}
 }
 
 int vpti_watch_add(struct vpti_worker *w, enum vpti_watch_kind kind, int fd, struct vpt_port *port,

@@ -132,6 +132,15 @@ FAULTS = [
             (Request.REM_MEM_REG, Opaque(bytes(40)), 0),
             (Request.SET_STATUS, U64(1), 0),
             (Request.GET_STATUS, None, 0),
+            (Request.SET_LOG_BASE, Opaque(bytes(16)), 1),
+            (Request.SET_LOG_FD, None, 1),
+            (Request.SEND_RARP, U64(2), 0),
+            (Request.SET_BACKEND_REQ_FD, None, 1),
+            (Request.GET_CONFIG, Opaque(bytes(12)), 0),
+            (Request.SET_CONFIG, Opaque(bytes(12)), 0),
+            (Request.VRING_KICK, VringState(0, 0), 0),
+            (Request.SET_DEVICE_STATE_FD, Opaque(bytes(8)), 1),
+            (Request.CHECK_DEVICE_STATE, None, 0),
         ]
     ),
     Fault(
@@ -170,7 +179,14 @@ FAULTS = [
     ),
     Fault("S19 ECN without TSO", Rule.BAD_VALUE, message(2, U64(int(PLAIN | F.CSUM | F.HOST_ECN))), owner),
     Fault(
-        "S20 in-band notifications", Rule.NOT_OFFERED, message(Request.SET_PROTOCOL_FEATURES, U64(1 << 14))
+        "S20 in-band notifications without their channel",
+        Rule.NOT_NEGOTIATED,
+        message(Request.SET_PROTOCOL_FEATURES, U64(1 << 14)),
+    ),
+    Fault(
+        "S20 a protocol feature that does not exist",
+        Rule.NOT_OFFERED,
+        message(Request.SET_PROTOCOL_FEATURES, U64(1 << 63)),
     ),
     *(
         Fault(

@@ -102,6 +102,7 @@ class Host:
         *,
         pairs: int = 1,
         mtu: int = 1500,
+        mac: str | bytes | None = None,
         message_timeout_s: float = 10.0,
         switch: Switch | None = None,
         **port: Any,
@@ -109,7 +110,7 @@ class Host:
         """Add a vhost-user port, to the first switch if to no other, and listen."""
         sw = switch or self.switch
         port.setdefault("policy", Policy.adaptive(20))
-        p = self.call(lambda: sw.add_port(name, Kind.VHOST_USER, pairs=pairs, mtu=mtu, **port))
+        p = self.call(lambda: sw.add_port(name, Kind.VHOST_USER, pairs=pairs, mtu=mtu, mac=mac, **port))
         path = self._directory / f"{name}.sock"
         transport = VhostUserTransport(
             p,
@@ -117,6 +118,7 @@ class Host:
             log=PortLog(LOG, name),
             max_pairs=pairs,
             mtu=mtu,
+            mac=bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac,
             message_timeout_s=message_timeout_s,
         )
         self.run(transport.start())

@@ -47,12 +47,16 @@ FIRST_LAP = 0x8000_8000  # base of a packed ring: index 0, wrap counter 1, for b
 ALL_PROTOCOL = (
     ProtocolFeature.MQ
     | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.RARP
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.NET_MTU
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
     | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
+    | ProtocolFeature.DEVICE_STATE
 )
 PLAIN = F.VERSION_1 | F.PROTOCOL_FEATURES
 USUAL = PLAIN | F.MRG_RXBUF | F.INDIRECT_DESC | F.EVENT_IDX
@@ -386,12 +390,15 @@ class FrontEnd:
 
     # ---- frames ----
 
-    def fill(self, pair: int = 0, count: int | None = None) -> None:
-        """Post receive buffers, by default as many as there are descriptors."""
+    def fill(self, pair: int = 0, count: int | None = None, *, kick: bool = True) -> None:
+        """Post receive buffers, by default as many as there are descriptors. kick: and say so by eventfd."""
         p = self.pairs[pair]
         for _ in range(p.rx.free if count is None else count):
             self._post(p)
-        p.rx.kick()
+        if kick:
+            p.rx.kick()
+        else:
+            p.rx.publish()
 
     def _post(self, p: _Pair) -> None:
         (slot,) = p.rx.peek_free(1)

@@ -177,6 +177,8 @@ class Ports:
             managed.port.set_policy(policy_of(config.policy))
         if config.link != managed.config.link:
             managed.port.set_link(config.link == "up")
+            if managed.transport is not None:
+                managed.transport.set_link(config.link == "up")
         managed.config = config
 
     async def list_all(self, request: models.NullableName) -> models.PortList:

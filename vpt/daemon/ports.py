@@ -82,6 +82,9 @@ class _NullTransport:
     def on_event(self, event: Event) -> None:
         pass
 
+    def set_link(self, up: bool) -> None:
+        pass
+
     def describe(self) -> dict[str, Any]:
         return {"protocol": "none"}
 
@@ -190,6 +193,8 @@ def _vhost_user(config: PortConfig, port: Port, context: Context, log: PortLog) 
         log=log,
         max_pairs=config.pairs,
         mtu=config.mtu or 0,
+        mac=bytes.fromhex(config.mac.replace(":", "")) if config.mac else None,
+        link_up=config.link == "up",
         socket_mode=int(config.socket_mode, 8),
         group=context.group,
         replace_stale=_owned(path, context),

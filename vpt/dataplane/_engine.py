@@ -310,6 +310,14 @@ class Port:
         hints = {errno.EINVAL: "VLANs are 1..4094; anti-spoofing needs an address; see vpt.h for the limits"}
         self._check(lib.vpt_port_set_rules(self._handle(), opts), "rules", hints)
 
+    def inject(self, frame: bytes) -> None:
+        """Send a frame in the place of the peer: its source is learned here. ENETDOWN: the link is down."""
+        self._check(lib.vpt_port_inject(self._handle(), frame, len(frame)), f"send {len(frame)} bytes")
+
+    def learn(self, mac: str | bytes, vlan: int = 0) -> None:
+        """As if that address had been heard here. ENOSPC: no room; EEXIST: another's; EACCES: other VLAN."""
+        self._check(lib.vpt_port_learn(self._handle(), mac_bytes(mac), vlan), f"learn {mac!r}")
+
     def state(self) -> PortState:
         """A moment's view of port and peer."""
         out = ffi.new("struct vpt_port_state *")
@@ -408,6 +416,10 @@ class Port:
     def vring_set_call(self, index: int, fd: int) -> None:
         """Replace the call eventfd of a running ring; -1: nobody listens."""
         self._check(lib.vpt_vhost_vring_set_call(self._handle(), index, fd), f"call of ring {index}")
+
+    def vring_kick(self, index: int) -> None:
+        """See to it that the port is served, and return when what was in its rings has been taken."""
+        self._check(lib.vpt_vhost_vring_kick(self._handle(), index), f"kick ring {index}")
 
     def vhost_log_set(self, fd: int, offset: int, size: int) -> None:
         """The dirty log, in use while VHOST_F_LOG_ALL is on. ERANGE: it ends before memory does."""

@@ -18,6 +18,7 @@ __all__ = [
     "region_create",
     "region_opts",
     "region_size",
+    "signal_eventfd",
     "vec_cfg",
     "vec_count",
     "vec_rx",
@@ -90,6 +91,11 @@ def event_passed(at: int, old: int, new_index: int, slots: int) -> bool:
 def vhost_features() -> int:
     """virtio-net, vhost and ring feature bits that the data plane implements."""
     return int(lib.vpt_vhost_features())
+
+
+def signal_eventfd(fd: int) -> None:
+    """Add one to an eventfd that an untrusted process has too; never blocks, whatever that does to it."""
+    lib.vpt_eventfd_signal(fd)
 
 
 def vhost_inflight_size(*, packed: bool, queues: int, queue_size: int) -> int:

@@ -8,11 +8,15 @@ Knows nothing of rings, switches or sockets' lives: the back-end session
 from vpt.vhost_user.codec import Decoder, Message, close_fds, encode, receive, send_message, send_some
 from vpt.vhost_user.features import DeviceStatus, ProtocolFeature, VirtioFeature, feature_names
 from vpt.vhost_user.messages import (
+    BACKEND_SPECS,
     MAX_FDS,
     MAX_PAYLOAD,
     MAX_REGIONS,
     SPECS,
     U64,
+    BackendRequest,
+    DeviceConfig,
+    DeviceStateFd,
     Empty,
     Flag,
     Inflight,
@@ -34,12 +38,16 @@ from vpt.vhost_user.messages import (
 )
 
 __all__ = [
+    "BACKEND_SPECS",
     "MAX_FDS",
     "MAX_PAYLOAD",
     "MAX_REGIONS",
     "SPECS",
     "U64",
+    "BackendRequest",
     "Decoder",
+    "DeviceConfig",
+    "DeviceStateFd",
     "DeviceStatus",
     "Empty",
     "Flag",

@@ -15,7 +15,7 @@ import contextlib
 import os
 import socket
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vpt.vhost_user.messages import (
@@ -97,11 +97,13 @@ def encode(
 class Decoder:
     """Incremental decoder of one direction of one connection.
 
-    replies: decode what a back-end answers instead of what a front-end asks. After a RuleError the stream
-    has no meaning any more: the decoder holds no descriptor and must not be fed again.
+    specs: the table of the side that asks, the front-end's by default. replies: decode what is answered
+    instead of what is asked. After a RuleError the stream has no meaning any more: the decoder holds no
+    descriptor and must not be fed again.
     """
 
-    def __init__(self, *, replies: bool = False) -> None:
+    def __init__(self, specs: Mapping[int, MessageSpec] = SPECS, *, replies: bool = False) -> None:
+        self._specs = specs
         self._replies = replies
         self._head: tuple[int, int, int] | None = None
         self._buffer = bytearray()
@@ -175,7 +177,7 @@ class Decoder:
         return request, flags, size
 
     def _payload_type(self, request: int) -> type[Payload]:
-        spec = SPECS.get(request)
+        spec = self._specs.get(request)
         if spec is None:
             return Opaque
         return spec.reply_payload if self._replies else spec.payload
@@ -187,7 +189,7 @@ class Decoder:
         self._buffer.clear()
         self._head = None
         payload = self._payload_type(request).unpack(body)
-        spec = SPECS.get(request)
+        spec = self._specs.get(request)
         if spec is not None:
             fewest, most = spec.reply_fds if self._replies else spec.fds
             if not fewest <= len(self._fds) <= most:

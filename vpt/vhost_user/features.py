@@ -9,12 +9,17 @@ class ProtocolFeature(IntFlag):
 
     MQ = 1 << 0
     LOG_SHMFD = 1 << 1
+    RARP = 1 << 2
     REPLY_ACK = 1 << 3
     NET_MTU = 1 << 4
+    BACKEND_REQ = 1 << 5
+    CONFIG = 1 << 9
     INFLIGHT_SHMFD = 1 << 12
     RESET_DEVICE = 1 << 13
+    INBAND_NOTIFICATIONS = 1 << 14
     CONFIGURE_MEM_SLOTS = 1 << 15
     STATUS = 1 << 16
+    DEVICE_STATE = 1 << 19
 
 
 class VirtioFeature(IntFlag):

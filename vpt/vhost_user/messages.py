@@ -64,13 +64,16 @@ class Rule(StrEnum):
 class RuleError(ProtocolError):
     """A peer broke a rule of the protocol: `rule` says which, `detail` what was seen.
 
+    fatal: a negative acknowledgement is not enough.
+
     No user's error, so it carries no hint: the session turns it into a counter, a log line and the end of the
     connection.
     """
 
-    def __init__(self, rule: Rule, detail: str) -> None:
+    def __init__(self, rule: Rule, detail: str, *, fatal: bool = False) -> None:
         super().__init__(f"{rule}: {detail}")
         self.rule = rule
+        self.fatal = fatal
         self.detail = detail
 
 
@@ -95,15 +98,30 @@ class Request(IntEnum):
     SET_PROTOCOL_FEATURES = 16
     GET_QUEUE_NUM = 17
     SET_VRING_ENABLE = 18
+    SEND_RARP = 19
     NET_SET_MTU = 20
+    SET_BACKEND_REQ_FD = 21
+    GET_CONFIG = 24
+    SET_CONFIG = 25
     GET_INFLIGHT_FD = 31
     SET_INFLIGHT_FD = 32
     RESET_DEVICE = 34
+    VRING_KICK = 35
     GET_MAX_MEM_SLOTS = 36
     ADD_MEM_REG = 37
     REM_MEM_REG = 38
     SET_STATUS = 39
     GET_STATUS = 40
+    SET_DEVICE_STATE_FD = 42
+    CHECK_DEVICE_STATE = 43
+
+
+class BackendRequest(IntEnum):
+    """Back-end to front-end requests, on the socket of SET_BACKEND_REQ_FD."""
+
+    CONFIG_CHANGE_MSG = 2
+    VRING_CALL = 4
+    VRING_ERR = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +245,49 @@ class LogTaken(Payload):
     def unpack(cls, data: bytes) -> Self:
         """The zero, also where there is none."""
         return cls(*cls.WIRE.unpack(data)) if data else cls()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig(Payload):
+    """A piece of the device's configuration space, and what it is for."""
+
+    WIRE: ClassVar[Struct] = Struct("=III")  # offset, size of the data, flags
+    MAX_SIZE: ClassVar[int] = 256
+    BY_DRIVER: ClassVar[int] = 0
+    BY_MIGRATION: ClassVar[int] = 1
+    offset: int
+    flags: int
+    data: bytes
+
+    @classmethod
+    def size_ok(cls, size: int) -> bool:
+        """The head and no more than the space has."""
+        return cls.WIRE.size <= size <= cls.WIRE.size + cls.MAX_SIZE
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The size in the head must be the one that the message gives."""
+        offset, size, flags = cls.WIRE.unpack_from(data)
+        content = data[cls.WIRE.size :]
+        if size != len(content):
+            raise RuleError(Rule.BAD_PAYLOAD, f"says {size} bytes of configuration, brings {len(content)}")
+        return cls(offset, flags, content)
+
+    def pack(self) -> bytes:
+        """The bytes on the wire."""
+        return self.WIRE.pack(self.offset, len(self.data), self.flags) + self.data
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStateFd(Payload):
+    """Which way a device's state goes, in which phase of the migration. NOFD, in the reply: no descriptor."""
+
+    WIRE: ClassVar[Struct] = Struct("=II")
+    SAVE: ClassVar[int] = 0
+    LOAD: ClassVar[int] = 1
+    NOFD: ClassVar[int] = 1 << 8
+    direction: int
+    phase: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +426,7 @@ class MessageSpec:
     of SET_OWNER. rings: state that it needs the named ring in.
     """
 
-    request: Request
+    request: Request | BackendRequest
     payload: type[Payload] = Empty
     fds: tuple[int, int] = (0, 0)
     reply: type[Payload] | None = None
@@ -403,15 +464,37 @@ _SPECS = (
     MessageSpec(Request.SET_PROTOCOL_FEATURES, U64, before_owner=True),
     MessageSpec(Request.GET_QUEUE_NUM, reply=U64, needs=_F.MQ, before_owner=True),
     MessageSpec(Request.SET_VRING_ENABLE, VringState),
+    MessageSpec(Request.SEND_RARP, U64, needs=_F.RARP),
+    MessageSpec(Request.SET_BACKEND_REQ_FD, fds=(1, 1), needs=_F.BACKEND_REQ, before_owner=True),
+    MessageSpec(Request.GET_CONFIG, DeviceConfig, reply=DeviceConfig, needs=_F.CONFIG, before_owner=True),
+    MessageSpec(Request.SET_CONFIG, DeviceConfig, needs=_F.CONFIG),
     MessageSpec(Request.NET_SET_MTU, U64, needs=_F.NET_MTU),
     MessageSpec(Request.GET_INFLIGHT_FD, Inflight, reply=Inflight, reply_fds=(1, 1), needs=_F.INFLIGHT_SHMFD),
     MessageSpec(Request.SET_INFLIGHT_FD, Inflight, fds=(1, 1), needs=_F.INFLIGHT_SHMFD),
+    MessageSpec(Request.VRING_KICK, VringState, needs=_F.INBAND_NOTIFICATIONS),
     MessageSpec(Request.RESET_DEVICE, needs=_F.RESET_DEVICE),
     MessageSpec(Request.GET_MAX_MEM_SLOTS, reply=U64, needs=_F.CONFIGURE_MEM_SLOTS, before_owner=True),
     MessageSpec(Request.ADD_MEM_REG, MemReg, fds=(1, 1), needs=_F.CONFIGURE_MEM_SLOTS),
     MessageSpec(Request.REM_MEM_REG, MemReg, fds=(0, 1), needs=_F.CONFIGURE_MEM_SLOTS),
     MessageSpec(Request.SET_STATUS, U64, needs=_F.STATUS),
     MessageSpec(Request.GET_STATUS, reply=U64, needs=_F.STATUS),
+    MessageSpec(
+        Request.SET_DEVICE_STATE_FD,
+        DeviceStateFd,
+        fds=(1, 1),
+        reply=U64,
+        reply_fds=(0, 1),
+        needs=_F.DEVICE_STATE,
+    ),
+    MessageSpec(Request.CHECK_DEVICE_STATE, reply=U64, needs=_F.DEVICE_STATE),
 )
 
 SPECS: Mapping[int, MessageSpec] = MappingProxyType({int(spec.request): spec for spec in _SPECS})
+
+_BACKEND_SPECS = (
+    MessageSpec(BackendRequest.CONFIG_CHANGE_MSG, needs=_F.CONFIG),
+    MessageSpec(BackendRequest.VRING_CALL, VringState, needs=_F.INBAND_NOTIFICATIONS),
+    MessageSpec(BackendRequest.VRING_ERR, VringState, needs=_F.INBAND_NOTIFICATIONS),
+)
+
+BACKEND_SPECS: Mapping[int, MessageSpec] = MappingProxyType({int(s.request): s for s in _BACKEND_SPECS})

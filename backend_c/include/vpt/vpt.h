@@ -182,6 +182,9 @@ struct vpt_stats {
 	struct vpt_stats_block block[4096];
 };
 
+/* Add one to an eventfd that an untrusted process has too; never sleeps, whatever that does to it. Any thread. */
+void vpt_eventfd_signal(int fd);
+
 /* ---- switch ---- */
 
 struct vpt_switch_opts {
@@ -232,6 +235,17 @@ uint32_t vpt_port_id(const vpt_port *p);          /* unique within the engine, n
 int vpt_port_set_policy(vpt_port *p, const struct vpt_policy *policy);
 /* Administrative link state. Down: nothing is delivered, nothing taken. Ring peers are told by a CFG interrupt. */
 int vpt_port_set_link(vpt_port *p, int up);
+/*
+ * Send one Ethernet frame in the place of the port's peer: its source address is learned there, and it goes where the switch
+ * sends it. No offloads, not counted as the port's. -EINVAL: shorter than a header or longer than the port's frames; -ENETDOWN:
+ * link down, or broken. Waits for the port's worker.
+ */
+int vpt_port_inject(vpt_port *p, const void *frame, uint32_t len);
+/*
+ * As if that unicast address had been heard there, in that VLAN (0: without tag). -EINVAL; -EACCES: the port does not carry the
+ * VLAN; -EEXIST: another port's own, or not this one's only address; -ENOSPC: no room for it.
+ */
+int vpt_port_learn(vpt_port *p, const uint8_t *mac, uint16_t vlan);
 
 /* ---- what a port may send and gets ---- */
 
@@ -394,6 +408,11 @@ int vpt_vhost_vring_set_call(vpt_port *p, uint32_t index, int32_t fd);
 int vpt_vhost_log_set(vpt_port *p, int fd, uint64_t offset, uint64_t size);
 int vpt_vhost_log_event(vpt_port *p, int fd);
 int vpt_vhost_vring_log(vpt_port *p, uint32_t index, int on, uint64_t used_gpa);
+/*
+ * A kick that is not by eventfd. Returns when the worker has gone through the port's queues as often as it takes to empty a full
+ * ring of these: for front-ends that count on it, not for speed. -ENOENT: the ring does not run.
+ */
+int vpt_vhost_vring_kick(vpt_port *p, uint32_t index);
 /* Stop all rings, forget features, memory, log and breakdown: the state before the first message. Waits for workers. */
 int vpt_vhost_reset(vpt_port *p);
 

@@ -29,5 +29,8 @@ class Transport(Protocol):
     def on_event(self, event: Event) -> None:
         """An event of this port from the data plane."""
 
+    def set_link(self, up: bool) -> None:
+        """The data plane knows of the port's administrative link: tell a peer that it cannot reach."""
+
     def describe(self) -> dict[str, Any]:
         """State and counters, ready for JSON."""

@@ -127,6 +127,9 @@ class RingTransport:
             self._log.info("driver reset")
         self._ready = ready
 
+    def set_link(self, up: bool) -> None:
+        """Nothing to add to what the data plane does."""
+
     def describe(self) -> dict[str, Any]:
         peer = self._holder.peer(self._record.name)
         return {

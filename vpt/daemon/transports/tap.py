@@ -72,6 +72,9 @@ class TapTransport:
     def on_event(self, event: Event) -> None:
         say_broken(self._log, event)
 
+    def set_link(self, up: bool) -> None:
+        """Nothing to add to what the data plane does."""
+
     def describe(self) -> dict[str, Any]:
         return {"protocol": "tap", "ifname": self.ifname}
 

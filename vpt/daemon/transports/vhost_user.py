@@ -137,6 +137,7 @@ class VhostUserTransport:
     port: of kind vhost-user, with at least max_pairs queue pairs; nobody else may use its vhost functions.
     socket_path: where to listen; replace_stale: a socket there that nobody listens on is our own. log:
     rate-limited, as PortLog is, since peers can cause its lines. mtu: the largest that a front-end may set.
+    mac, link_up: what the configuration space says, to front-ends that have none of their own.
     message_timeout_s: how long a message may take to arrive, or a reply to be taken.
 
     All methods are for the event loop's thread. Embeddable: needs no daemon, only someone who passes the
@@ -151,6 +152,8 @@ class VhostUserTransport:
         log: PortLog,
         max_pairs: int,
         mtu: int,
+        mac: bytes | None = None,
+        link_up: bool = True,
         socket_mode: int = 0o660,
         group: int | None = None,
         replace_stale: bool = True,
@@ -161,6 +164,8 @@ class VhostUserTransport:
         self._log = log
         self._max_pairs = max_pairs
         self._mtu = mtu
+        self._mac = mac
+        self._link_up = link_up
         self._mode = socket_mode
         self._group = group
         self._replace_stale = replace_stale
@@ -192,6 +197,7 @@ class VhostUserTransport:
         if event.type != EventType.BROKEN or not reason or self._client is None:
             return
         self._counters["broken"] += 1
+        self._client.session.tell_broken(event.queue)
         self._end(self._client)
         self._log.warning(
             "port broken, front-end dropped: %s, queue %d, detail %#x",
@@ -199,6 +205,12 @@ class VhostUserTransport:
             event.queue,
             event.detail,
         )
+
+    def set_link(self, up: bool) -> None:
+        """The port's link was set: a front-end that asks for the configuration is told."""
+        self._link_up = up
+        if self._client is not None:
+            self._client.session.set_link(up)
 
     def describe(self) -> dict[str, Any]:
         """State and counters, ready for JSON."""
@@ -254,7 +266,14 @@ class VhostUserTransport:
             self._log.warning("second front-end refused: one is connected")
             return
         sock.setblocking(False)
-        session = Session(self._port, max_pairs=self._max_pairs, mtu=self._mtu, counters=self._counters)
+        session = Session(
+            self._port,
+            max_pairs=self._max_pairs,
+            mtu=self._mtu,
+            mac=self._mac,
+            link_up=self._link_up,
+            counters=self._counters,
+        )
         self._client = _Connection(self, sock, session, self._timeout_s)
         self._counters["connections"] += 1
         self._log.info("front-end connected: pid %d, uid %d", self._client.peer.pid, self._client.peer.uid)

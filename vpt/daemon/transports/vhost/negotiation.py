@@ -16,6 +16,9 @@ from vpt.vhost_user import (
     feature_names,
 )
 
+# "The back-end should close the connection", the specification says of in-band notifications without these.
+_INBAND_NEEDS = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
+
 
 def _get_features(state: State, _message: Message) -> Payload:
     return U64(state.offered)
@@ -44,6 +47,8 @@ def _set_protocol_features(state: State, message: Message) -> None:
     if value & ~state.offered_protocol:
         names = ", ".join(feature_names(value & ~state.offered_protocol, ProtocolFeature))
         raise RuleError(Rule.NOT_OFFERED, names)
+    if value & ProtocolFeature.INBAND_NOTIFICATIONS and _INBAND_NEEDS & ~value:
+        raise RuleError(Rule.NOT_NEGOTIATED, "in-band notifications need BACKEND_REQ, REPLY_ACK", fatal=True)
     state.protocol = value
 
 

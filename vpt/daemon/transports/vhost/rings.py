@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 
+from vpt.daemon.transports.vhost import calls
 from vpt.daemon.transports.vhost.state import Group, Ring, State, is_eventfd, payload_of, port_refuses
 from vpt.dataplane import Vring
 from vpt.vhost_user import (
@@ -68,7 +69,7 @@ def _set_vring_kick(state: State, message: Message) -> None:
         with port_refuses(Rule.BAD_FD, f"ring {ring.index}"):
             state.port.vring_set_kick(ring.index, fd)
     else:
-        _start(state, ring, fd)
+        start(state, ring, fd)
 
 
 def _set_vring_call(state: State, message: Message) -> None:
@@ -81,8 +82,10 @@ def _set_vring_call(state: State, message: Message) -> None:
 
 
 def _set_vring_err(state: State, message: Message) -> None:
-    # A broken ring is announced by closing the connection, which no front-end can overlook.
-    _ring_and_eventfd(state, message)
+    # Besides, a broken ring is announced by closing the connection, which no front-end can overlook.
+    ring, _ = _ring_and_eventfd(state, message)
+    owned = message.take_fd()
+    ring.set_err(-1 if owned is None else owned)
 
 
 def _set_vring_enable(state: State, message: Message) -> None:
@@ -115,7 +118,8 @@ def _ring_and_eventfd(state: State, message: Message) -> tuple[Ring, int]:
     return ring, message.fds[0]
 
 
-def _start(state: State, ring: Ring, kick_fd: int) -> None:
+def start(state: State, ring: Ring, kick_fd: int) -> None:
+    """Start it as it was described, or raise RuleError(BAD_RING). kick_fd stays the caller's; -1: polled."""
     if ring.addr is None or ring.num == 0:
         raise RuleError(Rule.BAD_RING, f"ring {ring.index} has no {'size' if ring.addr else 'addresses'}")
     vring = Vring(
@@ -125,7 +129,7 @@ def _start(state: State, ring: Ring, kick_fd: int) -> None:
         avail_uva=ring.addr.avail,
         used_uva=ring.addr.used,
         kick_fd=kick_fd,
-        call_fd=ring.call_fd,
+        call_fd=calls.descriptor(state, ring),
     )
     state.port.vring_enable(ring.index, ring.enabled or state.always_enabled)
     with port_refuses(Rule.BAD_RING, f"ring {ring.index}", or_by={errno.EILSEQ: Rule.BAD_INFLIGHT}):

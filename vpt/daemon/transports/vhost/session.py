@@ -16,7 +16,20 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
-from vpt.daemon.transports.vhost import device, inflight, log, memory, negotiation, rings
+from vpt.daemon.transports.vhost import (
+    announce,
+    backend,
+    calls,
+    config,
+    device,
+    device_state,
+    inband,
+    inflight,
+    log,
+    memory,
+    negotiation,
+    rings,
+)
 from vpt.daemon.transports.vhost.state import Group, Handler, Reply, State
 from vpt.vhost_user import (
     U64,
@@ -43,6 +56,11 @@ _GROUPS: tuple[Group, ...] = (
     log.GROUP,
     inflight.GROUP,
     rings.GROUP,
+    announce.GROUP,
+    backend.GROUP,
+    config.GROUP,
+    inband.GROUP,
+    device_state.GROUP,
 )
 _HANDLERS: dict[Request, Handler] = {
     request: handler for group in _GROUPS for request, handler in group.handlers.items()
@@ -56,13 +74,38 @@ _ACK = U64(0)
 class Session:
     """Back-end side of one connection. The caller resets the port before the first and after the last one."""
 
-    def __init__(self, port: Port, *, max_pairs: int, mtu: int, counters: Counter[str]) -> None:
+    def __init__(
+        self,
+        port: Port,
+        *,
+        max_pairs: int,
+        mtu: int,
+        counters: Counter[str],
+        mac: bytes | None = None,
+        link_up: bool = True,
+    ) -> None:
         self._counters = counters
-        self._state = State(port, offered_protocol=OFFERED_PROTOCOL, max_pairs=max_pairs, mtu=mtu)
+        self._state = State(
+            port,
+            offered_protocol=OFFERED_PROTOCOL,
+            max_pairs=max_pairs,
+            mtu=mtu,
+            mac=mac,
+            link_up=link_up,
+        )
 
     def close(self) -> None:
         """Let go of the descriptors."""
         self._state.close()
+
+    def set_link(self, up: bool) -> None:
+        """The port's link was set; the front-end is told, if it keeps its configuration here."""
+        self._state.link_up = up
+        config.tell_changed(self._state)
+
+    def tell_broken(self, pair: int) -> None:
+        """Tell the front-end that rings of this pair broke."""
+        calls.tell_broken(self._state, pair)
 
     def describe(self) -> dict[str, Any]:
         """What was negotiated and how the rings are, for people and for ``vpt show``."""
@@ -100,8 +143,8 @@ class Session:
             self._admit(message)
             answer = _HANDLERS[Request(message.request)](self._state, message)
         except RuleError as error:
-            error = RuleError(error.rule, f"{message.name}: {error.detail}")
-            if not acknowledge:
+            error = RuleError(error.rule, f"{message.name}: {error.detail}", fatal=error.fatal)
+            if not acknowledge or error.fatal:
                 raise error from None
             self._counters[error.rule] += 1
             self._counters["refused"] += 1

@@ -25,6 +25,9 @@ from vpt.vhost_user import (
 )
 
 if TYPE_CHECKING:
+    from vpt.daemon.transports.vhost.calls import InbandCall
+    from vpt.daemon.transports.vhost.channel import Channel
+    from vpt.daemon.transports.vhost.device_state import Transfer
     from vpt.dataplane import Port
 
 P = TypeVar("P", bound=Payload)
@@ -58,9 +61,12 @@ class Ring:
     enabled: bool = False
     running: bool = False
     call_fd: int = -1  # owned
+    call_given: bool = False  # there was a SET_VRING_CALL, perhaps without a descriptor
+    err_fd: int = -1  # owned
+    inband_call: InbandCall | None = None
 
     def reset(self) -> None:
-        """As it was before the first message, but for the call descriptor."""
+        """As it was before the first message, but for the descriptors to notify by."""
         self.num = 0
         self.base = None
         self.addr = None
@@ -69,6 +75,16 @@ class Ring:
     def set_call(self, fd: int) -> None:
         """Own fd from now on (-1: none) in place of the one before."""
         old, self.call_fd = self.call_fd, fd
+        self.call_given = True
+        if old >= 0:
+            os.close(old)
+        if self.inband_call is not None:
+            self.inband_call.close()
+            self.inband_call = None
+
+    def set_err(self, fd: int) -> None:
+        """Own fd from now on (-1: none) in place of the one before."""
+        old, self.err_fd = self.err_fd, fd
         if old >= 0:
             os.close(old)
 
@@ -76,12 +92,27 @@ class Ring:
 class State:
     """One connection's state. The port's data plane has been reset when it begins."""
 
-    def __init__(self, port: Port, *, offered_protocol: int, max_pairs: int, mtu: int) -> None:
+    def __init__(
+        self,
+        port: Port,
+        *,
+        offered_protocol: int,
+        max_pairs: int,
+        mtu: int,
+        mac: bytes | None = None,
+        link_up: bool = True,
+    ) -> None:
         self.port = port
         self.offered_protocol = int(offered_protocol)
         self.mtu_limit = mtu
         self.max_pairs = max_pairs
+        self.mac = mac
+        self.link_up = link_up
         self.offered = vhost_features() | VirtioFeature.PROTOCOL_FEATURES.value
+        if mac is None:
+            self.offered &= ~int(VirtioFeature.MAC)
+        self.channel: Channel | None = None
+        self.transfer: Transfer | None = None
         self.owner = False
         self.features: int | None = None
         self.protocol = 0
@@ -118,6 +149,16 @@ class State:
         """Let go of the descriptors."""
         for ring in self.rings:
             ring.set_call(-1)
+            ring.set_err(-1)
+        if self.channel is not None:
+            self.channel.close()
+        self.drop_transfer()
+
+    def drop_transfer(self) -> None:
+        """The device state that was on its way is not wanted any more."""
+        if self.transfer is not None:
+            self.transfer.close()
+            self.transfer = None
 
 
 Handler = Callable[[State, Message], "Payload | Reply | None"]

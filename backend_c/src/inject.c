@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * inject.c - what the control thread says in the place of a port's peer
+ *
+ * A frame goes through the switch as if the port's worker had taken it from a queue: its source is learned there, and whoever
+ * it is for gets it. The worker does so itself, between two rounds, since what it writes to has no other writer.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "engine.h"
+#include "switch.h"
+#include "take.h"
+
+/* A transmit queue with one frame. */
+struct one_frame {
+	struct vpti_txq q;
+	const uint8_t *frame;
+	uint32_t len;
+	uint64_t c[VPT_C_COUNT];   /* nobody's: the port's own have one writer, its worker */
+};
+
+static void one_take(struct vpti_txq *q, struct vpti_burst *b)
+{
+	struct one_frame *one = vpti_container_of(q, struct one_frame, q);
+	struct vpti_pkt *p = &b->pkt[0];
+
+	memset(&p->hdr, 0, sizeof(p->hdr));
+	p->first = (struct vpti_frag){ (uint8_t *)(uintptr_t)one->frame, one->len };
+	p->more = b->frag;
+	p->nmore = 0;
+	p->len = one->len;
+	b->n = 1;
+	vpti_take_check(q, p);
+}
+
+static void one_release(struct vpti_txq *q, const struct vpti_burst *b, uint32_t n)
+{
+	(void)q;
+	(void)b;
+	(void)n;
+}
+
+static const struct vpti_txq_ops one_ops = { .take = one_take, .release = one_release };
+
+struct injection {
+	struct vpti_chore chore;
+	struct one_frame one;
+};
+
+/* Whom it went to is told at the end of the round that follows. */
+static void inject(struct vpti_worker *w, struct vpti_chore *chore)
+{
+	vpti_switch_forward(w, &vpti_container_of(chore, struct injection, chore)->one.q);
+}
+
+int vpt_port_inject(vpt_port *p, const void *frame, uint32_t len)
+{
+	struct injection i = { .chore.run = inject, .one = { .frame = frame, .len = len } };
+
+	if (len < VPTI_ETH_HLEN || len > p->max_len)
+		return -EINVAL;
+	if (!vpti_port_runs(p))
+		return -ENETDOWN;
+	i.one.q = (struct vpti_txq){ .ops = &one_ops, .port = p, .c = i.one.c, .last_src = UINT64_MAX };
+	vpti_worker_do(p->txq[0]->worker, &i.chore);
+	return 0;
+}
+
+int vpt_port_learn(vpt_port *p, const uint8_t *mac, uint16_t vlan)
+{
+	uint32_t tick = (uint32_t)((vpti_now_ns() - p->engine->start_ns) / 1000000000u);
+	uint64_t only = p->only_mac;
+
+	if (mac[0] & 1 || !vpti_mac48(mac) || vlan >= VPTI_VLAN_NONE)
+		return -EINVAL;
+	if (p->sw->vlans ? !vpti_vlan_carries(p->vlans, vlan) : vlan)
+		return -EACCES;
+	if (only && vpti_mac48(mac) != only)
+		return -EEXIST;
+	switch (vpti_mac_learn(&p->sw->macs, (uint64_t)vlan << 48 | vpti_mac48(mac), p->slot, tick)) {
+	case VPTI_LEARN_SPOOFED:
+		return -EEXIST;
+	case VPTI_LEARN_FULL:
+		return -ENOSPC;
+	default:
+		return 0;
+	}
+}

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What the back-end asks of its front-end, and the messages that this takes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from struct import unpack_from
+
+import pytest
+
+from support.host import Host, open_things
+from vpt.conform.back_channel import BackChannel
+from vpt.conform.frames import MAC_A, MAC_B, frame, number
+from vpt.conform.front_end import ALL_PROTOCOL, FrontEnd, eventually
+from vpt.conform.split_queue import Buffer
+from vpt.vhost_user import (
+    U64,
+    BackendRequest,
+    DeviceConfig,
+    ProtocolFeature,
+    Request,
+    VirtioFeature,
+    VringFd,
+    VringState,
+    encode,
+)
+
+P = ProtocolFeature
+Connect = Callable[..., FrontEnd]
+INBAND = int(ALL_PROTOCOL | P.INBAND_NOTIFICATIONS)
+
+
+@pytest.fixture
+def channel() -> Iterator[Callable[[FrontEnd], BackChannel]]:
+    """Make back channels that are closed at the end."""
+    with ExitStack() as stack:
+        yield lambda fe: stack.enter_context(BackChannel(fe))
+
+
+# ---- the channel ----
+
+
+def test_the_channel_may_come_before_the_owner(host: Host, connect: Connect) -> None:
+    """QEMU sets it up while it negotiates."""
+    fe = connect(host.vhost("a"))
+    fe.ask_u64(Request.GET_FEATURES)
+    fe.protocol = fe.ask_u64(Request.GET_PROTOCOL_FEATURES) & int(ALL_PROTOCOL)
+    fe.send(Request.SET_PROTOCOL_FEATURES, U64(fe.protocol))
+    BackChannel(fe).close()
+
+
+@pytest.mark.parametrize("what", ["file", "eventfd", "pipe", "datagram", "inet", "listening"])
+def test_what_is_no_stream_socket_is_refused(host: Host, connect: Connect, what: str) -> None:
+    port = host.vhost("a")
+    fe = connect(port)
+    fe.negotiate()
+    before = open_things()
+    with ExitStack() as stack:
+        if what == "file":
+            fd = stack.enter_context(open("/dev/null")).fileno()
+        elif what == "eventfd":
+            fd = os.eventfd(0)
+            stack.callback(os.close, fd)
+        elif what == "pipe":
+            fd, other = os.pipe()
+            stack.callback(os.close, fd)
+            stack.callback(os.close, other)
+        else:
+            family = socket.AF_INET if what == "inet" else socket.AF_UNIX
+            kind = socket.SOCK_DGRAM if what == "datagram" else socket.SOCK_STREAM
+            sock = stack.enter_context(socket.socket(family, kind))
+            if what == "listening":
+                sock.bind("")
+                sock.listen()
+            fd = sock.fileno()
+        assert fe.try_(Request.SET_BACKEND_REQ_FD, None, [fd]) != 0
+    assert port.faults["bad_fd"] == 1
+    assert open_things() == before
+
+
+def test_s15_replacing_it_ten_thousand_times_leaks_nothing(host: Host, connect: Connect) -> None:
+    port = host.vhost("a")
+    fe = connect(port)
+    fe.negotiate()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        fe.do(Request.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
+        before = open_things()
+        for n in range(10_000):
+            fe.send(Request.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
+            if n % 50 == 0:
+                fe.ask(Request.GET_FEATURES)
+        fe.ask(Request.GET_FEATURES)
+        assert open_things() == before
+
+
+# ---- configuration ----
+
+
+def test_the_configuration_is_virtio_nets(host: Host, connect: Connect) -> None:
+    fe = connect(host.vhost("a", pairs=3, mtu=9000, mac="52:54:00:11:22:33"))
+    fe.negotiate()
+    assert fe.offered & VirtioFeature.MAC
+    config = fe.ask(Request.GET_CONFIG, DeviceConfig(0, 0, bytes(12)))
+    assert isinstance(config, DeviceConfig)
+    mac, status, pairs, mtu = unpack_from("<6sHHH", config.data)
+    assert (mac.hex(":"), status, pairs, mtu) == ("52:54:00:11:22:33", 1, 3, 9000)
+
+
+def test_without_an_address_of_its_own_a_port_offers_none(host: Host, connect: Connect) -> None:
+    fe = connect(host.vhost("a"))
+    fe.negotiate()
+    assert not fe.offered & VirtioFeature.MAC
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "length"),
+    [
+        (0, 12, 12),
+        (10, 2, 2),
+        (0, 256, 256),
+        (250, 6, 6),
+        (0, 0, 0),
+        (250, 7, 0),
+        (256, 1, 0),
+        (0xFFFFFFFF, 1, 0),
+    ],
+)
+def test_s30_a_reply_has_all_that_was_asked_for_or_nothing(
+    host: Host, connect: Connect, offset: int, size: int, length: int
+) -> None:
+    """ "Zero length of payload" is how the back-end indicates an error."""
+    fe = connect(host.vhost("a"))
+    fe.negotiate()
+    config = fe.ask(Request.GET_CONFIG, DeviceConfig(offset, 0, bytes(size)))
+    assert isinstance(config, DeviceConfig)
+    assert (config.offset, len(config.data)) == (offset, length)
+
+
+@pytest.mark.parametrize(
+    ("offset", "flags", "data", "taken"),
+    [
+        (8, DeviceConfig.BY_DRIVER, b"\1\0", True),  # says what is there
+        (8, DeviceConfig.BY_DRIVER, b"\2\0", False),
+        (0, DeviceConfig.BY_DRIVER, b"\x52", False),
+        (0, DeviceConfig.BY_MIGRATION, bytes(12), True),
+        (0, 2, b"", False),
+        (0, DeviceConfig.BY_DRIVER, b"", False),
+        (250, DeviceConfig.BY_MIGRATION, bytes(7), False),
+        (0xFFFFFFFF, DeviceConfig.BY_MIGRATION, b"\0", False),
+    ],
+)
+def test_s30_nothing_in_it_can_be_written(
+    host: Host, connect: Connect, offset: int, flags: int, data: bytes, taken: bool
+) -> None:
+    fe = connect(host.vhost("a"))
+    fe.negotiate()
+    assert (fe.try_(Request.SET_CONFIG, DeviceConfig(offset, flags, data)) == 0) == taken
+
+
+def test_a_changed_link_is_told_to_those_who_keep_no_configuration(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    port = host.vhost("a")
+    fe = connect(port).start()
+    back = channel(fe)
+    for up in (False, True, False):
+        host.call(lambda up=up: port.transport.set_link(up))
+        assert back.take().request == BackendRequest.CONFIG_CHANGE_MSG
+        config = fe.ask(Request.GET_CONFIG, DeviceConfig(6, 0, bytes(2)))
+        assert isinstance(config, DeviceConfig)
+        assert config.data == bytes([up, 0])
+
+
+def test_changes_are_not_piled_up_for_one_who_does_not_answer(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    """One is on its way, one waits for its answer; the second tells of all that happened meanwhile."""
+    port = host.vhost("a")
+    fe = connect(port).start()
+    back = channel(fe)
+    for n in range(100):
+        host.call(lambda n=n: port.transport.set_link(bool(n % 2)))
+    first = back.take(answer=None)
+    assert not back.waiting()
+    back.answer(first)
+    back.take()
+    host.call(lambda: None)
+    assert not back.waiting()
+
+
+def test_qemu_is_not_told_what_it_did_not_negotiate(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    port = host.vhost("a")
+    fe = connect(port).start(protocol=int(ALL_PROTOCOL & ~P.CONFIG))
+    back = channel(fe)
+    host.call(lambda: port.transport.set_link(False))
+    assert not back.waiting()
+
+
+@pytest.mark.parametrize("data", [b"\0" * 12, b"x" * 40, b""], ids=["no version", "nonsense", "closed"])
+def test_a_channel_that_breaks_ends_alone(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel], data: bytes
+) -> None:
+    port = host.vhost("a")
+    fe = connect(port).start()
+    back = channel(fe)
+    if data:
+        back.sock.sendall(data)
+        assert back.closed_by_peer()
+    else:
+        back.close()
+    assert fe.ask_u64(Request.GET_FEATURES)
+    host.call(lambda: port.transport.set_link(False))
+    assert port.state().up
+
+
+def test_an_answer_that_was_not_asked_for_ends_the_channel(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    fe = connect(host.vhost("a")).start()
+    back = channel(fe)
+    back.sock.sendall(encode(BackendRequest.CONFIG_CHANGE_MSG, U64(0), reply=True))
+    assert back.closed_by_peer()
+    assert fe.ask_u64(Request.GET_FEATURES)
+
+
+# ---- in-band notifications ----
+
+
+@pytest.mark.parametrize("missing", [P.BACKEND_REQ, P.REPLY_ACK], ids=["BACKEND_REQ", "REPLY_ACK"])
+@pytest.mark.parametrize("asked", [True, False], ids=["asked", "not asked"])
+def test_s20_in_band_without_its_conditions_ends_the_connection(
+    host: Host, connect: Connect, missing: ProtocolFeature, asked: bool
+) -> None:
+    port = host.vhost("a")
+    fe = connect(port)
+    fe.negotiate()
+    fe.send(Request.SET_PROTOCOL_FEATURES, U64(INBAND & ~int(missing)), need_reply=asked)
+    assert fe.closed_by_peer()
+    eventually(lambda: port.faults["not_negotiated"] == 1)
+
+
+def start_in_band(fe: FrontEnd, channel: Callable[[FrontEnd], BackChannel]) -> BackChannel:
+    """Rings that have no descriptor at all; each starts at its first kick."""
+    fe.negotiate(INBAND)
+    back = channel(fe)
+    fe.share_memory()
+    fe.make_queues()
+    for index, queue in enumerate(fe.queues()):
+        fe.do(Request.SET_VRING_NUM, VringState(index, queue.num))
+        fe.do(Request.SET_VRING_ADDR, queue.addresses(index))
+        fe.enable_ring(index)
+    return back
+
+
+def test_in_band_a_kick_starts_the_ring_and_is_answered_when_all_is_done(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    """No polling, no waiting, in either end: what the answer promises is simply there."""
+    one, two = connect(host.vhost("a")), connect(host.vhost("b"))
+    calls_one, calls_two = start_in_band(one, channel), start_in_band(two, channel)
+    two.fill(kick=False)
+    two.do(Request.VRING_KICK, VringState(0, 0))
+    one.do(Request.VRING_KICK, VringState(1, 0))
+    for n in range(20):
+        burst = 1 + 5 * n
+        two.pairs[0].rx.want_calls()
+        one.pairs[0].tx.want_calls(burst - 1)
+        for k in range(burst):
+            one.queue_frame(frame(MAC_B, MAC_A, k))
+        one.pairs[0].tx.publish()
+        one.do(Request.VRING_KICK, VringState(1, 0))
+        assert [number(r.frame) for r in two.poll(refill=False)] == list(range(burst))
+        assert len(list(one.pairs[0].tx.take_used())) == burst
+        assert calls_one.take().payload == VringState(1, 0)
+        assert calls_two.take().payload == VringState(0, 0)
+        two.fill(kick=False)
+        two.do(Request.VRING_KICK, VringState(0, 0))
+
+
+def test_in_band_a_call_that_is_not_answered_stands_for_all_that_follow(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    one, two = connect(host.vhost("a")).start(), connect(host.vhost("b"))
+    back = start_in_band(two, channel)
+    two.fill(kick=False)
+    two.do(Request.VRING_KICK, VringState(0, 0))
+    rx = two.pairs[0].rx
+    for n in range(10):
+        rx.want_calls(n)
+        one.transmit(frame(MAC_B, MAC_A, n))
+    first = back.take(answer=None)
+    assert not back.waiting()
+    back.answer(first)
+    rx.want_calls(10)
+    one.transmit(frame(MAC_B, MAC_A, 10))
+    assert back.take().request == BackendRequest.VRING_CALL
+
+
+def test_in_band_descriptors_are_preferred_where_they_are_given(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    one, two = connect(host.vhost("a")).start(), connect(host.vhost("b"))
+    two.negotiate(INBAND)
+    back = channel(two)
+    two.share_memory()
+    two.make_queues()
+    for index in (0, 1):
+        two.start_ring(index)
+        two.enable_ring(index)
+    two.fill()
+    two.pairs[0].rx.want_calls()
+    one.transmit(frame(MAC_B, MAC_A))
+    assert two.pairs[0].rx.take_calls(10) == 1
+    assert not back.waiting()
+
+
+def test_in_band_calls_stop_with_a_descriptor_and_nothing_leaks(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    port = host.vhost("a")
+    with FrontEnd(port.path) as probe:
+        probe.start()
+    eventually(lambda: not port.describe["connected"])
+    before = open_things()
+    with FrontEnd(port.path) as fe:
+        start_in_band(fe, channel).close()
+        for index in (0, 1):
+            fe.do(Request.VRING_KICK, VringState(index, 0))
+            fe.set_call(index, fe.queues()[index].call_fd)
+        fe.do(Request.RESET_DEVICE)
+    eventually(lambda: not port.describe["connected"])
+    assert open_things() == before
+
+
+def test_in_band_a_kick_with_a_number_or_of_no_ring_is_refused(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    fe = connect(host.vhost("a"))
+    start_in_band(fe, channel)
+    assert fe.try_(Request.VRING_KICK, VringState(0, 1)) != 0
+    assert fe.try_(Request.VRING_KICK, VringState(2, 0)) != 0
+    assert fe.try_(Request.VRING_KICK, VringState(0xFFFF_FFFF, 0)) != 0
+    assert fe.try_(Request.VRING_KICK, VringState(0, 0)) == 0
+
+
+def test_in_band_a_ring_that_was_not_described_does_not_start(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    fe = connect(host.vhost("a"))
+    fe.negotiate(INBAND)
+    channel(fe)
+    assert fe.try_(Request.VRING_KICK, VringState(0, 0)) != 0
+
+
+# ---- errors of rings ----
+
+
+def lie(fe: FrontEnd) -> None:
+    """An address that is nowhere, in the transmit ring."""
+    fe.pairs[0].tx.add([Buffer(0x10, 100)])
+    fe.pairs[0].tx.kick(force=True)
+
+
+def test_a_ring_that_breaks_signals_its_error_descriptor(host: Host, connect: Connect) -> None:
+    port = host.vhost("a")
+    fe = connect(port).start()
+    events = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
+    for index, event in enumerate(events):
+        fe.do(Request.SET_VRING_ERR, VringFd(index), [event])
+    lie(fe)
+    assert fe.closed_by_peer()
+    assert os.eventfd_read(events[1]) == 1
+    for event in events:
+        os.close(event)
+
+
+def test_in_band_a_ring_that_breaks_says_so_on_the_channel(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    fe = connect(host.vhost("a"))
+    back = start_in_band(fe, channel)
+    fe.do(Request.VRING_KICK, VringState(1, 0))
+    lie(fe)
+    fe.send(Request.VRING_KICK, VringState(1, 0))
+    assert fe.closed_by_peer()
+    said = [back.take(answer=None), back.take(answer=None)]
+    assert [(m.request, m.payload) for m in said] == [
+        (BackendRequest.VRING_ERR, VringState(0, 0)),
+        (BackendRequest.VRING_ERR, VringState(1, 0)),
+    ]
+
+
+def test_an_error_descriptor_that_is_full_blocks_nobody(host: Host, connect: Connect) -> None:
+    port = host.vhost("a")
+    fe = connect(port).start()
+    event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    os.eventfd_write(event, (1 << 64) - 2)
+    fe.do(Request.SET_VRING_ERR, VringFd(1), [event])
+    os.set_blocking(event, True)
+    lie(fe)
+    assert fe.closed_by_peer()
+    assert port.describe["counters"]["broken"] == 1
+    os.close(event)

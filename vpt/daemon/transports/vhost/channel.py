@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The back-end's own requests to its front-end, on the socket of SET_BACKEND_REQ_FD.
+
+At most one request of a kind is on its way: what is asked for meanwhile is asked once more after the answer,
+so a front-end that never reads costs a few bytes. An error ends the channel, not the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vpt.vhost_user import (
+    BACKEND_SPECS,
+    U64,
+    BackendRequest,
+    Decoder,
+    Payload,
+    Rule,
+    RuleError,
+    close_fds,
+    encode,
+    receive,
+    send_some,
+)
+
+Answered = Callable[[bool], None]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A request, and what it was asked for again with since it was sent."""
+
+    request: BackendRequest
+    payload: Payload | None
+    fds: list[int]
+    answered: Answered | None
+
+
+class Channel:
+    """One such socket; owns it. acknowledge: REPLY_ACK was negotiated, so each request asks for an answer."""
+
+    def __init__(self, fd: int, *, acknowledge: bool) -> None:
+        """Takes over fd; RuleError(BAD_FD) if it is no connected stream socket of AF_UNIX."""
+        self._sock = _stream_socket(fd)
+        self._acknowledge = acknowledge
+        self._loop = asyncio.get_running_loop()
+        self._decoder = Decoder(BACKEND_SPECS, replies=True)
+        self._out = bytearray()
+        self._queue: list[_Pending] = []  # the first is being sent
+        self._in_flight: list[_Pending] = []  # sent, not answered; answers come in order
+        self._writing = False
+        self.open = True
+        self._loop.add_reader(self._sock, self._readable)
+
+    def request(
+        self,
+        request: BackendRequest,
+        payload: Payload | None = None,
+        fd: int = -1,
+        answered: Answered | None = None,
+    ) -> None:
+        """Send a request, as soon as an equal one that is on its way has been answered.
+
+        fd: goes with it, and stays the caller's. answered: told whether the front-end did what was asked;
+        False too when the channel ends first. Without REPLY_ACK it is never called with True.
+        """
+        if not self.open:
+            if answered is not None:
+                answered(False)
+            return
+        for waiting in self._queue[1 if self._writing else 0 :]:
+            if (waiting.request, waiting.payload) == (request, payload) and answered is None:
+                return
+        self._queue.append(_Pending(request, payload, [os.dup(fd)] if fd >= 0 else [], answered))
+        self._pump()
+
+    def close(self) -> None:
+        """Hang up."""
+        if not self.open:
+            return
+        self.open = False
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        self._decoder.close()
+        lost = self._in_flight + self._queue
+        self._queue, self._in_flight = [], []
+        for pending in lost:
+            close_fds(pending.fds)
+            if pending.answered is not None:
+                pending.answered(False)
+
+    def _busy(self, pending: _Pending) -> bool:
+        return any((p.request, p.payload) == (pending.request, pending.payload) for p in self._in_flight)
+
+    def _pump(self) -> None:
+        """Send what may be sent, in order."""
+        try:
+            while self._queue and not self._busy(self._queue[0]):
+                head = self._queue[0]
+                if not self._writing:
+                    self._out += encode(head.request, head.payload, need_reply=self._acknowledge)
+                    self._writing = True
+                if send_some(self._sock, self._out, head.fds):
+                    close_fds(head.fds)
+                    head.fds = []
+                if self._out:
+                    self._loop.add_writer(self._sock, self._pump)
+                    return
+                self._writing = False
+                self._queue.pop(0)
+                if self._acknowledge:
+                    self._in_flight.append(head)
+            self._loop.remove_writer(self._sock)
+        except OSError:
+            self.close()
+
+    def _readable(self) -> None:
+        try:
+            while (messages := receive(self._sock, self._decoder)) is not None:
+                for message in messages:
+                    with message:
+                        assert isinstance(message.payload, U64)
+                        self._answer(message.request, message.payload.value == 0)
+                self._pump()
+        except BlockingIOError:
+            return
+        except (RuleError, OSError):
+            pass
+        self.close()
+
+    def _answer(self, request: int, done: bool) -> None:
+        if not self._in_flight or self._in_flight[0].request != request:
+            raise RuleError(Rule.UNKNOWN_REQUEST, f"an answer to {request}, which was not asked")
+        answered = self._in_flight.pop(0).answered
+        if answered is not None:
+            answered(done)
+
+
+def _stream_socket(fd: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        os.close(fd)
+        raise RuleError(Rule.BAD_FD, "not a socket") from error
+    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or listens:
+        sock.close()
+        raise RuleError(Rule.BAD_FD, "not a connected stream socket of AF_UNIX")
+    sock.setblocking(False)
+    return sock
