@@ -26,7 +26,7 @@ _READY_S = 30.0
 _ANSWER_S = 10.0
 _LOOK_S = 0.002
 _MEMORY_MIB = 256
-_PROCESSES = 3  #: at a time: a back-end, and a front-end for each of the two back-ends
+_PROCESSES = 5  #: at a time: two back-ends, and a front-end for each of the three
 
 _PORT = re.compile(r"NIC statistics for port (\d+) .*?Rx-pps:\s*(\d+).*?Tx-pps:\s*(\d+)", re.DOTALL)
 _TOTALS = re.compile(r"statistics for all ports.*?RX-packets: (\d+).*?TX-packets: (\d+)", re.DOTALL)

@@ -8,7 +8,8 @@ its own clock, so that both back-ends are held against the same instrument.
 guest-host: the front-end transmits as fast as it can, the back-end consumes; vptd's sink reads every byte,
 testpmd copies (rxonly). guest-guest: the front-end has two devices and sends each packet that it receives by
 the other one, so a fixed number of packets goes round both ways, through vptd's switch (MAC learning, one
-copy) or between two ports of testpmd (`io`, or `mac`, which writes addresses, too; two copies).
+copy), between two ports of testpmd (`io`, or `mac`, which writes addresses, too; two copies), or through a
+bridge of Open vSwitch with DPDK, where it is installed.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from typing import ClassVar
 
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
+from vpt.bench.scenarios._openvswitch import OpenVSwitch
 from vpt.bench.scenarios._ports import mac_of, other_cpus, undisturbed, worker_cpu
 from vpt.bench.scenarios._testpmd import Testpmd, memory_is_huge
 from vpt.bench.scenarios._vhost_backs import BackEnd, Vptd, testpmd_backs
-from vpt.errors import TimeoutExpired
+from vpt.errors import MissingError, TimeoutExpired
 
 __all__ = ["SCENARIO"]
 
@@ -130,6 +132,8 @@ def _measure(front: _FrontEnd, back: BackEnd, point: _Point, settings: Settings)
 
 
 class _VhostUser(Scenario):
+    _missing = ""
+
     name: ClassVar[str] = "vhost-user"
     title: ClassVar[str] = "vhost-user back-ends under the same front-end, DPDK's"
     metrics: ClassVar[Sequence[Metric]] = (
@@ -171,6 +175,8 @@ class _VhostUser(Scenario):
                 "vpt": Vptd(stack, cpu, point.devices, sink=point.path == _HOST),
             }
             backs = vptd | testpmd_backs(stack, cpu, point.devices, _MODES[point.path])
+            if point.path == _GUEST:
+                backs |= self._openvswitch(stack, cpu, here, point)
             sockets = {tuple(back.sockets) for back in backs.values()}
             fronts = {paths: _FrontEnd(stack, point, here, paths) for paths in sockets}
             yield {
@@ -178,9 +184,18 @@ class _VhostUser(Scenario):
                 for name, back in backs.items()
             }
 
+    def _openvswitch(self, stack: ExitStack, cpu: int, here: int, point: _Point) -> dict[str, BackEnd]:
+        """Where it is installed and starts; else a note says why it is not there."""
+        try:
+            return {"Open vSwitch": OpenVSwitch(stack, cpu, here, point.devices)}
+        except (MissingError, TimeoutExpired) as why:
+            self._missing = f"Not compared with Open vSwitch: {why}"
+            return {}
+
     def notes(self, settings: Settings, points: Sequence[Point]) -> Sequence[str]:  # noqa: ARG002
         pages = "huge pages" if memory_is_huge() else "pages of 4 KiB (no huge pages are free)"
         return [
+            *([self._missing] if self._missing else []),
             f"Rates are the front-end's. Its memory, which both back-ends map, is of {pages}.",
             "vpt takes up to 64 packets at a time: where it took fewer, it had emptied the ring, and the"
             " front-end was the slower side.",
