@@ -97,3 +97,28 @@ def test_bytes_that_are_no_text_are_damage_too(path: Path) -> None:
     path.write_bytes(b'{"schema": "\xff"}')
     with pytest.raises(UsageError, match="not JSON"):
         journal.load(path)
+
+
+def test_the_journal_of_an_older_vptd_is_read(tmp_path: Path) -> None:
+    """Written before there were VLANs, rates, and switches with an MTU."""
+    policy = {"kind": "adaptive", "spin_us": 50, "sleep_us": 50}
+    port = {
+        "name": "p",
+        "switch": "sw0",
+        "kind": "null",
+        "pairs": 1,
+        "mac": None,
+        "mtu": 1500,
+        "policy": policy,
+    }
+    rest = {"worker": None, "lossless": False, "touch": True, "max_macs": 1024, "link": "up", "socket": None}
+    old = {"socket_mode": "0600", "slots": None, "buf_size": None, "ifname": None}
+    switch = {"name": "sw0", "mac_entries": 4096, "mac_age_s": 300}
+    content = {"schema": "vpt.journal/v1", "switches": [switch], "ports": [port | rest | old]}
+    path = tmp_path / "journal.json"
+    path.write_text(json.dumps(content))
+    state = journal.load(path)
+    assert (state.switches[0].mtu, state.switches[0].isolation) == (1500, False)
+    assert (state.ports[0].vlan, state.ports[0].isolated, state.ports[0].rate.tx) == (None, None, None)
+    journal.store(path, state)
+    assert journal.load(path) == state
