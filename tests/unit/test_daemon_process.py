@@ -285,6 +285,22 @@ def test_a_port_that_can_not_come_back_is_said_to_have_failed(vptd: Vptd) -> Non
     assert (vptd.folder / "b.sock").read_text() == "taken meanwhile"
 
 
+def test_a_failed_port_that_was_to_go_is_back_as_failed_when_the_rest_fails(vptd: Vptd) -> None:
+    vptd.start()
+    vptd.call("switch.add", name="sw0")
+    vptd.call("port.add", switch="sw0", name="b", kind="vhost-user", socket=str(vptd.folder / "b.sock"))
+    vptd.stop()
+    (vptd.folder / "b.sock").write_text("taken meanwhile")
+    vptd.start()
+    assert names(vptd) == {"b": "failed"}
+    steps = [{"action": "del-port", "name": "b"}, {"action": "del-switch", "name": "none"}]
+    with pytest.raises(
+        NotFoundError, match="no switch 'none'; so all that was changed has been changed back"
+    ):
+        vptd.call("apply", steps=steps)
+    assert names(vptd) == {"b": "failed"}
+
+
 def test_what_only_the_keeper_knows_is_dropped(vptd: Vptd) -> None:
     """A port that a crash cut short between keeper and journal."""
     vptd.start()

@@ -7,6 +7,7 @@ it are undone in reverse; so does a vptd that is killed meanwhile, for its journ
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -56,7 +57,8 @@ class Changes:
             except BaseException as error:
                 await self._back(undo, error)
                 raise
-            _log.info("applied %d steps", len(request.steps))
+            for step in request.steps:
+                _log.info("apply: %s %s", step.action, step.name)
             return Acknowledged(changed=bool(request.steps))
 
     async def _back(self, undo: list[Undo], error: BaseException) -> None:
@@ -68,7 +70,8 @@ class Changes:
             outcome = f"and what was done could not be undone ({second.message})"
             _log.error("apply: %s; %s", error, outcome)
             # Neither as it was nor as it was to be: what is there is what is to come back.
-            await self._there.save()
+            with contextlib.suppress(VptError):
+                await self._there.save()
         if isinstance(error, VptError):
             error.message = f"{error.message}; {outcome}"
             error.args = (error.message,)
@@ -112,7 +115,10 @@ class Changes:
         await self._ports.take_down(managed)
 
         async def undo() -> None:
-            await self._ports.bring_up(managed.config, managed.owner)
+            if managed.error is None:
+                await self._ports.bring_up(managed.config, managed.owner)
+            else:
+                self._there.put_back(managed)
 
         return undo
 

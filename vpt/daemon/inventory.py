@@ -82,6 +82,11 @@ class Inventory:
             raise NotFoundError(f"no port {name!r}", hint="see them with: vpt port list")
         return managed
 
+    def put_back(self, managed: ManagedPort) -> None:
+        """A port that failed is there again, as it was: in name."""
+        self.ports[managed.config.name] = managed
+        self.switches[managed.config.switch].ports.add(managed.config.name)
+
     def check_name(self, name: str) -> None:
         """Switches and ports share one space of names, so that `vpt show NAME` is never ambiguous."""
         taken = "switch" if name in self.switches else "port" if name in self.ports else None

@@ -58,8 +58,7 @@ class Ports:
         except VptError as error:
             log = PortLog(_log, config.name)
             log.error("could not be restored: %s%s", error, f" ({error.hint})" if error.hint else "")
-            self._there.ports[config.name] = ManagedPort(config, log, error=str(error))
-            self._there.switches[config.switch].ports.add(config.name)
+            self._there.put_back(ManagedPort(config, log, error=str(error)))
         self._there.ports[config.name].owner = owner
 
     async def leave_peers(self) -> None:
