@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine.h"
 #include "rcu.h"
@@ -163,17 +164,20 @@ static void forget_sources(struct vpt_port *p)
 
 int vpt_port_set_rules(vpt_port *p, const struct vpt_rules *r)
 {
+	uint64_t only_mac = r->flags & VPT_RULE_ANTI_SPOOFING ? vpti_mac48(p->opts.mac) : 0;
 	const struct vpti_vlans *old = p->vlans, *vlans;
+	bool other_sources;
 
 	if (!rules_ok(p, r))
 		return -EINVAL;
 	vlans = vlans_new(r);
 	if (!vlans)
 		return -ENOMEM;
+	other_sources = only_mac != p->only_mac || memcmp(vlans, old, sizeof(*old));
 	vpti_rcu_publish(p->vlans, vlans);
 	VPTI_WRITE(p->sw->vlans, p->sw->vlans + (vlans != &vpti_vlans_all) - (old != &vpti_vlans_all));
 	VPTI_WRITE(p->isolated, (r->flags & VPT_RULE_ISOLATED) != 0);
-	VPTI_WRITE(p->only_mac, r->flags & VPT_RULE_ANTI_SPOOFING ? vpti_mac48(p->opts.mac) : 0);
+	VPTI_WRITE(p->only_mac, only_mac);
 	rate_set(&p->tx, &r->tx);
 	rate_set(&p->rx, &r->rx);
 	storm_set(&p->storm[VPTI_STORM_BROADCAST], r->broadcast);
@@ -181,6 +185,7 @@ int vpt_port_set_rules(vpt_port *p, const struct vpt_rules *r)
 	storm_set(&p->storm[VPTI_STORM_UNKNOWN], r->unknown);
 	vpti_synchronize();
 	vlans_free(old);
-	forget_sources(p); /* after the last packet that was learned from by the old rules */
+	if (other_sources)
+		forget_sources(p); /* after the last packet that was learned from by the old rules */
 	return vpti_port_replan(p); /* wakes them: what waited for tokens may go */
 }

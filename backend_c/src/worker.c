@@ -200,7 +200,7 @@ static bool sleep_until_work(struct vpti_worker *w, const struct vpti_plan *plan
 		return false;
 	count(w, VPT_W_SLEEPS, 1);
 	if (poll_events(w, ns) <= 0)
-		return ns == MAX_SLEEP_NS;
+		return ns == MAX_SLEEP_NS && w->retry_ns == VPTI_NO_RETRY;
 	count(w, VPT_W_WAKES, 1);
 	return false;
 }

@@ -351,6 +351,16 @@ def test_rules_that_can_not_be_are_refused(lab: Lab) -> None:
     assert lab.send("b", data(BROADCAST, MACS["b"]))["a"]
 
 
+def test_a_change_of_rates_forgets_no_address(lab: Lab) -> None:
+    lab.rules(a=Rules(access=10))
+    lab.send("a", data(BROADCAST, MACS["a"]))
+    table = lab.switch.macs()
+    lab.peers["a"].port.set_rules(Rules(access=10, tx=Rate(packets_per_s=100)))
+    assert [e.mac for e in lab.switch.macs()] == [e.mac for e in table] != []
+    lab.peers["a"].port.set_rules(Rules(access=11, tx=Rate(packets_per_s=100)))
+    assert lab.switch.macs() == []
+
+
 # ---- rates ----
 
 
@@ -439,6 +449,9 @@ def test_a_worker_sleeps_while_a_sender_waits_for_tokens(policy: Policy, no_leak
         frame = data(MACS["b"], MACS["c"])
         assert frame in lab.send("c", frame)["b"]
         assert loops() - before < 200
+        lab.peers["a"].port.set_rules(PLAIN)
+        until(lambda: lab.counters("a")["tx_packets"] == 10, "what waited to go")
+        assert stats.read().workers[0].counters["late_wakes"] == 0
         assert lab.counters("c")["tx_packets"] == 1
 
 
