@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from vpt.daemon.ratelimit import PortLog
+from vpt.daemon.transports.vhost import Memory
 from vpt.daemon.transports.vhost_user import VhostUserTransport
 from vpt.dataplane import Engine, Event, Kind, Policy, Port, PortState, Rules, StatsReader, Switch
 
@@ -104,6 +105,8 @@ class Host:
         mtu: int = 1500,
         mac: str | bytes | None = None,
         message_timeout_s: float = 10.0,
+        watch_s: float = 2.0,
+        remember: bool = False,
         switch: Switch | None = None,
         **port: Any,
     ) -> VhostPort:
@@ -120,6 +123,8 @@ class Host:
             mtu=mtu,
             mac=bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac,
             message_timeout_s=message_timeout_s,
+            memory=Memory(self._directory / f"{name}.negotiated") if remember else None,
+            watch_s=watch_s,
         )
         self.run(transport.start())
         self._transports[p.id] = transport

@@ -23,6 +23,7 @@ FAULTS = (
     "refused",
     "broken",
     "second_clients",
+    "features_lost",
 )  # the transport's counters of what is worth a line
 MAC_X = b"\x52\x54\0\0\0\x99"  # the villain's
 

@@ -94,6 +94,7 @@ def _show_port(port: dict[str, Any]) -> None:
     lines = {
         "kind": port["kind"],
         "state": state_style(port["state"]) + (f": {port['reason']}" if port["reason"] else ""),
+        **({"problem": problem} if (problem := port["transport"].get("problem")) else {}),
         "link": port["link"],
         "peer": f"process {peer['pid']} of user {peer['uid']}" if peer else "none",
         "driver": port["driver"] or "-",

@@ -110,6 +110,7 @@ class Ports:
         if managed.port is not None:
             self._there.names_by_id.pop(managed.port.id, None)
             managed.port.delete()
+        self._there.paths.negotiated(name).unlink(missing_ok=True)
 
     async def add(self, request: models.PortAdd) -> PortView:
         async with self._there.change:

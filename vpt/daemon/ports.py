@@ -18,6 +18,7 @@ from vpt.daemon.sockets import check_free
 from vpt.daemon.transports.base import Transport
 from vpt.daemon.transports.ring import RingTransport, record_meta
 from vpt.daemon.transports.tap import TapTransport
+from vpt.daemon.transports.vhost import Memory
 from vpt.daemon.transports.vhost_user import VhostUserTransport
 from vpt.dataplane import (
     PEER_STATUS_OFS,
@@ -198,6 +199,7 @@ def _vhost_user(config: PortConfig, port: Port, context: Context, log: PortLog) 
         socket_mode=int(config.socket_mode, 8),
         group=context.group,
         replace_stale=_owned(path, context),
+        memory=Memory(context.paths.negotiated(config.name)),
     )
 
 

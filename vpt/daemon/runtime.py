@@ -71,6 +71,10 @@ class RuntimePaths:
     def port_socket(self, name: str) -> Path:
         return self.ports / f"{name}.sock"
 
+    def negotiated(self, name: str) -> Path:
+        """What the front-end of a vhost-user port has negotiated."""
+        return self.ports / f"{name}.negotiated"
+
     def create(self) -> None:
         """Make the folders, and refuse those that others could tamper with."""
         make_private_dir(self.runtime)

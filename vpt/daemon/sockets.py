@@ -64,10 +64,18 @@ class Listener:
         self.group = found.st_gid
         self._identity = (found.st_dev, found.st_ino)
 
+    @property
+    def in_place(self) -> bool:
+        """Is the file at the path still ours?"""
+        try:
+            found = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._identity
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            found = os.stat(self.path, follow_symlinks=False)
-            if not self._lent and (found.st_dev, found.st_ino) == self._identity:
+            if not self._lent and self.in_place:
                 os.unlink(self.path)
         self.sock.close()
 

@@ -59,6 +59,7 @@ class Rule(StrEnum):
     BAD_MEMORY = "bad_memory"
     BAD_RING = "bad_ring"
     BAD_INFLIGHT = "bad_inflight"
+    FEATURES_LOST = "features_lost"
 
 
 class RuleError(ProtocolError):

@@ -17,9 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.sockets import Listener, listen_unix, peer_credentials
-from vpt.daemon.transports.vhost import Reply, Session
+from vpt.daemon.transports.vhost import Memory, Negotiated, Reply, Session, process_of
+from vpt.daemon.watched import WatchedListener
 from vpt.dataplane import EventType
-from vpt.vhost_user import Decoder, Message, Rule, RuleError, close_fds, encode, receive, send_some
+from vpt.vhost_user import (
+    Decoder,
+    Message,
+    Rule,
+    RuleError,
+    VirtioFeature,
+    close_fds,
+    encode,
+    feature_names,
+    receive,
+    send_some,
+)
 
 if TYPE_CHECKING:
     from vpt.dataplane import Event, Port
@@ -138,7 +150,8 @@ class VhostUserTransport:
     socket_path: where to listen; replace_stale: a socket there that nobody listens on is our own. log:
     rate-limited, as PortLog is, since peers can cause its lines. mtu: the largest that a front-end may set.
     mac, link_up: what the configuration space says, to front-ends that have none of their own.
-    message_timeout_s: how long a message may take to arrive, or a reply to be taken.
+    message_timeout_s: how long a message may take to arrive, or a reply to be taken. memory: where what was
+    negotiated is remembered, none: nowhere. watch_s: how often to look after the socket's file.
 
     All methods are for the event loop's thread. Embeddable: needs no daemon, only someone who passes the
     engine's events of this port to on_event().
@@ -158,6 +171,8 @@ class VhostUserTransport:
         group: int | None = None,
         replace_stale: bool = True,
         message_timeout_s: float = 10.0,
+        memory: Memory | None = None,
+        watch_s: float = 2.0,
     ) -> None:
         self._port = port
         self._path = os.fspath(socket_path)
@@ -170,25 +185,24 @@ class VhostUserTransport:
         self._group = group
         self._replace_stale = replace_stale
         self._timeout_s = message_timeout_s
-        self._listener: Listener | None = None
+        self._memory = memory
+        self._socket = WatchedListener(self._listen, self._accept, log, every_s=watch_s)
         self._client: _Connection | None = None
+        self._problem: str | None = None  # why the front-end that wants to come back can't
         self._counters: Counter[str] = Counter()
 
     async def start(self) -> None:
         """Listen. Raises VptError if the path cannot be listened on."""
-        self._listener = listen_unix(
-            self._path, mode=self._mode, group=self._group, replace_stale=self._replace_stale
-        )
-        asyncio.get_running_loop().add_reader(self._listener.sock, self._accept)
+        self._socket.start()
 
     async def stop(self) -> None:
         """Close the connection and the socket, and remove its file if it is still ours."""
         if self._client is not None:
             self.drop(self._client, None, "port is being closed")
-        if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener.sock)
-            self._listener.close()
-            self._listener = None
+        self._socket.stop()
+
+    def _listen(self) -> Listener:
+        return listen_unix(self._path, mode=self._mode, group=self._group, replace_stale=self._replace_stale)
 
     def on_event(self, event: Event) -> None:
         """Take note of an event of this port: a broken one loses its front-end, which may come back."""
@@ -217,10 +231,11 @@ class VhostUserTransport:
         client = self._client
         return {
             "socket": self._path,
+            "problem": self._problem or self._socket.problem,
             "connected": client is not None,
             "front_end": None if client is None else {"pid": client.peer.pid, "uid": client.peer.uid},
             "session": None if client is None else client.session.describe(),
-            "counters": dict(sorted(self._counters.items())),
+            "counters": dict(sorted((self._counters | {"sockets_renewed": self._socket.renewed}).items())),
         }
 
     def drop(self, client: _Connection, rule: Rule | None, detail: str) -> None:
@@ -252,10 +267,9 @@ class VhostUserTransport:
         client.close()
         self._port.vhost_reset()
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            sock, _ = self._listener.sock.accept()
+            sock, _ = listener.accept()
         except OSError as error:
             self._counters["accept_errors"] += 1
             self._log.warning("cannot accept: %s", error.strerror)
@@ -266,6 +280,7 @@ class VhostUserTransport:
             self._log.warning("second front-end refused: one is connected")
             return
         sock.setblocking(False)
+        process = process_of(peer_credentials(sock).pid)
         session = Session(
             self._port,
             max_pairs=self._max_pairs,
@@ -273,7 +288,39 @@ class VhostUserTransport:
             mac=self._mac,
             link_up=self._link_up,
             counters=self._counters,
+            on_features=lambda features: self._remember(process, features),
         )
+        if self._lacks(process, session.offered):
+            session.close()
+            sock.close()
+            return
         self._client = _Connection(self, sock, session, self._timeout_s)
         self._counters["connections"] += 1
         self._log.info("front-end connected: pid %d, uid %d", self._client.peer.pid, self._client.peer.uid)
+
+    def _lacks(self, process: str | None, offered: int) -> bool:
+        """Is this front-end's guest using features that are not offered any more? Then it is refused."""
+        had = self._memory.recall() if self._memory is not None else None
+        lost = had.features & ~offered if had is not None and had.process == process else 0
+        self._problem = None
+        if not lost:
+            return False
+        names = ", ".join(feature_names(lost, VirtioFeature))
+        self._counters[Rule.FEATURES_LOST] += 1
+        self._problem = f"the guest uses {names}, which this vptd does not offer"
+        self._log.error(
+            "front-end refused: %s (start the vptd again that it was connected to before, or restart the VM)",
+            self._problem,
+        )
+        return True
+
+    def _remember(self, process: str | None, features: int) -> None:
+        if self._memory is None or process is None:
+            return
+        now = Negotiated(process, features)
+        if now == self._memory.recall():
+            return
+        try:
+            self._memory.remember(now)
+        except OSError as error:
+            self._log.error("what was negotiated can't be remembered: %s", error.strerror)

@@ -5,7 +5,8 @@
 messages that belong together, their handlers by request, the protocol features that they make good.
 """
 
+from vpt.daemon.transports.vhost.remembered import Memory, Negotiated, process_of
 from vpt.daemon.transports.vhost.session import OFFERED_PROTOCOL, Session
 from vpt.daemon.transports.vhost.state import Reply
 
-__all__ = ["OFFERED_PROTOCOL", "Reply", "Session"]
+__all__ = ["OFFERED_PROTOCOL", "Memory", "Negotiated", "Reply", "Session", "process_of"]

@@ -36,6 +36,7 @@ def _set_features(state: State, message: Message) -> None:
     with port_refuses(Rule.BAD_VALUE, f"features {value:#x}"):
         state.port.vhost_set_features(value)
     state.features = value
+    state.on_features(value)
 
 
 def _get_protocol_features(state: State, _message: Message) -> Payload:

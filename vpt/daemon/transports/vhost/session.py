@@ -12,6 +12,7 @@ waiting for ever.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,10 @@ _ACK = U64(0)
 
 
 class Session:
-    """Back-end side of one connection. The caller resets the port before the first and after the last one."""
+    """Back-end side of one connection. The caller resets the port before the first and after the last one.
+
+    on_features: told what the front-end has accepted, each time.
+    """
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class Session:
         counters: Counter[str],
         mac: bytes | None = None,
         link_up: bool = True,
+        on_features: Callable[[int], None] = lambda _features: None,
     ) -> None:
         self._counters = counters
         self._state = State(
@@ -92,7 +97,13 @@ class Session:
             mtu=mtu,
             mac=mac,
             link_up=link_up,
+            on_features=on_features,
         )
+
+    @property
+    def offered(self) -> int:
+        """Virtio features that the front-end may accept."""
+        return self._state.offered
 
     def close(self) -> None:
         """Let go of the descriptors."""

@@ -101,7 +101,9 @@ class State:
         mtu: int,
         mac: bytes | None = None,
         link_up: bool = True,
+        on_features: Callable[[int], None],
     ) -> None:
+        self.on_features = on_features
         self.port = port
         self.offered_protocol = int(offered_protocol)
         self.mtu_limit = mtu
