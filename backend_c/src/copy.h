@@ -75,8 +75,8 @@ static inline void vpti_copy_frame(uint8_t *d, const uint8_t *s, uint32_t len)
 }
 
 /* General case: any number of fragments on both sides, cut anywhere. */
-static inline void vpti_copy_runs(const struct vpti_run *run, uint32_t nrun, const struct vpt_vnet_hdr *hdr,
-				  uint32_t hdr_len, const struct vpti_pkt *p)
+VPTI_OUTLINE void vpti_copy_runs(const struct vpti_run *run, uint32_t nrun, const struct vpt_vnet_hdr *hdr,
+				 uint32_t hdr_len, const struct vpti_pkt *p)
 {
 	struct vpti_cursor c = { run, run + nrun, 0 };
 	uint32_t skip = VPTI_ETH_HLEN; /* comes from the private copy */

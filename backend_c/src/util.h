@@ -24,6 +24,9 @@
 #define vpti_likely(x) __builtin_expect(!!(x), 1)
 #define vpti_unlikely(x) __builtin_expect(!!(x), 0)
 
+/* The uncommon case of a loop, kept out of it: inlined, it takes the registers that the common case needs. */
+#define VPTI_OUTLINE static __attribute__((noinline))
+
 #if defined(__x86_64__) || defined(__i386__)
 #define vpti_cpu_relax() __builtin_ia32_pause()
 #else

@@ -283,7 +283,7 @@ static uint32_t read_burst(const struct vpti_virtq *v, struct vpti_packed_desc *
  *
  * Return: 1 taken; 0 no room left in this burst, take it with the next; -reason
  */
-static int gather(struct vpti_virtq *v, struct vpti_burst *b, uint32_t at, uint16_t first, uint32_t *count)
+VPTI_OUTLINE int gather(struct vpti_virtq *v, struct vpti_burst *b, uint32_t at, uint16_t first, uint32_t *count)
 {
 	struct vpti_gather g;
 	uint32_t steps = 0;
@@ -427,7 +427,7 @@ static uint32_t packed_fit_ones(struct vpti_virtq *v, struct vpti_room *room, ui
 }
 
 /* vpti_virtq_rx.fit: one chain, or with mergeable buffers as many as it takes; they are marked used after the copy. */
-static enum vpti_fit packed_fit(struct vpti_virtq_rxq *x, struct vpti_room *room, uint32_t i, uint32_t len, int *budget)
+VPTI_OUTLINE enum vpti_fit packed_fit(struct vpti_virtq_rxq *x, struct vpti_room *room, uint32_t i, uint32_t len, int *budget)
 {
 	struct vpti_virtq *v = &x->v;
 	struct vpti_scatter s = { .room = room, .left = len + v->hdr_len };

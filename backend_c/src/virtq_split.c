@@ -161,7 +161,7 @@ static bool call_driver(struct vpti_virtq *v)
  *
  * Return: 1 taken; 0 no room left in this burst, take it with the next; -reason
  */
-static int gather(struct vpti_virtq *v, struct vpti_burst *b, uint16_t head, struct vpti_desc first)
+VPTI_OUTLINE int gather(struct vpti_virtq *v, struct vpti_burst *b, uint16_t head, struct vpti_desc first)
 {
 	struct vpti_gather g;
 	uint32_t steps = 0;
@@ -321,7 +321,7 @@ static uint32_t split_fit_ones(struct vpti_virtq *v, struct vpti_room *room, uin
 }
 
 /* vpti_virtq_rx.fit: one chain, or with mergeable buffers as many as it takes. The used entries lie beyond the published ones. */
-static enum vpti_fit split_fit(struct vpti_virtq_rxq *x, struct vpti_room *room, uint32_t i, uint32_t len, int *budget)
+VPTI_OUTLINE enum vpti_fit split_fit(struct vpti_virtq_rxq *x, struct vpti_room *room, uint32_t i, uint32_t len, int *budget)
 {
 	struct vpti_virtq *v = &x->v;
 	struct vpti_scatter s = { .room = room, .left = len + v->hdr_len };
