@@ -52,6 +52,21 @@ def need() -> Callable[..., None]:
     return _need
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--slow: also what takes minutes, and packages from Debian's mirrors."""
+    parser.addoption("--slow", action="store_true", help="also tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is slow; pytest says how many those were."""
+    if config.getoption("--slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """The same as a mark: @pytest.mark.needs("cpio")."""
     for mark in item.iter_markers("needs"):

@@ -19,7 +19,7 @@ from vpt.errors import ConflictError, ExistsError, NotFoundError, VptError
 from vpt.libvirt_plugin.attach import free_name, random_mac
 from vpt.provision import _attached, _domain, _qemu, ready
 from vpt.provision.config import VmConfig
-from vpt.provision.images import BootImage, Progress, find
+from vpt.provision.images import BootImage, Progress
 from vpt.provision.machine import (
     Port,
     choose_accel,
@@ -51,7 +51,7 @@ class GuestView:
 
 def boot_time_limit(record: Record) -> float:
     """Seconds that this guest may take until it is up, unless somebody says otherwise."""
-    return _BOOT_S.get(record.image.partition("-")[0], _BOOT_S["cloud"])
+    return _BOOT_S[record.boot.kind if record.boot is not None else "cloud"]
 
 
 def _quiet(_text: str) -> None:
@@ -140,7 +140,7 @@ class Guests:
                 assert vptd is not None, "config names the new ones too"
                 vptd.call("port.add", **port.model_dump(exclude_none=True))
                 undo.callback(_quietly, _delete_port, self._connect, port.name)
-            ports = look_up(vptd, config) if vptd is not None else []
+            ports = look_up(vptd, self._without_what_it_has(config)) if vptd is not None else []
             record.macs.update({port.name: port.mac for port in ports})
             self.store.save(record)
             undo.callback(self.store.remove, record.name)
@@ -153,6 +153,13 @@ class Guests:
             self.store.save(record)
             undo.pop_all()
         return record
+
+    def _without_what_it_has(self, config: VmConfig) -> VmConfig:
+        """Only the ports that an existing domain is still to be given."""
+        if config.domain is None:
+            return config
+        there = _attached.attached_ports(config, str(self._paths.runtime))
+        return config.model_copy(update={"ports": [p for p in config.ports if p.port not in there]})
 
     def _vptd(self, *, needed: bool) -> AbstractContextManager[Client | None]:
         return self._connect() if needed else nullcontext()
@@ -177,7 +184,8 @@ class Guests:
                 return record
             with self._vptd(needed=bool(record.config.ports)) as vptd:
                 ports = look_up(vptd, record.config) if vptd is not None else []
-            record = self._start(record, find(record.image), ports)
+            assert record.boot is not None, "what is no domain has an image"
+            record = self._start(record, record.boot, ports)
             self.store.save(record)
         return record
 
@@ -239,7 +247,7 @@ class Guests:
         if not self._is_running(record):
             return False
         # The tiny guest runs from memory, and has nobody who would hear a power button.
-        grace_s = 0 if record.image.startswith("tiny") else grace_s
+        grace_s = 0 if record.boot is not None and record.boot.kind == "tiny" else grace_s
         if record.config.via == "libvirt":
             _domain.stop(record, self.store.folder(name), grace_s=grace_s)
         else:

@@ -8,7 +8,6 @@ NoCloud seed (cloud images, see seed.py).
 
 from __future__ import annotations
 
-import ipaddress
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -183,8 +182,3 @@ def _networkd(nic: Interface) -> str:
     if nic.gateway:
         lines.append(f"Gateway={nic.gateway}")
     return "\n".join(lines) + "\n"
-
-
-def is_ipv6(address: str) -> bool:
-    """Of an address with or without prefix."""
-    return ipaddress.ip_interface(address).version == 6

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vpt.errors import GuestError, NotFoundError, UsageError, VptError
+from vpt.errors import ConflictError, GuestError, NotFoundError, UsageError, VptError
 from vpt.guest import build_image
 from vpt.guest._image import cache_folder, locked, need, run_tool
 
@@ -29,6 +29,7 @@ Kind = Literal["tiny", "debian", "cloud"]
 
 _CHUNK = 1 << 20
 _CONVERT_S = 1800
+_KEEP_TINY = 6
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,8 @@ class BootImage:
     @property
     def size(self) -> int:
         """Bytes that it takes in the cache."""
-        folder = _folder() / self.name
-        files = [path for path in (*folder.glob("*"), self.initrd) if path is not None and path.is_file()]
-        return sum(path.stat().st_blocks * 512 for path in set(files))
+        files = [path for path in (_folder() / self.name).glob("*") if path.is_file()]
+        return sum(path.stat().st_blocks * 512 for path in files)
 
 
 def _folder() -> Path:
@@ -77,8 +77,7 @@ def cached(kind: Kind, inputs: Iterable[bytes]) -> tuple[str, BootImage | None]:
 def keep(name: str, make: Callable[[Path], BootImage], *, fresh: bool) -> BootImage:
     """The image `name`, made in a folder by `make` unless it is there. One builder at a time; all or nothing.
 
-    fresh: make it even if it is there. Guests that were booted from the old one keep working: their root
-    disks name it by a path that the new one gets only if nobody uses it.
+    fresh: make it even if it is there. ConflictError: a guest's root disk is a layer over the one that is.
     """
     folder = _folder()
     final = folder / name
@@ -155,8 +154,6 @@ def remove(name: str) -> BootImage:
         image = find(name)
         _require_unused(image.name)
         shutil.rmtree(_folder() / image.name)
-        if image.kind == "tiny" and image.initrd is not None:
-            image.initrd.unlink(missing_ok=True)
     return image
 
 
@@ -171,8 +168,6 @@ def hold(image: BootImage, guest: Path) -> None:
 
 
 def _require_unused(name: str) -> None:
-    from vpt.errors import ConflictError
-
     users = _folder() / name / "users"
     for note in users.glob("*") if users.exists() else ():
         guest = Path(note.read_text())
@@ -194,8 +189,16 @@ def build_tiny(progress: Progress = lambda _: None, *, fresh: bool = False) -> B
     if found is not None and not fresh:
         return found
     source = f"Linux {image.kernel.release}"
-    made = BootImage(name, "tiny", source, kernel=image.kernel.vmlinuz, initrd=image.initrd)
-    return keep(name, lambda _: made, fresh=fresh)
+
+    def make(folder: Path) -> BootImage:
+        initrd = Path(shutil.copyfile(image.initrd, folder / "initrd.gz"))
+        return BootImage(name, "tiny", source, kernel=image.kernel.vmlinuz, initrd=initrd)
+
+    made = keep(name, make, fresh=fresh)
+    # Each guest has a copy of its own: what a change of the driver has made obsolete is of no use.
+    for old in [other for other in listed() if other.kind == "tiny"][_KEEP_TINY:]:
+        remove(old.name)
+    return made
 
 
 # ---- cloud ----

@@ -15,7 +15,7 @@ from vpt.errors import ConflictError, NotFoundError, UsageError, VptError
 from vpt.guest import READY_MARK, Image, build_image, cache_dir
 from vpt.guest._image import need, run_tool
 from vpt.provision import seed
-from vpt.provision.config import BUILT, VmConfig, disk_of
+from vpt.provision.config import VmConfig, disk_of
 from vpt.provision.debian import Debian, build_debian
 from vpt.provision.identity import (
     Identity,
@@ -161,7 +161,7 @@ def prepare(record: Record, image: BootImage, folder: Folder) -> Record:
             "ssh_key": str(login),
             "host_key": host_key.public,
             "ssh_port": free_tcp_port(),
-            "image": image.name,
+            "boot": image,
         }
     )
     identity = _identity(record, host_key)
@@ -247,15 +247,3 @@ def disk_format(path: Path) -> Literal["qcow2", "raw"]:
             return "qcow2" if file.read(4) == b"QFI\xfb" else "raw"
     except OSError as error:
         raise VptError(f"can't read the disk {path}: {error.strerror}", hint=f"ls -l {path}") from None
-
-
-def check_image(config: VmConfig) -> None:
-    """What can be said of an image without building it. UsageError, NotFoundError: there is none."""
-    if config.domain is not None or config.image in BUILT:
-        return
-    if "/" not in config.image:
-        find(config.image)
-    elif not Path(config.image).is_file():
-        raise UsageError(
-            f"there is no image {config.image}", hint="tiny, debian, or the path of a disk image"
-        )

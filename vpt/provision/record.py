@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vpt.errors import NotFoundError, VptError
 from vpt.provision.config import VmConfig
+from vpt.provision.images import BootImage
 
 __all__ = ["Folder", "Record", "Store"]
 
@@ -23,6 +24,7 @@ class Record(BaseModel):
     """config: as it was asked for; the rest is what was chosen or made for it.
 
     runtime_dir: of the vptd whose ports it has
+    boot:        the image, so that the guest starts again whatever has become of the cache; none: a domain
     made_ports:  ports that go when it goes
     host_key:    public, "ssh-ed25519 AAAA..."
     macs:        of its interfaces, by port
@@ -33,7 +35,7 @@ class Record(BaseModel):
     config: VmConfig
     runtime_dir: str
     created: float
-    image: str = ""
+    boot: BootImage | None = None
     accel: str = "tcg"
     made_ports: list[str] = []
     ssh_port: int = 0
@@ -44,6 +46,11 @@ class Record(BaseModel):
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def image(self) -> str:
+        """Name of the image."""
+        return self.boot.name if self.boot is not None else ""
 
 
 class Folder:
