@@ -328,3 +328,10 @@ def test_the_schema_has_the_keys_that_are_read() -> None:
 def test_the_file_in_the_documentation_is_good() -> None:
     text = (REPOSITORY / "docs/topology.md").read_text().partition("```yaml\n")[2].partition("```")[0]
     assert len(read(text).ports) == 11
+
+
+def test_the_rules_in_the_documentation_are_good() -> None:
+    text = (REPOSITORY / "docs/topology.md").read_text().partition("## What a port may send")[2]
+    rules = text.partition("```yaml\n")[2].partition("```")[0]
+    web, router = read("switches: [{name: lab}]\n" + rules).ports
+    assert (web.storm.broadcast, router.isolated) == (100, False)
