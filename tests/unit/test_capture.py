@@ -19,7 +19,7 @@ from support import pcapng
 from support.apps import BROADCAST, AppPeer, ether, mac, until
 from support.vptd import Vptd, wait_for
 from vpt.capture import compile_filter
-from vpt.dataplane import Capture, CaptureReader, Engine, Feature, StatsReader, VnetHdr
+from vpt.dataplane import Capture, CaptureReader, Engine, Feature, Rules, StatsReader, VnetHdr
 from vpt.errors import DataplaneError
 
 RING = 1 << 18
@@ -97,6 +97,27 @@ def test_a_packet_shows_where_it_came_in_and_where_it_left(lab: Lab) -> None:
         (1, pcapng.OUT, frame, 60, ""),
     ]
     assert [each.name for each in reader.interfaces()] == ["p0", "p1", "p2"]
+
+
+def test_tags_are_seen_as_they_are_on_that_port(lab: Lab) -> None:
+    """A trunk's frames with theirs, an access port's without; what is dropped for its tag shows it."""
+    lab.peers[0].port.set_rules(Rules(trunk=frozenset({10})))
+    lab.peers[1].port.set_rules(Rules(access=10))
+    _, reader = lab.capture(0, 1)
+    plain = ether(BROADCAST, A, b"hello")
+    tagged = plain[:12] + b"\x81\x00\x60\x0a" + plain[12:]
+    other = plain[:12] + b"\x81\x00\x00\x14" + plain[12:]
+    lab.send(0, tagged)
+    lab.send(1, ether(BROADCAST, B))
+    lab.send(0, other)
+    back = ether(BROADCAST, B)
+    assert [(p.interface, p.direction, p.data, p.comment) for p in captured(reader)] == [
+        (0, pcapng.IN, tagged, ""),
+        (1, pcapng.OUT, plain, ""),
+        (1, pcapng.IN, back, ""),
+        (0, pcapng.OUT, back[:12] + b"\x81\x00\x00\x0a" + back[12:], ""),
+        (0, pcapng.IN, other, "dropped: tx_drop_vlan"),
+    ]
 
 
 @pytest.mark.parametrize(("directions", "seen"), [(1, [pcapng.IN]), (2, []), (3, [pcapng.IN])])
