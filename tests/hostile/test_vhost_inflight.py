@@ -137,7 +137,7 @@ class Pair:
 @pytest.fixture
 def pair(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pair]:
     features, buffer_size = request.param
-    with Lives(tmp_path) as lives:
+    with Lives("back-end", tmp_path) as lives:
         p = Pair(lives, features, buffer_size)
         yield p
         p.close()

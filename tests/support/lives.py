@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Back-ends to be killed: processes with the real data plane and real vhost-user sessions, one by one.
+"""Processes to be killed, one by one: back-ends, or front-ends in the middle of a burst.
 
-What vptd runs for its ports, without journal, keeper and control socket, whose start would take most of the
-time. A process that has imported everything forks each of them, so a life begins within some milliseconds.
+A back-end is the real data plane and real vhost-user sessions: what vptd runs for its ports, without journal,
+keeper and control socket, whose start would take most of the time. A process that has imported everything
+forks each of them, so a life begins within some milliseconds.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from support.host import Host
-from vpt.conform.frames import MAC_A, MAC_B
+from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, MAC_C, frame
+from vpt.conform.front_end import FrontEnd
 from vpt.dataplane import Policy
 
 PORTS = {"a": MAC_A, "b": MAC_B}
@@ -30,14 +33,17 @@ _WALL = 0x40000000
 
 
 class Lives:
-    """Start with `with`. begin() a life: lossless ports a and b in that folder; kill() ends it."""
+    """Start with `with`. begin() a life, kill() ends it.
 
-    def __init__(self, folder: Path, *, workers: int = 1) -> None:
+    back-end: lossless ports a and b in that folder. front-end: broadcasts without end at that port's path.
+    """
+
+    def __init__(self, role: Literal["back-end", "front-end"], folder: Path) -> None:
         self.folder = folder
         tests = Path(__file__).parent.parent
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent), *sys.path])}
         self._mother = subprocess.Popen(
-            [sys.executable, "-m", "support.lives", str(folder), str(workers)],
+            [sys.executable, "-m", "support.lives", role, str(folder)],
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -70,7 +76,7 @@ class Lives:
         self._mother.stdin.write("live\n")
         self._mother.stdin.flush()
         word, _, pid = self._mother.stdout.readline().partition(" ")
-        assert word == "alive", "the process of the back-end could not start: see its standard error"
+        assert word == "alive", "the process could not start: see its standard error"
         self.pid = int(pid)
 
     def kill(self, *, traced: int = 0) -> None:
@@ -127,8 +133,8 @@ class Stepper:
 # ---- the other side of the pipe ----
 
 
-def _live(folder: Path, workers: int) -> None:
-    host = Host(folder, workers=workers)
+def _back_end(folder: Path) -> None:
+    host = Host(folder)
     host.call(lambda: host.engine.hold(True))
     ports = [host.vhost(n, mac=m, lossless=True, policy=Policy.notify()) for n, m in PORTS.items()]
     print("alive", os.getpid(), flush=True)
@@ -138,9 +144,20 @@ def _live(folder: Path, workers: int) -> None:
     signal.pause()
 
 
+def _front_end(port: Path) -> None:
+    fe = FrontEnd(port, num=64).start()
+    print("alive", os.getpid(), flush=True)
+    while True:
+        fe.transmit(*(frame(BROADCAST, MAC_C, n) for n in range(32)))
+        fe.poll()
+
+
+_ROLES: dict[str, Callable[[Path], None]] = {"back-end": _back_end, "front-end": _front_end}
+
+
 def main() -> None:
     """Fork a life for each line read; the one before has ended by then."""
-    folder, workers = Path(sys.argv[1]), int(sys.argv[2])
+    live, where = _ROLES[sys.argv[1]], Path(sys.argv[2])
     gc.freeze()  # a life ends before it has garbage, and shares these pages as long as nobody writes to them
     gc.disable()
     for _ in sys.stdin:
@@ -148,7 +165,7 @@ def main() -> None:
         if pid == 0:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             try:
-                _live(folder, workers)
+                live(where)
             finally:
                 os._exit(1)
         os.waitpid(pid, 0)
