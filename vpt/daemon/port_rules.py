@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-__all__ = ["PacketsPerS", "RateConfig", "RatesConfig", "StormConfig", "Vid", "VlanConfig", "vids"]
+__all__ = ["PacketsPerS", "RateConfig", "RatesConfig", "StormConfig", "Strict", "Vid", "VlanConfig", "vids"]
 
 _MAX_VID = 4094
 _RANGE = re.compile(r"([1-9][0-9]{0,3})-([1-9][0-9]{0,3})", re.ASCII)
@@ -25,7 +25,9 @@ _FACTOR = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _BROADCAST_PER_S = 10_000
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Nothing is guessed: no unknown keys, no numbers in quotes."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -89,7 +91,7 @@ Trunk = Annotated[
 ]
 
 
-class VlanConfig(_Strict):
+class VlanConfig(Strict):
     """VLANs of a port (IEEE 802.1Q). None at all: it carries each, with its tag."""
 
     access: Vid | None = Field(default=None, description="the one VLAN of a peer that knows nothing of VLANs")
@@ -107,7 +109,7 @@ class VlanConfig(_Strict):
         return self
 
 
-class RateConfig(_Strict):
+class RateConfig(Strict):
     """A limit in one direction: token buckets. Beyond it packets are dropped; lossless senders wait."""
 
     bits_per_s: _limited(8000, 10**12, "bits of frames per second") | None = None  # type: ignore[valid-type]
@@ -125,7 +127,7 @@ class RateConfig(_Strict):
         return self
 
 
-class RatesConfig(_Strict):
+class RatesConfig(Strict):
     """tx: what the peer sends; rx: what it gets."""
 
     tx: RateConfig | None = None
@@ -135,7 +137,7 @@ class RatesConfig(_Strict):
 PacketsPerS = _limited(0, 10**9, "packets per second; 0: no limit")
 
 
-class StormConfig(_Strict):
+class StormConfig(Strict):
     """What the peer may send to many."""
 
     broadcast: PacketsPerS = _BROADCAST_PER_S  # type: ignore[valid-type]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from vpt.daemon.models import Name
+from vpt.daemon.config_models import Name
 
 __all__ = ["BUILT", "Disk", "VmConfig", "VmPort", "disk_of"]
 
