@@ -48,6 +48,7 @@ static uint32_t from_wire(const struct vpti_virtq *v, uint32_t wire)
 
 /* ---- descriptors ---- */
 
+#define PER_LINE (VPTI_CACHELINE / (uint32_t)sizeof(struct vpti_packed_desc))
 #define TURN (VPTI_PACKED_AVAIL | VPTI_PACKED_USED) /* the flags that say whose a descriptor is */
 #define KIND (VPTI_DESC_NEXT | VPTI_DESC_WRITE | VPTI_DESC_INDIRECT)
 
@@ -263,10 +264,13 @@ static void packed_quiet(struct vpti_virtq *v)
 /*
  * A burst's worth of descriptors, as far as they are available; how many. Few instructions per descriptor let the processor run
  * ahead to the next lines while it waits for the first.
+ *
+ * A line that is not full of them is likely being written by the driver right now. To mark its descriptors used would take it
+ * away from there; so they are left for the next round, unless they are all there is.
  */
 static uint32_t read_burst(const struct vpti_virtq *v, struct vpti_packed_desc *d)
 {
-	uint32_t at = v->next_avail, n;
+	uint32_t at = v->next_avail, n, behind;
 
 	for (n = 0; n < VPTI_BURST; n++) {
 		read_desc(v, at, &d[n]);
@@ -274,7 +278,8 @@ static uint32_t read_burst(const struct vpti_virtq *v, struct vpti_packed_desc *
 			break;
 		at = advance(v, at, 1);
 	}
-	return n;
+	behind = index_of(v, at) % PER_LINE;
+	return n > behind ? n - behind : n;
 }
 
 /**
@@ -394,9 +399,9 @@ static int packed_begin(const struct vpti_virtq *v, uint32_t n)
 {
 	uint32_t at = index_of(v, v->next_avail), i;
 
-	for (i = 0; i < VPTI_MIN(n, v->num); i += VPTI_CACHELINE / sizeof(*v->packed)) {
+	for (i = 0; i < VPTI_MIN(n, v->num); i += PER_LINE) {
 		vpti_prefetch_write(&v->packed[at]);
-		at += VPTI_CACHELINE / sizeof(*v->packed);
+		at += PER_LINE;
 		at = at < v->num ? at : 0;
 	}
 	return 0;
