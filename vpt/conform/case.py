@@ -17,7 +17,19 @@ __all__ = ["GROUPS", "Act", "Case", "Cases", "Skip", "select"]
 Act = Callable[["Stage"], object]
 
 #: Files of vpt/conform/cases, in the order in which they run.
-GROUPS = ("protocol", "socket", "memory", "rings", "split", "packed", "packet", "migration", "life")
+GROUPS = (
+    "protocol",
+    "device",
+    "socket",
+    "requests",
+    "memory",
+    "rings",
+    "split",
+    "packed",
+    "packet",
+    "migration",
+    "life",
+)
 
 
 class Skip(Exception):  # noqa: N818 - no error

@@ -236,7 +236,8 @@ class FrontEnd:
         payload = self._reply_to(request).payload
         if isinstance(payload, Opaque):  # to a request that is not in the table
             payload = U64.unpack(payload.data)
-        assert isinstance(payload, U64)
+        if not isinstance(payload, U64):
+            raise Failure(f"request {request} was not acknowledged but answered: {payload}")
         return payload.value
 
     def do(self, request: int, payload: Payload | None = None, fds: Sequence[int] = ()) -> None:

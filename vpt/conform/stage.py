@@ -14,11 +14,21 @@ from typing import Any
 from vpt.conform.backend import Backend, Door
 from vpt.conform.case import Skip
 from vpt.conform.frames import BROADCAST, frame
-from vpt.conform.front_end import PLAIN, USUAL, VNET_HDR, Failure, FrontEnd, Received, eventually
+from vpt.conform.front_end import (
+    ALL_PROTOCOL,
+    PLAIN,
+    USUAL,
+    VNET_HDR,
+    Failure,
+    FrontEnd,
+    Received,
+    eventually,
+)
 from vpt.conform.guest_memory import GPA_BASE, MIB, GuestMemory, Span
 from vpt.vhost_user import Payload, ProtocolFeature, Request
+from vpt.vhost_user.messages import HEADER, VERSION
 
-__all__ = ["MAC_GUEST", "Answer", "Stage", "come_in"]
+__all__ = ["MAC_GUEST", "Answer", "Stage", "come_in", "head", "same"]
 
 MAC_GUEST = bytes.fromhex("525400c0f001")
 GUARD = 64 << 10
@@ -36,6 +46,17 @@ class Answer:
     def refused(self) -> bool:
         """By a negative acknowledgement, or by closing."""
         return self.value is None or self.value != 0
+
+
+def same(what: str, seen: object, wanted: object) -> None:
+    """Fail unless they are equal."""
+    if seen != wanted:
+        raise Failure(f"{what}: {seen}, not {wanted}")
+
+
+def head(request: int, flags: int = VERSION, size: int = 0) -> bytes:
+    """A message's header, which may say anything."""
+    return HEADER.pack(request, flags, size)
 
 
 def come_in(door: Door, limit_s: float, **options: Any) -> FrontEnd:
@@ -88,6 +109,19 @@ class Stage:
         fe = come_in(self.backend.door, self.limit_s, **options)
         self.guests.append(fe)
         return fe
+
+    def negotiated(self, protocol: int = int(ALL_PROTOCOL)) -> FrontEnd:
+        """Connect, and negotiate, no more. protocol: mask of protocol features."""
+        fe = self.enter()
+        fe.negotiate(protocol)
+        return fe
+
+    @staticmethod
+    def eventfd(fe: FrontEnd) -> int:
+        """An eventfd that lives as long as the front-end."""
+        if not fe.pairs:
+            fe.make_queues()
+        return fe.queues()[0].kick_fd
 
     def started(self, *, protocol: int | None = None, fill: int | None = None, **options: Any) -> FrontEnd:
         """Connect, and go all the way to running rings. protocol: mask of protocol features; None: all."""

@@ -57,8 +57,7 @@ for _name, _count, _brought, _fds in (
 
     @case(f"M1-regions-{_name}", "the number of regions is checked")
     def _(stage: Stage, count: int = _count, brought: int = _brought, fds: int = _fds) -> None:
-        fe = stage.enter()
-        fe.negotiate()
+        fe = stage.negotiated()
         fd = os.memfd_create("guest")
         os.ftruncate(fd, 16 * MIB)
         try:
@@ -89,8 +88,7 @@ TABLES: dict[str, tuple[str, tuple[Region, ...]]] = {
 
 
 def _table(stage: Stage, regions: tuple[Region, ...], *, one_by_one: bool) -> None:
-    fe = stage.enter()
-    fe.negotiate()
+    fe = stage.negotiated()
     fd = os.memfd_create("guest")
     os.ftruncate(fd, 4 * MIB)
     try:
@@ -146,8 +144,7 @@ for _kind in ("read-only", "path", "directory", "eventfd"):
 
     @case(f"M7-{_kind}", "what cannot be mapped for reading and writing is refused")
     def _(stage: Stage, kind: str = _kind) -> None:
-        fe = stage.enter()
-        fe.negotiate()
+        fe = stage.negotiated()
         fd = unmappable(kind)
         try:
             stage.refused(fe, Request.SET_MEM_TABLE, MemTable((region(),)), [fd])
@@ -221,8 +218,7 @@ def _(stage: Stage) -> None:
     protocol=P.CONFIGURE_MEM_SLOTS | P.REPLY_ACK,
 )
 def _(stage: Stage) -> None:
-    fe = stage.enter()
-    fe.negotiate()
+    fe = stage.negotiated()
     slots = fe.ask_u64(Request.GET_MAX_MEM_SLOTS)
     fd = os.memfd_create("guest")
     os.ftruncate(fd, PAGE)
@@ -271,8 +267,7 @@ ADDRESSES: dict[str, Address] = {
 
 def _ring_at(stage: Stage, where: Address, index: int) -> None:
     """Such a ring must not start: a message is refused, or what is in it is never taken."""
-    fe = stage.enter()
-    fe.negotiate()
+    fe = stage.negotiated()
     fe.share_memory()
     fe.make_queues()
     queue = fe.queues()[index]
@@ -308,8 +303,7 @@ for _id, _where in ADDRESSES.items():
 
 @case("M19-parts-on-one-spot", "three parts of a ring on one spot harm nobody else")
 def _(stage: Stage) -> None:
-    fe = stage.enter()
-    fe.negotiate()
+    fe = stage.negotiated()
     fe.share_memory()
     fe.make_queues()
     with contextlib.suppress(ConnectionError, Failure):

@@ -232,8 +232,7 @@ for _name, _queues, _queue_size in (
         protocol=P.INFLIGHT_SHMFD | P.REPLY_ACK,
     )
     def _(stage: Stage, queues: int = _queues, queue_size: int = _queue_size) -> None:
-        fe = stage.enter()
-        fe.negotiate()
+        fe = stage.negotiated()
         fd = os.memfd_create("inflight")
         os.ftruncate(fd, MIB)
         try:
@@ -254,8 +253,7 @@ for _name, _size, _offset in (
         protocol=P.INFLIGHT_SHMFD | P.REPLY_ACK,
     )
     def _(stage: Stage, size: int = _size, offset: int = _offset) -> None:
-        fe = stage.enter()
-        fe.negotiate()
+        fe = stage.negotiated()
         fd = os.memfd_create("inflight")
         os.ftruncate(fd, MIB)
         try:
@@ -270,8 +268,7 @@ for _name, _size, _offset in (
     protocol=P.INFLIGHT_SHMFD | P.REPLY_ACK,
 )
 def _(stage: Stage) -> None:
-    fe = stage.enter()
-    fe.negotiate()
+    fe = stage.negotiated()
     fe.share_memory()
     fe.make_queues()
     record = fe.ask_record()
@@ -293,8 +290,7 @@ def _(stage: Stage) -> None:
     protocol=P.INFLIGHT_SHMFD | P.REPLY_ACK,
 )
 def _(stage: Stage) -> None:
-    fe = stage.enter()
-    fe.negotiate()
+    fe = stage.negotiated()
     fd = os.memfd_create("inflight")
     os.ftruncate(fd, MIB)
     try:
