@@ -14,6 +14,9 @@ exclude_patterns = ["control_protocol.py"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 
+# Options begin with two hyphens, not with a dash.
+smartquotes = False
+
 html_theme = "furo"
 html_title = f"vpt {version}"
 html_show_copyright = False

@@ -95,7 +95,7 @@ def _method(method: Method, shared: dict[str, dict[str, Any]]) -> Iterator[str]:
     params = method.params.model_json_schema()
     result = method.result.model_json_schema(mode="serialization")
     shared |= params.pop("$defs", {}) | result.pop("$defs", {}) | {method.result.__name__: result}
-    yield from (f"## {method.name}", "", method.doc, "")
+    yield from (f"### {method.name}", "", method.doc, "")
     if params.get("properties"):
         yield from (*_table(params), "")
     else:
@@ -110,14 +110,14 @@ def page() -> str:
     from vpt.daemon.methods import method_table
 
     shared: dict[str, dict[str, Any]] = {}
-    lines = [_HEAD]
+    lines = [_HEAD, "## Methods", ""]
     for method in method_table(Daemon(Settings(paths=locate("/run/vpt")))).values():
         lines += _method(method, shared)
-    lines += ["# Objects", ""]
+    lines += ["## Objects", ""]
     shared.pop("JsonValue", None)
     for name, schema in sorted(shared.items()):
         text = schema.get("description", "").strip()
-        lines += [f"## {name}", "", *([text, ""] if text else []), *_members(schema), ""]
+        lines += [f"### {name}", "", *([text, ""] if text else []), *_members(schema), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
