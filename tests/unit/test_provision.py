@@ -262,6 +262,8 @@ def test_a_cloud_image_is_known_by_its_content_and_kept_while_a_guest_needs_it(c
     other.write_bytes(b"b" * 512)
     first = images.build_cloud(images.Cloud(one))
     assert images.build_cloud(images.Cloud(same)) == first
+    assert images.build_cloud(images.Cloud(one), fresh=True).created > first.created
+    first = images.find(first.name)
     assert images.build_cloud(images.Cloud(other)).name != first.name
     with_data = cache / "user-data"
     with_data.write_text("#cloud-config\n")
@@ -279,6 +281,8 @@ def test_a_cloud_image_is_known_by_its_content_and_kept_while_a_guest_needs_it(c
     images.hold(first, guest)
     with pytest.raises(ConflictError, match="layer over the image"):
         images.remove(first.name)
+    with pytest.raises(ConflictError, match="layer over the image"):
+        images.build_cloud(images.Cloud(one), fresh=True)
     (guest / "root.qcow2").unlink()
     images.remove(first.name)
     assert first.name not in [found.name for found in images.listed()]

@@ -128,10 +128,11 @@ def test_a_copy_that_fails_leaves_nothing(lab: Lab, vm1: str, tmp_path: Path) ->
     assert b"/absent" in err
     assert list(tmp_path.iterdir()) == []
     lab.vpt("guest", "copy", str(tmp_path), f"{vm1}:/tmp", code=EXIT_USAGE)
-    (tmp_path / "big").write_bytes(bytes(20 << 20))
+    (tmp_path / "big").write_bytes(bytes(2 << 20))
+    lab.run(vm1, "dd if=/dev/zero of=/tmp/fill bs=64k 2>/dev/null; true")
     _, err = lab.vpt("guest", "copy", str(tmp_path / "big"), f"{vm1}:/tmp/big", code=EXIT_FAILED)
     assert b"No space left" in err
-    assert "big" not in lab.run(vm1, "ls /tmp")
+    assert lab.run(vm1, "rm /tmp/fill; ls /tmp") == "new\n"
 
 
 def test_a_shell_is_a_terminal_of_this_terminals_size(lab: Lab, vm1: str) -> None:
@@ -275,9 +276,6 @@ def test_an_image_is_built_once_and_can_be_removed(lab: Lab, tmp_path: Path, mon
     first = vpt_json(lab.vptd.paths.runtime, "guest", "build", "tiny")
     again = vpt_json(lab.vptd.paths.runtime, "guest", "build", "tiny")
     assert again == first
-    fresh = vpt_json(lab.vptd.paths.runtime, "guest", "build", "tiny", "--no-cache")
-    assert fresh["name"] == first["name"]
-    assert fresh["created"] > first["created"]
     assert first["name"] in lab.vpt("guest", "ls", "--images")[0].decode()
     lab.vpt("guest", "rm", first["name"], "--image")
     assert json.loads(lab.vpt("guest", "ls", "--images", "--json")[0])["images"] == []

@@ -88,8 +88,7 @@ def apply(
     """
     from vpt.topology import Doer, perform, require_options
 
-    guests = guests_of(paths())
-    wanted, have, todo = _plan(file, guests, prune=prune)
+    wanted, have, todo, guests = _plan(file, prune=prune)
     if not dry_run:
         given = [name for name, chosen in (("replace", replace), ("prune", prune)) if chosen]
         require_options(todo, given)  # type: ignore[arg-type]
@@ -117,7 +116,7 @@ def diff(file: str, prune: bool, as_json: bool) -> None:
       vpt diff lab.yaml
       vpt diff lab.yaml --prune --json
     """
-    _, _, todo = _plan(file, guests_of(paths()), prune=prune)
+    _, _, todo, _ = _plan(file, prune=prune)
     if as_json:
         emit_json("diff", _plan_data(todo))
     else:
@@ -139,22 +138,31 @@ def export(as_json: bool) -> None:
     from vpt.topology import actual, as_data, as_yaml
 
     with connect() as vptd:
-        state = actual(vptd, guests_of(paths()))
+        state = actual(vptd, _machines())
     click.echo(json.dumps(as_data(state), indent=2) if as_json else as_yaml(state).rstrip())
 
 
-def _plan(file: str, guests: Guests, *, prune: bool) -> tuple[Wanted, Actual, Plan]:
+def _machines(*, wanted: bool = False) -> Guests | None:
+    """None where there are no machines and none are wanted: what they need takes a while to load."""
+    from vpt.provision.record import Store
+
+    return guests_of(paths()) if wanted or Store(paths().state).names() else None
+
+
+def _plan(file: str, *, prune: bool) -> tuple[Wanted, Actual, Plan, Guests | None]:
     from vpt.topology import actual, load, plan
 
     if file == "-":
         wanted = load(_read(file), "standard input", paths().ports, Path.cwd())
     else:
         wanted = load(_read(file), file, paths().ports, Path(file).absolute().parent)
+    guests = _machines(wanted=bool(wanted.vms))
     with connect() as vptd:
         have = actual(vptd, guests)
-    for vm in wanted.vms:
-        guests.check(vm)
-    return wanted, have, plan(wanted, have, prune=prune)
+    if guests is not None:
+        for vm in wanted.vms:
+            guests.check(vm)
+    return wanted, have, plan(wanted, have, prune=prune), guests
 
 
 def _read(file: str) -> bytes:

@@ -54,28 +54,32 @@ class Machines(Protocol):
 class Doer:
     """What steps are done with.
 
-    connect: to vptd. progress: told each step. wait: until each machine that is started is up, at most
-    timeout_s seconds each (none: what its image usually takes). places: of Wanted, for errors.
+    connect:   to vptd
+    machines:  none: there are none, and none are wanted
+    progress:  told each step
+    wait:      until each machine that is started is up
+    timeout_s: seconds for each of them; none: what its image usually takes
+    places:    of Wanted, for errors
     """
 
     connect: Connect
-    machines: Machines
+    machines: Machines | None = None
     progress: Callable[[str], None] = lambda _: None
     wait: bool = True
     timeout_s: float | None = None
     places: Mapping[str, str] = field(default_factory=dict)
 
 
-def actual(vptd: Client, machines: Machines) -> Actual:
+def actual(vptd: Client, machines: Machines | None = None) -> Actual:
     """What runs."""
     found = vptd.call("config")
-    vms = machines.configs()
+    vms = machines.configs() if machines else ()
     return Actual(
         tuple(SwitchConfig.model_validate(switch) for switch in found["switches"]),
         tuple(PortConfig.model_validate(port) for port in found["ports"]),
         vms,
         failed=found["failed"],
-        stopped=frozenset(vm.name for vm in vms if machines.is_stopped(vm.name)),
+        stopped=frozenset(vm.name for vm in vms if machines and machines.is_stopped(vm.name)),
     )
 
 
@@ -144,6 +148,7 @@ def _do_machines(steps: Sequence[Step], begun: list[Step], starting: list[str], 
         doer.progress(str(step))
         begun.append(step)
         try:
+            assert doer.machines is not None, "who plans for machines has some"
             _do_machine(step, doer.machines)
         except VptError as error:
             _place(error, doer, f"vm {step.name}")
@@ -180,7 +185,7 @@ def _wait(starting: list[str], doer: Doer) -> None:
     """They boot side by side."""
     while starting:
         name = starting.pop(0)
-        if doer.wait:
+        if doer.wait and doer.machines is not None:
             doer.progress(f"wait until vm {name} is up")
             try:
                 doer.machines.wait(name, doer.timeout_s)
