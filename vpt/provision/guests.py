@@ -138,7 +138,7 @@ class Guests:
             self._check_new(config)
             for port in new_ports:
                 assert vptd is not None, "config names the new ones too"
-                vptd.call("port.add", **port.model_dump(exclude_none=True))
+                vptd.call("port.add", **port.model_dump(exclude_defaults=True))
                 undo.callback(_quietly, _delete_port, self._connect, port.name)
             ports = look_up(vptd, self._without_what_it_has(config)) if vptd is not None else []
             record.macs.update({port.name: port.mac for port in ports})
