@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from vpt.errors import ConflictError, MissingError, NotFoundError, TimeoutExpired, UsageError
+from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, TimeoutExpired, UsageError
 from vpt.libvirt_plugin.xml import plugs_in
 from vpt.provision import images, ready, seed
 from vpt.provision._domain import domain_xml
@@ -322,10 +322,15 @@ def test_records_come_back_and_numbers_are_sorted_by_value(tmp_path: Path) -> No
 
 def test_waiting_says_which_sign_was_missing_and_shows_the_console(tmp_path: Path) -> None:
     console = tmp_path / "console"
-    console.write_text("Booting\n\x1b[2JKernel panic\n")
+    console.write_text("Booting\n\x1b[2JLinux\n")
     with pytest.raises(TimeoutExpired, match="'vpt-guest-ready' on its console") as caught:
         ready.wait_ready("g", console, 1, lambda: True, 0.2)
-    assert caught.value.hint == "its console ends with:\nBooting\nKernel panic"
+    assert caught.value.hint == "its console ends with:\nBooting\nLinux"
+    console.write_text("Booting\n[    1.5] Kernel panic - not syncing: VFS\n")
+    with pytest.raises(GuestError, match="its kernel panicked"):
+        ready.wait_ready("g", console, 1, lambda: True, 60)
+    with pytest.raises(GuestError, match="ended while it was waited for"):
+        ready.wait_ready("g", tmp_path / "absent", 1, lambda: False, 60)
     console.write_text("vpt-guest-ready\n")
     with pytest.raises(TimeoutExpired, match=r"an ssh banner on 127\.0\.0\.1 port 1"):
         ready.wait_ready("g", console, 1, lambda: True, 0.2)

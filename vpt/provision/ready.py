@@ -20,6 +20,9 @@ _BANNER_S = 2.0
 _CONSOLE_LINES = 12
 # Of a console, whose guest may print for ever: what is looked through for the sign, and what is shown.
 _WINDOW = 1 << 20
+_PANIC = "Kernel panic"
+# What it says behind that: registers, a call trace.
+_PANIC_LINES = 200
 
 
 def console_end(path: Path, lines: int = _CONSOLE_LINES) -> str:
@@ -44,8 +47,8 @@ def wait_ready(
 ) -> None:
     """Return when the guest is up.
 
-    TimeoutExpired says which sign was missing after `timeout_s` seconds, GuestError that the guest ended;
-    both show the end of its console.
+    TimeoutExpired says which sign was missing after `timeout_s` seconds, GuestError that the guest ended or
+    panicked; both show the end of its console.
     """
     end = time.monotonic() + timeout_s
     # The console first: QEMU takes a connection to port 22 long before the guest listens.
@@ -57,6 +60,8 @@ def wait_ready(
         while not seen():
             if not is_running():
                 raise GuestError(f"guest {name} ended while it was waited for", hint=_hint(console))
+            if _PANIC in console_end(console, _PANIC_LINES):
+                raise GuestError(f"guest {name}: its kernel panicked", hint=_hint(console))
             if time.monotonic() > end:
                 raise TimeoutExpired(
                     f"guest {name}: waited {timeout_s:.0f} s for {what}", hint=_hint(console)
