@@ -210,8 +210,8 @@ FAULTS = [
     Fault("S29 MTU 65536", Rule.BAD_VALUE, message(20, U64(65536)), owner),
     Fault("S29 status above a byte", Rule.BAD_VALUE, message(39, U64(256)), owner),
     Fault(
-        "S30 GET_CONFIG",
-        Rule.UNKNOWN_REQUEST,
+        "S30 GET_CONFIG whose size is not that of the message",
+        Rule.BAD_PAYLOAD,
         raw(head(24, size=12) + pack("=III", 0xFFFFFFFF, 256, 0)),
         owner,
     ),
