@@ -51,6 +51,8 @@ _HELP = {
     "wakes": "Times that something woke the worker.",
     "late_wakes": "Sleeps that ended by the time limit with work waiting; must stay 0.",
     "syscalls": "System calls that the worker made.",
+    "spins": "Idle periods in which the worker spun, as policy adaptive has it.",
+    "spins_vain": "Spins in which nothing came; then it spins less.",
 }
 # Told apart by labels: counter prefix -> (family, labels that the prefix stands for, label of the rest).
 _FAMILIES: dict[str, tuple[str, Labels, str]] = {

@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "notify.h"
+#include "spin.h"
 #include "util.h"
 #include "vpt/vpt.h"
 
@@ -63,6 +64,7 @@ struct pc_side {
 	int32_t cpu;
 	int fd;
 	uint64_t work, notify, start;                                  /* ticks */
+	struct vpti_spin spin;
 	uint64_t lap;              /* ticks: the present item's work began */
 	uint64_t woke;             /* ticks: the last block ended; 0: accounted for */
 	uint64_t slept;            /* ticks: it began */
@@ -286,16 +288,18 @@ static void pc_block(struct pc_side *me, const struct pc_side *other, uint32_t s
 	VPTI_WRITE(me->need, 0);
 }
 
-static bool pc_spin(const struct pc_side *other, uint32_t stop, uint64_t ticks)
+/* Spin, if that promises anything. False: the other side has not moved. */
+static bool pc_spin(struct pc_side *me, const struct pc_side *other, uint32_t stop)
 {
 	uint64_t begin = pc_ticks();
+	bool moved = false;
 
-	while (!pc_moved(other, stop)) {
-		if (pc_ticks() - begin >= ticks)
-			return false;
+	if (!me->run->spin || !vpti_spin_wanted(&me->spin))
+		return false;
+	while (!(moved = pc_moved(other, stop)) && pc_ticks() - begin < me->run->spin)
 		vpti_cpu_relax();
-	}
-	return true;
+	vpti_spin_done(&me->spin, moved);
+	return moved;
 }
 
 static void pc_sleep(struct pc_side *me)
@@ -334,7 +338,7 @@ static void pc_until(struct pc_side *me, const struct pc_side *other, uint32_t s
 			pc_sleep(me);
 			break;
 		case VPT_POLICY_ADAPTIVE:
-			if (!pc_spin(other, stop, r->spin))
+			if (!pc_spin(me, other, stop))
 				pc_block(me, other, stop, at);
 			break;
 		default:

@@ -58,6 +58,7 @@ static const char *const counter_names[VPT_C_COUNT] = {
 static const char *const wcounter_names[VPT_W_COUNT] = {
 	[VPT_W_LOOPS] = "loops",   [VPT_W_BUSY_LOOPS] = "busy_loops", [VPT_W_SLEEPS] = "sleeps",
 	[VPT_W_WAKES] = "wakes",   [VPT_W_LATE] = "late_wakes",       [VPT_W_SYSCALLS] = "syscalls",
+	[VPT_W_SPINS] = "spins",   [VPT_W_SPINS_VAIN] = "spins_vain",
 };
 
 const char *vpt_counter_name(uint32_t counter)

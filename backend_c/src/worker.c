@@ -21,6 +21,7 @@
 #include "fd.h"
 #include "notify.h"
 #include "rcu.h"
+#include "spin.h"
 #include "switch.h"
 #include "take.h"
 
@@ -239,11 +240,19 @@ static void look_at_clock(struct vpti_worker *w, const struct vpti_plan *plan, u
 	sweep_tables(w, plan);
 }
 
+static void spun(struct vpti_worker *w, struct vpti_spin *spin, bool paid)
+{
+	vpti_spin_done(spin, paid);
+	count(w, VPT_W_SPINS, 1);
+	count(w, VPT_W_SPINS_VAIN, !paid);
+}
+
 static void run(struct vpti_worker *w)
 {
+	struct vpti_spin spin = { 0 };
 	uint64_t idle_since = 0;
 	uint32_t round = 0;
-	bool late = false, slept = false;
+	bool late = false, slept = false, spins = false;
 
 	while (!VPTI_READ(w->stop)) {
 		const struct vpti_plan *plan = vpti_rcu_get(w->plan);
@@ -265,6 +274,9 @@ static void run(struct vpti_worker *w)
 			if (late)
 				count(w, VPT_W_LATE, 1);
 			late = false;
+			if (spins)
+				spun(w, &spin, true);
+			spins = false;
 			idle_since = 0;
 			if (++round % TICK_ROUNDS == 0)
 				look_at_clock(w, plan, vpti_now_ns());
@@ -276,14 +288,19 @@ static void run(struct vpti_worker *w)
 			late = false;
 			now = vpti_now_ns();
 			look_at_clock(w, plan, now);
-			if (!idle_since)
+			if (!idle_since) {
 				idle_since = now;
-			if (plan->poll || now - idle_since < plan->spin_ns) {
+				spins = plan->spin_ns && vpti_spin_wanted(&spin);
+			}
+			if (plan->poll || (spins && now - idle_since < plan->spin_ns)) {
 				if (++round % 32 == 0) /* the kicks of peers that were not told, and the control thread */
 					poll_events(w, 0);
 				vpti_cpu_relax();
 			} else {
-				/* A sleeper by the clock goes on sleeping; one that was notified spins again. */
+				if (spins)
+					spun(w, &spin, false);
+				spins = false;
+				/* A sleeper by the clock goes on sleeping; one that was notified may spin again. */
 				if (!plan->sleep_ns && w->retry_ns == VPTI_NO_RETRY)
 					idle_since = 0;
 				late = sleep_until_work(w, plan, blocked); /* the plan may be gone afterwards */

@@ -354,6 +354,24 @@ def test_an_idle_worker_asks_for_a_kick_and_wakes_by_it(host: Host, connect: Con
     assert all(w.counters["late_wakes"] == 0 for w in host.stats.read().workers)
 
 
+def test_packets_far_apart_are_not_spun_for(host: Host, connect: Connect) -> None:
+    """Policy adaptive: a spin that finds nothing is tried less and less often."""
+    adaptive = Policy.adaptive(50)
+    one = connect(host.vhost("a", policy=adaptive)).start()
+    two = connect(host.vhost("b", policy=adaptive)).start()
+    worker = lambda: host.stats.read().workers[0].counters  # noqa: E731
+    before = worker()
+    for n in range(200):
+        sleeps = worker()["sleeps"]
+        one.transmit(frame(MAC_B, MAC_A, n))
+        assert number(two.receive()[0].frame) == n
+        eventually(lambda sleeps=sleeps: worker()["sleeps"] > sleeps)  # type: ignore[misc]
+    now = worker()
+    spins, vain = (now[name] - before[name] for name in ("spins", "spins_vain"))
+    assert vain <= spins
+    assert vain <= 200 / 4, "nothing came within the spin, and it was tried all the same"
+
+
 def test_a_polled_port_wants_no_kicks(host: Host, connect: Connect) -> None:
     a, b = host.vhost("a", policy=Policy.poll()), host.vhost("b")
     one, two = connect(a).start(), connect(b).start()

@@ -75,6 +75,8 @@ def result() -> Result:
 def test_only_the_points_that_were_asked_for_are_measured() -> None:
     done = run([Toy()], Settings(repetitions=1, at={"bytes": ["64"]}))
     assert [p.params for p in done.scenarios[0].points] == [{"bytes": 64}]
+    without = run([Toy()], Settings(repetitions=1, at={"bytes": ["64"], "rate": ["1000", ""]}))
+    assert [p.params for p in without.scenarios[0].points] == [{"bytes": 64}]
     both = run([Toy()], Settings(repetitions=1, at={"bytes": ["64", "1500"]}))
     assert len(both.scenarios[0].points) == 2
 

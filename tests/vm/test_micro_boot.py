@@ -79,6 +79,14 @@ def test_payload_is_small_and_built_once(tmp_path: Path) -> None:
     assert os.stat(payload(tmp_path)) == built
 
 
+def test_an_installed_package_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's own build left the file beside the sources."""
+    (tmp_path / "micro.elf").touch()
+    monkeypatch.setattr(paths, "guest_driver", lambda _: tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert payload(tmp_path / "cache") == tmp_path / "micro.elf"
+
+
 def test_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingError, match="gcc and make") as caught:

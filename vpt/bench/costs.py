@@ -12,7 +12,10 @@ from enum import StrEnum
 
 from vpt.errors import UsageError
 
-__all__ = ["PUBLISHED", "Costs", "Kind", "Policy"]
+__all__ = ["PUBLISHED", "SPIN_LONGEST", "Costs", "Kind", "Policy"]
+
+#: 2 to the power of it: idle periods that go by without a spin where spins are in vain, at most (spin.h).
+SPIN_LONGEST = 6
 
 
 class Kind(StrEnum):

@@ -36,11 +36,13 @@ the faster side is early by g = n d - S (with S the start-up), and 0 < g <= d. T
                   Wc < Wp   b = floor((Sc + s) / d) + 1
                   Wp < Wc   b = floor((Sp + (kC-1) Wp + s) / d) + kC
 
-              and each cycle burns s (and g, if g <= s) on top of the work.
+              and each cycle burns s and g on top of the work. Where g > s nothing is caught, b stays what
+              it is with notify, and the data plane stops trying but for one spin in 2^6 + 1 (spin.h): a cycle
+              burns s / 65 on average.
 
-So at a steady rate, spinning for less than d buys at most one item per sleep and costs s each time: spin for
-d or don't. At an unsteady rate s = N + S, the price of a wake-up, is never more than twice as dear as knowing
-the future (the ski-rental argument), and it makes a burst's second packet cheap. `advise` offers both.
+So at a steady rate, spinning for less than d buys at most one item per sleep: spin for d or don't. At an
+unsteady rate s = N + S, the price of a wake-up, is never more than twice as dear as knowing the future (the
+ski-rental argument), and it makes a burst's second packet cheap. `advise` offers both.
 
 Latency runs from the start of an item's production to the end of its consumption. Wc < Wp: Wp + Wc + max(0,
 Sc - j d) for item j of a batch, Np more for the first. Wp < Wc: the queue is nearly full, item j of a batch
@@ -64,7 +66,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
-from vpt.bench.costs import PUBLISHED, Costs, Kind, Policy
+from vpt.bench.costs import PUBLISHED, SPIN_LONGEST, Costs, Kind, Policy
 from vpt.errors import UsageError
 
 __all__ = [
@@ -250,7 +252,9 @@ def _batch(start: float, spin: float, gap: float) -> tuple[int, int, float]:
     """Items after which the faster side sleeps: (without spinning, with, time spun per cycle)."""
     caught_up = math.floor(start / gap) + 1
     asleep = math.floor((start + spin) / gap) + 1
-    return caught_up, asleep, spin + (caught_up * gap - start if asleep > caught_up else 0.0)
+    if asleep > caught_up:
+        return caught_up, asleep, spin + caught_up * gap - start
+    return caught_up, asleep, spin / (2**SPIN_LONGEST + 1)
 
 
 def _spin(policy: Policy) -> float:

@@ -8,7 +8,7 @@ Summaries are never stored: they follow from the samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -26,11 +26,17 @@ __all__ = [
     "Sample",
     "ScenarioResult",
     "Variant",
+    "label",
     "load",
     "save",
 ]
 
 SCHEMA = "vpt.bench/v1"
+
+
+def label(params: Mapping[str, str | int | float]) -> str:
+    """A setting in words, as tables have it."""
+    return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())
 
 
 class _Record(BaseModel):
@@ -101,7 +107,7 @@ class Point(_Record):
 
     @property
     def label(self) -> str:
-        return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.params.items())
+        return label(self.params)
 
 
 class ScenarioResult(_Record):

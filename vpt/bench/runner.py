@@ -64,7 +64,7 @@ def _point(
 def points_of(scenario: Scenario, settings: Settings) -> list[Params]:
     """The points to measure at. UsageError: none is left of what was asked for."""
     every = scenario.points(replace(settings, full=settings.full or bool(settings.at)))
-    wanted = [p for p in every if all(str(p.get(key)) in values for key, values in settings.at.items())]
+    wanted = [p for p in every if all(str(p.get(key, "")) in values for key, values in settings.at.items())]
     if wanted:
         return wanted
     asked = ", ".join(f"{key}={value}" for key, values in settings.at.items() for value in values)

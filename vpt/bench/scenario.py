@@ -25,7 +25,7 @@ class Settings:
     scale: length of one repetition, 1 is the scenario's own. cpus: those it may use. realtime: keep other
     programs off them while something is timed. full: all points, where a scenario has a short set by
     default. accel: what virtual machines run on. at: only the points at which a parameter has one of these
-    values, as written; of all points.
+    values, as written, "" for those that do not have it; of all points.
     """
 
     repetitions: int = 7

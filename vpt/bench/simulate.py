@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from vpt.bench.costs import Costs, Kind, Policy
+from vpt.bench.costs import SPIN_LONGEST, Costs, Kind, Policy
 
 __all__ = ["Run", "simulate"]
 
@@ -71,6 +71,8 @@ class _Side:
     ticket: int = 0
     asleep: float = 0.0
     blocks: float = 0.0
+    vain: int = 0
+    skip: int = 0
     notified: list[tuple[int, float]] = field(default_factory=list)
     slept: list[tuple[int, float]] = field(default_factory=list)
 
@@ -150,11 +152,20 @@ class _Simulator:
                     me.slept.append((me.index, self.now))
                     yield from self._asleep(me, self.policy.sleep + self.costs.slack)
                 case Kind.ADAPTIVE:
-                    yield from self._watch(me, ready, self.policy.spin)
+                    yield from self._spin(me, ready)
                     if not ready():
                         yield from self._block(me, ready)
                 case Kind.NOTIFY:
                     yield from self._block(me, ready)
+
+    def _spin(self, me: _Side, ready: Callable[[], bool]) -> Steps:
+        """Spin, unless that was in vain lately (spin.h of the data plane)."""
+        if me.skip:
+            me.skip -= 1
+            return
+        yield from self._watch(me, ready, self.policy.spin)
+        me.vain = 0 if ready() else min(me.vain + 1, SPIN_LONGEST + 1)
+        me.skip = 0 if me.vain < 2 else 1 << (me.vain - 1)
 
     def _watch(self, me: _Side, ready: Callable[[], bool], limit: float) -> Steps:
         """Spin. The other side's next store, or the end of the time, goes on from here."""

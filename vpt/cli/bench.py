@@ -106,7 +106,7 @@ def _at(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> 
     callback=_at,
     multiple=True,
     metavar="KEY=VALUE",
-    help="Only these of all points. The same key again: that value, too.",
+    help="Only these of all points. The same key again: that value, too; KEY=: those without it.",
 )
 @click.option(
     "--accel",
@@ -115,6 +115,7 @@ def _at(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> 
     show_default=True,
     help="What VMs run on; auto: KVM if it can run them.",
 )
+@click.option("--verbose", "-v", is_flag=True, help="Say on stderr what is measured, a line each.")
 @click.option("--output", type=_FILE, metavar="FILE", help="Keep all samples there, for compare and report.")
 @click.option("--report", "page", type=_FILE, metavar="FILE", help="Write the HTML report, too.")
 @json_option
@@ -128,6 +129,7 @@ def run(
     full: bool,
     at: dict[str, list[str]],
     accel: Literal["auto", "kvm", "tcg"],
+    verbose: bool,
     output: Path | None,
     page: Path | None,
     as_json: bool,
@@ -148,7 +150,7 @@ def run(
     if quick:
         repetitions, scale = 3, 0.1
     settings = Settings(repetitions, scale, cpus, realtime, full, accel, at)
-    result = _run(scenarios, settings)
+    result = _run(scenarios, settings, verbose)
     if output:
         from vpt.bench.result import save
 
@@ -164,16 +166,19 @@ def run(
         _print_scenario(scenario)
 
 
-def _run(scenarios: list[Scenario], settings: Settings) -> Result:
+def _run(scenarios: list[Scenario], settings: Settings, verbose: bool) -> Result:
     from vpt.bench.runner import run as run_all
 
-    with _progress() as progress:
+    with _progress(verbose) as progress:
         return run_all(scenarios, settings, progress)
 
 
 @contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """A bar on a terminal, nothing in a pipe. It is drawn between repetitions, never during one."""
+def _progress(verbose: bool) -> Iterator[Progress | None]:
+    """Lines, or a bar on a terminal, or nothing in a pipe; drawn between repetitions, never during one."""
+    if verbose:
+        yield lambda done, total, what: click.echo(f"[{done + 1}/{total}] {what}", err=True)
+        return
     if not sys.stderr.isatty():
         yield None
         return

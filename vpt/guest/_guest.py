@@ -72,6 +72,7 @@ class Guest:
         nics: Iterable[Nic] = (),
         append: str = "",
         memory_mib: int = 256,
+        cpus: int = 1,
         qmp: Path | None = None,
         extra: Iterable[str] = (),
     ) -> None:
@@ -84,6 +85,7 @@ class Guest:
             nics=tuple(nics),
             append=append,
             memory_mib=memory_mib,
+            cpus=cpus,
             name=name,
             qmp=qmp,
             extra=tuple(extra),

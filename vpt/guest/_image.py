@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,14 +121,14 @@ def _dropbear() -> tuple[Path, ...]:
     return (binary, *(Path(path) for path in libraries))
 
 
-def _collect(*, ssh: bool) -> _Parts:
+def _collect(modules: Sequence[str], *, ssh: bool) -> _Parts:
     kernel = find_kernel()
     tools = paths.guest_driver("tools")
     return _Parts(
         kernel=kernel,
         busybox=find_busybox(),
         init=Path(__file__).with_name("_init.sh"),
-        modules=tuple(kernel.module_files(_MODULES)),
+        modules=tuple(kernel.module_files([*_MODULES, *modules])),
         driver=driver_sources(),
         tools=tuple(tools / f"{name}.c" for name in _TOOLS),
         programs=_dropbear() if ssh else (),
@@ -226,17 +226,22 @@ def cache_folder(name: str) -> Path:
 
 
 def build_image(
-    progress: Callable[[str], None] = lambda _: None, *, ssh: bool = False, fresh: bool = False
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    modules: Sequence[str] = (),
+    ssh: bool = False,
+    fresh: bool = False,
 ) -> Image:
     """The guests' image, from the cache or built now (seconds).
 
+    modules: of the kernel, loaded beside those that every guest has
     ssh: with an ssh server, which starts in a guest that has been given an identity (see vpt.provision);
     fresh: build it, even if the cache has it.
 
     Raises MissingError, with the command that helps, if kernel, headers, busybox or compiler are missing;
     GuestError if something does not compile.
     """
-    parts = _collect(ssh=ssh)
+    parts = _collect(modules, ssh=ssh)
     folder = cache_folder("guest")
     initrd = folder / f"{parts.key()}.initrd.gz"
     with locked(folder):

@@ -42,7 +42,7 @@ enum vpt_policy_kind {
 	VPT_POLICY_POLL = 1,       /* spin */
 	VPT_POLICY_SLEEP = 2,      /* sleep sleep_us when idle; the peer never kicks */
 	VPT_POLICY_NOTIFY = 3,     /* arm and sleep as soon as idle */
-	VPT_POLICY_ADAPTIVE = 4    /* spin spin_us, then arm and sleep */
+	VPT_POLICY_ADAPTIVE = 4    /* as notify, but spin spin_us before, unless that was in vain lately */
 };
 
 struct vpt_policy {
@@ -146,7 +146,8 @@ enum vpt_counter {
 enum vpt_wcounter {
 	VPT_W_LOOPS, VPT_W_BUSY_LOOPS, VPT_W_SLEEPS, VPT_W_WAKES,
 	VPT_W_LATE,                        /* work found only when the safety time-out of a sleep ran out: a lost wake-up */
-	VPT_W_SYSCALLS, VPT_W_SPARE0, VPT_W_SPARE1,
+	VPT_W_SYSCALLS,
+	VPT_W_SPINS, VPT_W_SPINS_VAIN,     /* adaptive: idle periods that were spun; those in which nothing came meanwhile */
 	VPT_W_COUNT
 };
 

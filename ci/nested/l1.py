@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A Linux VM (L1) with Debian's QEMU and the built wheel runs `vpt bench run`, with the micro guest as L2.
+
+Its kernel and first process are those of vpt's own guests, its root is a file system of Debian's packages, as
+they are unpacked. These and the wheel are made again only if what goes into them changed. L1 has no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import gzip
+import hashlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from vpt.errors import TimeoutExpired, VptError
+from vpt.guest import READY_MARK, Guest, Image, build_image, cache_dir
+from vpt.qemu import Accel, find_qemu, probe_accel
+
+TOP = Path(__file__).resolve().parents[2]
+WORK = TOP / "build/nested"
+#: What L1 is made of, beside vpt: what the wheel links against, and what it runs.
+PACKAGES = ("python3-minimal", "libpython3-stdlib", "liburcu8", "qemu-system-x86")
+SOURCES = ("vpt", "backend_c", "guest-driver", "packaging", "meson.build", "meson.options", "pyproject.toml")
+#: Of the kernel: the two disks, and KVM for what this machine's processor, or an emulated one, is.
+MODULES = ("virtio_blk", "ext4", "kvm_intel", "kvm_amd")
+MEMORY_MIB = 2048
+BOOT_S = 300.0
+#: How much to measure, and for how long at most. Emulated, each point takes a minute or two.
+THOROUGH = ("--repetitions", "3", "--scale", "0.3")
+FUNCTIONAL = ("--repetitions", "1")
+#: The points that ci/baselines are about: a batch, saturation, one paced rate; two lengths of switch-copy.
+FEW = ("load=saturation", "load=", "rate=1000", "rate=", "bytes=64", "bytes=1500", "bytes=")
+LIMIT_S = {"kvm": 1200.0, "tcg": 1800.0}
+IN_L1 = "env PATH=/bin:/usr/bin HOME=/root PYTHONPATH=/payload/site PYTHONDONTWRITEBYTECODE=1 /bin/chroot /l1"
+
+
+def say(text: str) -> None:
+    print(f"l1: {text}", file=sys.stderr, flush=True)
+
+
+def run(*argv: str | Path) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise VptError(f"{argv[0]} failed:\n{done.stderr.strip()}", hint=" ".join(map(str, argv)))
+    return done.stdout
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    h = hashlib.sha256(Path(__file__).read_bytes())
+    for part in parts:
+        h.update(len(part).to_bytes(8) + part)
+    return h.hexdigest()[:16]
+
+
+def kept(name: str, key: str) -> tuple[Path, bool]:
+    """Where the thing of that key lies, and whether it is there already. Older ones of its name go."""
+    path = WORK / f"{key}-{name}"
+    for old in WORK.glob(f"*-{name}"):
+        if old != path:
+            old.unlink()
+    return path, path.exists()
+
+
+def root_disk() -> Path:
+    """Debian's packages in a file system; mmdebstrap needs neither root nor a chroot to unpack them."""
+    policy = run("apt-cache", "policy", *PACKAGES)
+    versions = [line.strip() for line in policy.splitlines() if "Candidate:" in line]
+    path, there = kept("root.ext4", digest([*(v.encode() for v in versions)]))
+    if there:
+        return path
+    release = Path("/etc/os-release").read_text().splitlines()
+    suite = next(line.partition("=")[2] for line in release if line.startswith("VERSION_CODENAME="))
+    say(f"making L1's root from Debian {suite}")
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    in_root = (
+        'mkdir -p "$1/payload" "$1/proc" "$1/sys" "$1/dev" "$1/tmp" "$1/run"',
+        'ldconfig -r "$1"',
+        f'mke2fs -q -t ext4 -d "$1" "{fresh}" 1G',
+    )
+    options = ["--quiet", "--variant=extract", "--skip=chroot/mount", f"--include={','.join(PACKAGES)}"]
+    run("mmdebstrap", *options, *(f"--extract-hook={hook}" for hook in in_root), suite, "/dev/null")
+    fresh.replace(path)
+    return path
+
+
+def sources() -> Iterable[bytes]:
+    for name in SOURCES:
+        found = TOP / name
+        for path in sorted(found.rglob("*")) if found.is_dir() else [found]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield str(path.relative_to(TOP)).encode()
+                yield path.read_bytes()
+
+
+def payload_disk() -> Path:
+    """The wheel as pip installs it, with what it needs, in a tar file that L1 reads from a disk."""
+    path, there = kept("payload.tar", digest(sources()))
+    if there:
+        return path
+    say("building the wheel")
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    wheels, site = WORK / "wheel", WORK / "site"
+    for folder in (wheels, site):
+        shutil.rmtree(folder, ignore_errors=True)
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, TOP)
+    # For L1's Python, which is Debian's.
+    python = run("/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
+    like = ("--python-version", python, "--only-binary", ":all:")
+    run(*pip, "install", "--target", site, *like, *wheels.glob("vpt-*.whl"))
+    fresh = path.with_suffix(".new")
+    with tarfile.open(fresh, "w") as tar:
+        tar.add(site, "site")
+    fresh.replace(path)
+    return path
+
+
+def disk(name: str, file: Path) -> list[str]:
+    drive = f"if=none,id={name},format=raw,snapshot=on,file={file}"
+    return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
+
+
+def accelerator(asked: str, image: Image) -> Accel:
+    if asked == "tcg":
+        return Accel("tcg", "asked for")
+    found = probe_accel(
+        image.kernel.vmlinuz, image.initrd, find_qemu(), marker=READY_MARK, cache=cache_dir() / "nested"
+    )
+    if asked == "kvm" and found.name != "kvm":
+        raise VptError(f"L1 was asked to run under KVM: {found.why}", hint="ci/nested/bench tcg")
+    return found
+
+
+def bench(guest: Guest, options: Iterable[str], limit_s: float) -> None:
+    """Run the benchmark, and say what it says as it says it."""
+    what = "bench run switch-copy exits -v --output /tmp/result.json"
+    command = f"{IN_L1} python3 -m vpt.cli {what} {shlex.join(options)}"
+    job, shown, end = guest.spawn(command), 0, time.monotonic() + limit_s
+    running = True
+    while running:
+        # Seldom: each look is some processes more in a machine that may be an emulated one.
+        time.sleep(10)
+        running = guest.run(f"test -e {job.base}.rc", check=False, timeout_s=60).status != 0
+        said = job.output()
+        print(said[shown:], end="", flush=True)
+        shown = len(said)
+        if time.monotonic() > end:
+            raise TimeoutExpired(
+                f"L1: waited {limit_s:.0f} s for the benchmark to end; it last said: {said.strip()[-300:]}",
+                hint=f"L1's console ends with:\n{guest.console(15)}",
+            )
+    job.wait(10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="what L1 runs on")
+    parser.add_argument("--output", type=Path, required=True, help="where the result file goes")
+    given = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    root, payload = root_disk(), payload_disk()
+    image = build_image(say, modules=MODULES)
+    accel = accelerator(given.accel, image)
+    options = THOROUGH if accel.name == "kvm" else [*FUNCTIONAL, *(f"--at={at}" for at in FEW)]
+    say(f"L1 runs under {accel.name}: {accel.why}")
+    with Guest(
+        image,
+        find_qemu(),
+        name="l1",
+        accel=accel.name,
+        memory_mib=MEMORY_MIB,
+        cpus=2,
+        extra=[*disk("root", root), *disk("payload", payload)],
+    ) as guest:
+        guest.wait_ready(BOOT_S)
+        binds = " && ".join(f"mount --bind /{name} /l1/{name}" for name in ("proc", "sys", "dev"))
+        root_tree = f"mkdir /l1 && mount -t ext4 /dev/vda /l1 && {binds} && mount -t tmpfs none /l1/tmp"
+        guest.run(root_tree, timeout_s=60)
+        guest.run("tar x -C /l1/payload -f /dev/vdb", timeout_s=120)
+        say(f"L1 is up; its KVM: {guest.run('ls /dev/kvm', check=False).output.strip()}")
+        bench(guest, options, LIMIT_S[accel.name])
+        packed = guest.run("gzip -c /l1/tmp/result.json | base64", timeout_s=60).output
+        given.output.write_bytes(gzip.decompress(base64.b64decode(packed)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except VptError as error:
+        hint = f"\nhint: {error.hint}" if error.hint else ""
+        sys.exit(f"l1: {error.message}{hint}")
