@@ -26,8 +26,8 @@ from vpt.qemu import Accel, find_qemu, probe_accel
 
 TOP = Path(__file__).resolve().parents[2]
 WORK = TOP / "build/nested"
-#: What L1 is made of, beside vpt: what the wheel links against, and what it runs.
-PACKAGES = ("python3-minimal", "libpython3-stdlib", "liburcu8", "qemu-system-x86")
+#: What L1 is made of, beside vpt.
+PACKAGES = ("python3-minimal", "libpython3-stdlib", "qemu-system-x86")
 SOURCES = ("vpt", "backend_c", "guest-driver", "packaging", "meson.build", "meson.options", "pyproject.toml")
 #: Of the kernel: the two disks, and KVM for what this machine's processor, or an emulated one, is.
 MODULES = ("virtio_blk", "ext4", "kvm_intel", "kvm_amd")
@@ -107,15 +107,14 @@ def payload_disk() -> Path:
     if there:
         return path
     say("building the wheel")
-    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    wheels, site = WORK / "wheel", WORK / "site"
-    for folder in (wheels, site):
-        shutil.rmtree(folder, ignore_errors=True)
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, TOP)
+    wheel = run(TOP / "ci/wheel", WORK).strip()
+    site = WORK / "site"
+    shutil.rmtree(site, ignore_errors=True)
     # For L1's Python, which is Debian's.
     python = run("/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
     like = ("--python-version", python, "--only-binary", ":all:")
-    run(*pip, "install", "--target", site, *like, *wheels.glob("vpt-*.whl"))
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    run(*pip, "install", "--target", site, *like, wheel)
     fresh = path.with_suffix(".new")
     with tarfile.open(fresh, "w") as tar:
         tar.add(site, "site")

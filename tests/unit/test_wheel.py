@@ -73,6 +73,7 @@ def test_it_brings_its_libraries_along(wheel: Path) -> None:
     [
         "vpt/_data/guest-driver/linux/Kbuild",
         "vpt/_data/guest-driver/micro/boot.S",
+        "vpt/_data/guest-driver/micro/micro.elf",
         "vpt/_data/include/vpt/abi.h",
         "*.data/data/share/man/man1/vpt.1",
         "*.data/data/share/vpt/systemd/vptd.service",

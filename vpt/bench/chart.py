@@ -209,13 +209,23 @@ def _bars(chart: Chart, top: float) -> list[str]:
     for g, group in enumerate(groups):
         middle = _LEFT + room * (g + 0.5)
         name = group if isinstance(group, str) else engineering(group)
-        out.append(_text(middle, _HEIGHT - _BOTTOM + 18, name))
+        for line, text in enumerate(_wrapped(name, room)):
+            out.append(_text(middle, _HEIGHT - _BOTTOM + 16 + 15 * line, text))
         for i, s in enumerate(chart.series):
             x = middle + width * (i - len(chart.series) / 2)
             out += [
                 _bar(i, s.name, d, x, width, y_axis) for d in s.dots if d.x == group and math.isfinite(d.y)
             ]
     return out
+
+
+def _wrapped(name: str, room: float) -> list[str]:
+    """In two lines at most, broken at a space, if it is wider than its room."""
+    if _CHARACTER * len(name) <= room or " " not in name:
+        return [name]
+    spaces = [i for i, letter in enumerate(name) if letter == " "]
+    at = min(spaces, key=lambda i: max(i, len(name) - i - 1))
+    return [name[:at], name[at + 1 :]]
 
 
 def _bar(i: int, name: str, d: Dot, x: float, width: float, y_axis: _Axis) -> str:

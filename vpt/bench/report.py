@@ -52,6 +52,10 @@ def _chart(scenario: ScenarioResult, plot: Plot) -> Chart:
     names = dict.fromkeys(v.name for p in points for v in p.variants)
     series = []
     for name in names:
+        if plot.style == "profile":
+            dots = [d for y in plot.y if (d := _profile_dot(points[0], name, y))]
+            series.append(Series(name, dots))
+            continue
         for y in plot.y:
             title = name if len(plot.y) == 1 else f"{name}, {y}"
             series.append(Series(title, [d for p in points if (d := _dot(p, name, plot.x, y))]))
@@ -60,7 +64,7 @@ def _chart(scenario: ScenarioResult, plot: Plot) -> Chart:
         plot.x_label,
         plot.y_label,
         [s for s in series if s.dots],
-        bars=plot.style == "bar",
+        bars=plot.style != "line",
         log_x=plot.log_x,
         log_y=plot.log_y,
     )
@@ -73,6 +77,12 @@ def _dot(point: Point, variant: str, x: str, y: str) -> Dot | None:
         return None
     where = point.params[x]
     return Dot(where, summary.median, summary.low, summary.high)
+
+
+def _profile_dot(point: Point, variant: str, metric: str) -> Dot | None:
+    found = point.variant(variant)
+    summary = found.summary(metric) if found else None
+    return Dot(metric, summary.median, summary.low, summary.high) if summary else None
 
 
 def _number(s: Summary) -> str:
@@ -93,10 +103,12 @@ def _row(scenario: ScenarioResult, point: Point, metrics: Iterable[Metric]) -> I
 
 
 def _table(scenario: ScenarioResult) -> str:
+    seen = {metric.name for _, _, metric, _ in scenario.rows()}
+    metrics = [m for m in scenario.metrics if m.name in seen]
     head = "".join(
-        f"<th>{escape(m.title or m.name)}<br><small>{escape(m.unit)}</small></th>" for m in scenario.metrics
+        f"<th>{escape(m.title or m.name)}<br><small>{escape(m.unit)}</small></th>" for m in metrics
     )
-    rows = "".join("".join(_row(scenario, p, scenario.metrics)) for p in scenario.points)
+    rows = "".join("".join(_row(scenario, p, metrics)) for p in scenario.points)
     table = (
         f'<div class="wide"><table><thead><tr><th class="l">at</th><th class="l">what</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"

@@ -56,7 +56,8 @@ class Metric(_Record):
 class Plot(_Record):
     """A picture that the report draws: metrics over a parameter, a curve (or group of bars) per variant.
 
-    where: parameters that a point must have to be in it.
+    where: parameters that a point must have to be in it. A profile has the metrics themselves along x (as the
+    percentiles of one time), of the first such point.
     """
 
     title: str
@@ -64,7 +65,7 @@ class Plot(_Record):
     y: list[str]
     x_label: str
     y_label: str
-    style: Literal["line", "bar"] = "line"
+    style: Literal["line", "bar", "profile"] = "line"
     log_x: bool = False
     log_y: bool = False
     where: dict[str, str | int | float] = Field(default_factory=dict)

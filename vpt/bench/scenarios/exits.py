@@ -41,6 +41,7 @@ __all__ = ["BATCHES", "RATES", "SCENARIO"]
 
 #: Packets per second; one at a time, evenly.
 RATES = (1_000, 10_000, 100_000)
+_TYPICAL = 10_000
 _ALL_RATES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000)
 #: Packets per kick of a guest that does not ask whether one is wanted: the control.
 BATCHES = (1, 8, 32)
@@ -53,17 +54,33 @@ _WARM_UP = 5_000
 _PERCENTILES = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99}
 
 
+def _percentiles(device: str) -> Plot:
+    """Of the round trip, at a rate that is not yet one request after the other."""
+    return Plot(
+        title=f"Round trip at {_TYPICAL} a second, {device}",
+        x="",
+        where={"device": device, "rate": _TYPICAL},
+        y=list(_PERCENTILES),
+        x_label="percentile",
+        y_label="us",
+        style="profile",
+    )
+
+
 def _plots(device: str) -> list[Plot]:
     paced = Plot(
         title="", x="rate", x_label="packets/s", log_x=True, where={"device": device}, y=[], y_label=""
     )
     return [
-        paced.model_copy(update={"title": f"{title}, {device}", "y": [y], "y_label": unit, "log_y": log})
-        for title, y, unit, log in (
-            ("Exits per packet", "exits", "per packet", False),
-            ("Round trip, 99th percentile", "p99", "us", True),
-            ("CPU of the worker", "cpu", "% of a core", False),
-        )
+        *(
+            paced.model_copy(update={"title": f"{title}, {device}", "y": [y], "y_label": unit, "log_y": log})
+            for title, y, unit, log in (
+                ("Exits per packet", "exits", "per packet", False),
+                ("Round trip, 99th percentile", "p99", "us", True),
+                ("CPU of the worker", "cpu", "% of a core", False),
+            )
+        ),
+        _percentiles(device),
     ]
 
 

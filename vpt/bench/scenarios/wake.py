@@ -63,6 +63,15 @@ class _Wake(Scenario):
             log_x=True,
             log_y=True,
         ),
+        Plot(
+            title="Percentiles, after a pause of 200 us",
+            x="",
+            where={"gap_us": 200},
+            y=list(_PERCENTILES),
+            x_label="percentile",
+            y_label="us",
+            style="profile",
+        ),
     )
 
     def points(self, settings: Settings) -> Sequence[Params]:  # noqa: ARG002
