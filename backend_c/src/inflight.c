@@ -172,9 +172,12 @@ int vpti_inflight_resume_split(struct vpti_virtq *v, void *region, uint32_t desc
 	struct vpti_inflight_split *r = region;
 	uint16_t version = VPTI_READ(r->version);
 	struct chain *chain;
+	uint32_t i;
 	int rc;
 
 	if (!version) {
+		for (i = 0; i < desc_num; i++)
+			VPTI_WRITE(r->desc[i].inflight, 0);
 		VPTI_WRITE(r->features, 0);
 		VPTI_WRITE(r->desc_num, (uint16_t)desc_num);
 		VPTI_WRITE(r->last_batch_head, 0);
