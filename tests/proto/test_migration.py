@@ -11,8 +11,8 @@ import pytest
 
 from support.host import Host, open_things
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, MAC_C, frame, number
-from vpt.conform.front_end import FrontEnd, eventually
-from vpt.vhost_user import U64, DeviceStateFd, Request
+from vpt.conform.front_end import USUAL, FrontEnd, eventually
+from vpt.vhost_user import U64, DeviceStateFd, Request, VirtioFeature, VringState
 
 Connect = Callable[..., FrontEnd]
 SAVE, LOAD = DeviceStateFd.SAVE, DeviceStateFd.LOAD
@@ -228,3 +228,37 @@ def test_check_without_a_transfer_fails(host: Host, connect: Connect) -> None:
     fe = connect(host.vhost("a"))
     fe.negotiate()
     assert fe.ask_u64(Request.CHECK_DEVICE_STATE) != 0
+
+
+@pytest.mark.parametrize("layout", [0, int(VirtioFeature.RING_PACKED)], ids=["split", "packed"])
+def test_rings_go_on_at_the_port_where_the_guest_arrives(host: Host, connect: Connect, layout: int) -> None:
+    """In QEMU's order: enabled first, then memory region by region, then each ring, its call last."""
+    source, target, other = (host.vhost(name) for name in "abc")
+    old = connect(source, features=int(USUAL) | layout).start()
+    third = connect(other).start()
+    old.transmit(frame(MAC_C, MAC_A, 1))
+    third.transmit(*(frame(MAC_A, MAC_C, n) for n in range(5)))
+    old.receive(5)
+    bases = [old.stop_ring(index) for index in (0, 1)]
+    old.do(Request.SET_STATUS, U64(0))
+    new = connect(target, features=int(USUAL) | layout, memory=old.memory)
+    new.pairs, old.pairs = old.pairs, []
+    new.negotiate()
+    for index in (0, 1):
+        new.enable_ring(index)
+    new.do(Request.SET_FEATURES, U64(new.features))
+    for region in new.memory.regions:
+        assert new.add_region(region) == 0
+    for index, queue in enumerate(new.queues()):
+        new.do(Request.SET_VRING_NUM, VringState(index, queue.num))
+        new.do(Request.SET_VRING_BASE, VringState(index, bases[index]))
+        new.do(Request.SET_VRING_ADDR, queue.addresses(index))
+        new.set_kick(index, queue.kick_fd)
+        new.set_call(index, queue.call_fd)
+    new.do(Request.SET_STATUS, U64(7))
+    third.transmit(frame(BROADCAST, MAC_C, 7))
+    assert number(new.receive()[0].frame) == 7
+    new.transmit(frame(BROADCAST, MAC_A, 8))
+    assert [number(r.frame) for r in third.receive(2)] == [1, 8]
+    third.transmit(frame(MAC_A, MAC_C, 9))
+    assert number(new.receive()[0].frame) == 9
