@@ -13,6 +13,7 @@ from typing import Any
 from vpt.conform.backend import Backend, Holdings
 from vpt.conform.case import Case, Skip
 from vpt.conform.front_end import PLAIN, Failure, FrontEnd
+from vpt.conform.guest_memory import GPA_BASE, MIB, GuestMemory, Span
 from vpt.conform.stage import Stage, come_in
 from vpt.errors import VptError
 from vpt.vhost_user import ProtocolFeature, Request, VirtioFeature, feature_names
@@ -146,7 +147,8 @@ class Runner:
         while not self._backend.gone():
             stage = Stage(self._backend, self._neighbour, self._limit_s)
             try:
-                stage.works(stage.started(features=int(PLAIN)), int(end * 1000) & 0xFFFF)
+                fe = stage.started(features=int(PLAIN), num=16, memory=GuestMemory([Span(GPA_BASE, MIB)]))
+                stage.works(fe, int(end * 1000) & 0xFFFF)
             except (Failure, OSError, VptError) as error:
                 # The connection before may be on its way out.
                 if time.monotonic() > end:
