@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vpt.dataplane import Feature, RegionOptions
+from vpt.dataplane import Feature, RegionOptions, Rules
 from vpt.guest import Guest, ping, tcp_file, udp_stream
 
 pytestmark = [
@@ -125,6 +125,46 @@ def test_udp_bursts_travel_unsegmented(guests):
     result = udp_stream(guests.a, guests.b, address(2), count=3200, size=1000, pps=8000, burst=32)
     assert (result.sent, result.lost) == (3200, 0)
     assert (counters(guests, "a") - before)["tx_packets"] < 3200 / 10
+
+
+@pytest.fixture
+def vlan(guests):
+    """a's eth0 is in VLAN 10 and knows nothing of it; b's eth0 is a trunk, with an interface for VLAN 10."""
+    rules = {"a": Rules(access=10), "b": Rules(trunk=frozenset({10}))}
+    for name, what in rules.items():
+        with guests.host.lock:
+            guests.ports[name].port.set_rules(what)
+    guests.a.run("ip addr add 10.0.10.1/24 dev eth0")
+    guests.b.run(
+        "ip link add link eth0 name tagged type vlan id 10; ip addr add 10.0.10.2/24 dev tagged;"
+        " ip link set tagged up"
+    )
+    yield
+    guests.b.run("ip link del tagged")
+    guests.a.run("ip addr del 10.0.10.1/24 dev eth0")
+    for name in rules:
+        with guests.host.lock:
+            guests.ports[name].port.set_rules(Rules())
+
+
+@pytest.mark.usefixtures("vlan")
+def test_a_guest_with_tags_and_one_without_share_a_vlan(guests):
+    """The tag goes on and comes off on the way; large segments stay whole under it."""
+    assert ping(guests.a, "10.0.10.2", count=20).lost == 0
+    before = counters(guests, "a")
+    assert tcp_file(guests.a, guests.b, "10.0.10.2", mib=4).sha256_ok
+    assert (counters(guests, "a") - before)["tx_packets"] < (4 << 20) / 9000
+    assert tcp_file(guests.b, guests.a, "10.0.10.1", mib=4).sha256_ok
+
+
+@pytest.mark.usefixtures("vlan")
+def test_another_vlan_is_out_of_reach(guests):
+    with guests.host.lock:
+        guests.ports["a"].port.set_rules(Rules(access=20))
+    assert guests.a.run("ping -q -c 1 -W 1 10.0.10.2", check=False).status != 0
+    with guests.host.lock:
+        guests.ports["a"].port.set_rules(Rules(access=10))
+    assert ping(guests.a, "10.0.10.2", count=5).lost == 0
 
 
 def test_nothing_broke(guests):

@@ -42,7 +42,7 @@ __all__ = [
 READY_MARK = b"vpt-guest-ready"
 """What the init script prints on the console when it is up."""
 
-_MODULES = ["virtio_pci", "virtio_net", "virtio_console", "pktgen"]
+_MODULES = ["virtio_pci", "virtio_net", "virtio_console", "pktgen", "8021q"]
 _TOOLS = ("vpt_flow", "vpt_nicstat", "vpt_ping")
 _KEEP = 6
 # Users do not have the system's programs on their PATH.
