@@ -10,7 +10,9 @@ tests/fuzz_vhost_user.py runs it under libFuzzer, tests/unit/test_fuzz_vhost_use
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from vpt.vhost_user import (
     SPECS,
     U64,
     Decoder,
+    DeviceConfig,
+    DeviceStateFd,
     Inflight,
     Log,
     MemReg,
@@ -80,6 +84,7 @@ class Target:
         switch = self._engine.add_switch("sw0")
         self._port = switch.add_port("x", Kind.VHOST_USER, pairs=PAIRS, mtu=1500, policy=Policy.adaptive(0))
         self._pool = _descriptors()
+        self._loop = asyncio.new_event_loop()
         self._runs = 0
         self._held: tuple[int, int] | None = None
         self.one_input(b"")
@@ -87,6 +92,7 @@ class Target:
 
     def close(self) -> None:
         """Stop all."""
+        self._loop.close()
         self._engine.close()
         close_fds(self._pool)
 
@@ -97,17 +103,20 @@ class Target:
     def one_input(self, data: bytes) -> set[str]:
         """Run an input; returns what it reached: names of messages done, of rules broken."""
         reached: set[str] = set()
-        source = _Input(data)
-        while True:
-            self._connection(source, reached)
-            if not source:
-                break
+        self._loop.run_until_complete(self._connections(_Input(data), reached))
         self._runs += 1
         if self._held is not None:
             assert self._fds() == self._held[0], "descriptors are held"
             if self._runs % LOOK_EVERY == 0 or self._runs < LOOK_EVERY:
                 assert self._mappings() == self._held[1], "mappings are held"
         return reached
+
+    async def _connections(self, source: _Input, reached: set[str]) -> None:
+        """In a loop, as in vptd; nothing waits."""
+        while True:
+            self._connection(source, reached)
+            if not source:
+                break
 
     def _connection(self, source: _Input, reached: set[str]) -> None:
         """One connection, until it ends."""
@@ -165,7 +174,7 @@ def _step(how: int, source: _Input) -> tuple[bytes, int]:
     return head + source.take(size), (fds & 0x7F) % (MAX_FDS + 1)
 
 
-EVENT, MEMORY, SMALL = 0, 1, 2  # in the pool
+EVENT, MEMORY, SMALL, PIPE, FOLDER, NULL, CHANNEL, FAR = range(8)  # in the pool
 
 
 def _descriptors() -> list[int]:
@@ -181,6 +190,7 @@ def _descriptors() -> list[int]:
         read,
         os.open("/", os.O_RDONLY | os.O_DIRECTORY),
         os.open("/dev/null", os.O_RDONLY),
+        *(end.detach() for end in socket.socketpair()),
     ]
 
 
@@ -261,7 +271,24 @@ def seeds() -> dict[str, bytes]:
         _Said(R.RESET_DEVICE),
         _Said(R.RESET_OWNER),
     ]
+    channel = [_Said(R.SET_BACKEND_REQ_FD, None, CHANNEL, 1)]
+    config = [
+        _Said(R.GET_CONFIG, DeviceConfig(0, 0, bytes(12))),
+        _Said(R.SET_CONFIG, DeviceConfig(0, 1, bytes(6))),
+    ]
+    state = [
+        _Said(R.SET_DEVICE_STATE_FD, DeviceStateFd(direction, 0), PIPE, 1)
+        for direction in (DeviceStateFd.SAVE, DeviceStateFd.LOAD)
+    ]
     said = {
+        "config": split[:7] + config,
+        "in-band": [*split[:5], *channel, *split[5:], _Said(R.VRING_KICK, VringState(1, 0))],
+        "rarp": [*split, _Said(R.SEND_RARP, U64(0x0100_0054_52))],
+        "state": split[:7]
+        + state[:1]
+        + [_Said(R.CHECK_DEVICE_STATE)]
+        + state[1:]
+        + [_Said(R.CHECK_DEVICE_STATE)],
         "split": split + stopped + split[5:6],
         "packed": packed + stopped,
         "log": split + logged + stopped,
