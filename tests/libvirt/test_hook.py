@@ -65,6 +65,17 @@ def test_ports_come_up_before_the_start_and_go_after_the_stop(
     assert names(vptd) == []
 
 
+def test_a_port_that_was_there_before_stays(hooks: Path, runtime: Path, vptd: Client) -> None:
+    """A topology's, for example: the domain only uses it."""
+    vptd.call("port.add", name="h1", switch="sw0", kind="vhost-user", mac="52:54:00:00:01:01")
+    xml = plugged(DOMAIN, runtime)
+    assert run(hooks, "prepare", xml).returncode == 0
+    assert names(vptd) == ["h1", "h2"]
+    assert run(hooks, "release", xml).returncode == 0
+    assert names(vptd) == ["h1"]
+    vptd.call("port.del", name="h1")
+
+
 def test_without_vptd_the_start_fails_and_says_what_to_do(hooks: Path, tmp_path: Path) -> None:
     xml = plugged(DOMAIN, tmp_path / "nowhere")
     done = run(hooks, "prepare", xml)

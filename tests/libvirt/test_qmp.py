@@ -62,11 +62,15 @@ def test_both_kinds_with_traffic_and_nothing_is_left(
     assert vpt("attach", other_qmp, "--switch", "sw0", "--kind", "passthrough")[0] == 0
     network(other, 2)
     for kind in ("vhost-user", "passthrough"):
-        code, out, err = vpt("attach", qmp, "--switch", "sw0", "--kind", kind, "--port", "p1")
-        assert (code, err) == (0, ""), out
+        more = ("--packed",) if kind == "vhost-user" else ()
+        code, out, err = vpt("attach", qmp, "--switch", "sw0", "--kind", kind, "--port", "p1", *more)
+        assert (code, err.count("warning:")) == (0, len(more)), out + err
         assert out.endswith("into sw0: live\n")
         network(guest, 1)
         assert ping(guest, "10.8.0.2", count=10).lost == 0
+        if more:
+            features = int(vptd.call("port.show", name="p1")["features"].split()[-1], 16)
+            assert features >> 34 & 1, "VIRTIO_F_RING_PACKED"
         code, _, err = vpt("detach", qmp)
         assert (code, err) == (0, "")
         guest.wait_until("[ ! -e /sys/class/net/eth0 ]", 10, "the interface to go")
@@ -75,6 +79,21 @@ def test_both_kinds_with_traffic_and_nothing_is_left(
     assert (code, "without KVM, QEMU would crash" in err) == (1, True)
     assert vpt("detach", other_qmp, "other")[0] == 0
     assert vptd.call("port.list")["ports"] == []
+
+
+def test_a_vm_that_has_ended_leaves_a_port_that_can_still_be_named_by_it(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client
+) -> None:
+    guest, qmp = boot("ended", *PORTS, wait=False)
+    assert vpt("attach", qmp, "--switch", "sw0")[0] == 0
+    assert vptd.call("port.show", name="ended")["owner"] == f"qmp:{qmp}"
+    guest.kill()
+    code, _, err = vpt("detach", qmp, "other")
+    assert (code, "no port 'other'" in err) == (1, True)
+    code, out, _ = vpt("detach", qmp)
+    assert (code, "the VM has ended; the port is deleted" in out) == (0, True)
+    assert vptd.call("port.list")["ports"] == []
+    assert vpt("detach", qmp)[0] == 1
 
 
 def test_what_can_not_be_leaves_nothing(

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vpt.cli import main
@@ -63,40 +64,79 @@ def test_ivshmem_gets_a_bridge_on_q35_only_and_one_is_enough() -> None:
     assert "pcie-to-pci-bridge" in remove_port(twice, SHMEM.name), "the other port still needs it"
 
 
-MEMORY = st.sampled_from(
-    ["", "<memoryBacking/>", "<memoryBacking >\n</memoryBacking>",
-     "<memoryBacking><hugepages/></memoryBacking>",
-     "<memoryBacking>\n    <access mode='shared'/> </memoryBacking>"]
-)  # fmt: skip
-METADATA = st.sampled_from(
-    [
-        "",
-        "<metadata/>",
-        "<metadata></metadata>",
-        "<metadata>\n <a:b xmlns:a='urn:a' c='&gt;'>t</a:b><!-- x -->\n</metadata>",
-    ]
+# ---- XML from elsewhere ----
+
+SPACE = st.text(" \t\n", max_size=3) | st.sampled_from(["\r\n", "\r\n\t"])
+PRINTABLE = st.characters(
+    codec="utf-8", exclude_characters="&<>-]", exclude_categories=["Cc", "Cs", "Co", "Cn"]
 )
-DEVICES = st.sampled_from(
-    ["<devices/>", "<devices   />", "<devices></devices>", "<devices>\n\n</devices>",
-     "<devices><!--none--> </devices>", "<devices><emulator>/q</emulator></devices>",
-     "<devices>\r\n\t<emulator>/usr/bin/qemu</emulator>\r\n\t</devices>"]
-)  # fmt: skip
-GAP = st.sampled_from(["", " ", "\n", "\n  ", "\r\n\t", "<!-- ü -->\n"])
+TEXT = st.text(PRINTABLE, max_size=8)
+
+
+@st.composite
+def attributes(draw: st.DrawFn, *given: tuple[str, str]) -> str:
+    """In any quotes, with any space around, with references and what looks like tags in the values."""
+    odd = ["a>b", "it's", 'say "x"', "&#10;&lt;devices/&gt;", "ü &amp; 𝕏", "/"]
+    more = [(f"q:a{i}", value) for i, value in enumerate(draw(st.lists(st.sampled_from(odd), max_size=2)))]
+    text = ""
+    for name, value in [*given, *more]:
+        quote = '"' if "'" in value else "'" if '"' in value else draw(st.sampled_from("'\""))
+        equals = draw(st.sampled_from(["=", " = ", "\n= "]))
+        text += draw(st.sampled_from([" ", "\n  ", "\t"])) + f"{name}{equals}{quote}{value}{quote}"
+    return text + draw(SPACE)
+
+
+FOREIGN = st.one_of(
+    SPACE,
+    TEXT.map(lambda text: f"<!--{text}<devices>-->"),
+    TEXT.map(lambda text: f"<![CDATA[<memoryBacking>&{text}]]>"),
+    st.sampled_from(
+        [
+            "<?vpt <devices/> ?>",
+            "<q:devices/>",
+            "<x:y xmlns:x='urn:vpt:domain:2'><x:ports/></x:y>",
+            "<d xmlns='urn:other'><devices/><metadata>&#x41;&amp;</metadata></d>",
+            "<q:deep><q:deep><devices><interface/></devices></q:deep></q:deep>",
+        ]
+    ),
+)
+MIXED = st.lists(FOREIGN, max_size=3).map("".join)
+
+
+@st.composite
+def element(draw: st.DrawFn, name: str, inside: st.SearchStrategy[str], *given: tuple[str, str]) -> str:
+    attrs, content = draw(attributes(*given)), draw(inside)
+    if not content and draw(st.booleans()):
+        return f"<{name}{attrs}/>"
+    return f"<{name}{attrs}>{content}</{name}{draw(SPACE)}>"
+
+
+BACKING = st.sampled_from(
+    ["", "<hugepages/>", "<access mode='shared'/>", "<source type='memfd'/><access mode=\"shared\" />"]
+)
+BACKED = st.tuples(MIXED, BACKING, MIXED).map("".join)
 
 
 @st.composite
 def domains(draw: st.DrawFn) -> str:
-    machine = draw(st.sampled_from(["pc", "q35"]))
+    machine = ("machine", draw(st.sampled_from(["pc", "q35", "pc-q35-7.2"])))
     parts = [
-        "<domain type='kvm'>", "<name>a</name>", draw(METADATA), "<memory>1</memory>", draw(MEMORY),
-        f"<os><type machine='{machine}'>hvm</type></os>", draw(DEVICES), "</domain>",
-    ]  # fmt: skip
-    return draw(st.sampled_from(["", "<?xml version='1.0' encoding='latin-1'?>\n"])) + "".join(
-        part + draw(GAP) for part in parts
-    )
+        "<name>a</name>",
+        draw(st.just("") | element("metadata", MIXED)),
+        draw(element("memory", st.just("1"))),
+        draw(st.just("") | element("memoryBacking", BACKED)),
+        f"<os>{draw(element('type', st.just('hvm'), machine))}</os>",
+        draw(element("devices", MIXED)),
+        draw(MIXED),
+    ]
+    content = "".join(part + draw(MIXED) for part in parts)
+    declaration = draw(st.sampled_from(["", "\ufeff", "<?xml version='1.0' encoding='latin-1'?>\n"]))
+    root = draw(attributes(("type", "kvm"), ("xmlns:q", "urn:q")))
+    after = draw(st.sampled_from(["", "\n", "<!-- end -->\r\n"]))
+    return f"{declaration}<domain{root}>{content}</domain>{after}"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(domains(), st.permutations(range(4)), st.permutations(range(4)))
 def test_taking_out_what_was_put_in_gives_the_bytes_of_before(
     xml: str, order: list[int], back: list[int]
@@ -115,10 +155,16 @@ def test_taking_out_what_was_put_in_gives_the_bytes_of_before(
     changed = xml
     for i in order:
         changed = add_port(changed, plugs[i])
-    assert {plug.name for plug in plugs_in(changed)} == {"p0", "p1", "p2", "p3"}
+    assert sorted(plugs_in(changed), key=lambda plug: plug.name) == plugs
+    assert foreign_in(changed) == foreign_in(xml), "nothing else is touched while ours is in there"
     for i in back:
         changed = remove_port(changed, plugs[i].name)
     assert changed == xml
+
+
+def foreign_in(xml: str) -> list[str]:
+    """Comments, CDATA, instructions and foreign tags in the order in which they stand."""
+    return re.findall(r"<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|</?(?:q:|x:|d\b)[^>]*>", xml, re.DOTALL)
 
 
 def test_what_others_have_added_since_stays() -> None:
@@ -141,6 +187,33 @@ def test_metadata_under_another_prefix_is_ours_too() -> None:
     both = add_port(changed, SHMEM)
     assert plugs_in(both) == [VHOST, SHMEM]
     assert remove_port(both, SHMEM.name) == changed
+
+
+def test_the_device_has_what_vhost_user_needs() -> None:
+    """Two queue pairs, rings of 1024, packed where asked for, a connection that is made again."""
+    plug = Plug("v1", "sw0", "vhost-user", "/s", "/r", {"mac": "52:54:00:00:00:01", "pairs": 2}, packed=True)
+    changed = add_port(Q35, plug)
+    assert "<driver queues='2' rx_queue_size='1024' tx_queue_size='1024' packed='on'/>" in changed
+    assert "<reconnect enabled='yes' timeout='1'/>" in changed
+    assert "<source type='memfd'/>" in changed
+    assert "<access mode='shared'/>" in changed
+    assert plugs_in(changed) == [plug]
+    assert "packed" not in device_xml(VHOST)
+
+
+NUMA = "<cpu><numa><cell id='0' memory='1' memAccess='{}'/><cell id='1' memory='1'{}/></numa></cpu><vcpu>"
+
+
+def test_memory_of_numa_cells_is_shared_by_cell() -> None:
+    shared = PC.replace("<vcpu>", NUMA.format("shared", " memAccess='shared'"))
+    changed = add_port(shared, VHOST)
+    assert "memoryBacking" not in changed, "it is shared already"
+    rules.check_domain(changed)
+    half = PC.replace("<vcpu>", NUMA.format("shared", ""))
+    rules.check_domain(add_port(half, VHOST))
+    with pytest.raises(ConflictError, match="NUMA"):
+        add_port(PC.replace("<vcpu>", NUMA.format("private", "")), VHOST)
+    assert "not shared" in broken(changed.replace(" memAccess='shared'/></numa>", "/></numa>"))
 
 
 def test_what_contradicts_the_domain_is_refused() -> None:
@@ -210,6 +283,7 @@ def test_what_crashes_qemu_under_tcg_is_refused_and_one_cpu_is_warned_of() -> No
     rules.check_live(tcg.replace("'a>b'", "'virtio-net-pci.vectors=0'"), VHOST, 7_002_022)
     assert rules.warnings(tcg) == []
     assert "memory barriers" in rules.warnings(tcg.replace("<vcpu>2", "<vcpu>1"))[0]
+    assert "memory barriers" in rules.warnings(tcg.replace("<vcpu>2</vcpu>", ""))[0]
 
 
 def test_a_diff_shows_what_changes_and_no_more() -> None:

@@ -46,6 +46,7 @@ def _is_qmp(vm: str) -> bool:
 @click.option(
     "--slots", type=int, help="passthrough: slots of each ring.  [default: 1024; on a running q35, 256]"
 )
+@click.option("--packed", is_flag=True, help="vhost-user: offer the guest packed virtqueues.")
 @click.option("--socket-mode", metavar="OCTAL", help="Permissions of the port's socket.  [default: 0600]")
 @_CONNECT
 @json_option
@@ -57,6 +58,7 @@ def attach(
     live: bool,
     config: bool,
     print_diff: bool,
+    packed: bool,
     uri: str | None,
     as_json: bool,
     **options: Any,
@@ -77,7 +79,7 @@ def attach(
     from vpt.libvirt_plugin._connection import open_libvirt
 
     settings = {key: value for key, value in options.items() if value is not None}
-    request = plugin.Request(vm, switch, kind, port, settings, live, config)
+    request = plugin.Request(vm, switch, kind, port, settings, live, config, packed)
     if _is_qmp(vm):
         if config or print_diff:
             raise click.UsageError(
@@ -148,4 +150,5 @@ def detach(vm: str, port: str | None, live: bool, config: bool, uri: str | None,
         )
         return
     what = "deleted" if done.deleted else "still there, for the rest of the VM has it"
-    click.echo(f"{done.port} is unplugged from {vm}: {' and '.join(done.where)}; the port is {what}")
+    where = " and ".join(done.where) or "the VM has ended"
+    click.echo(f"{done.port} is unplugged from {vm}: {where}; the port is {what}")

@@ -36,9 +36,10 @@ def libvirt() -> None:
 @click.option("--mac", help="Address of the guest.  [default: a random one]")
 @click.option("--pairs", type=int, help="Queue pairs.  [default: 1]")
 @click.option("--slots", type=int, help="passthrough: slots of each ring.  [default: 1024]")
+@click.option("--packed", is_flag=True, help="vhost-user: offer the guest packed virtqueues.")
 @click.option("--remove", is_flag=True, help="Take the port NAME out instead.")
 def render(
-    file: TextIO, switch: str | None, kind: Any, port: str | None, remove: bool, **options: Any
+    file: TextIO, switch: str | None, kind: Any, port: str | None, packed: bool, remove: bool, **options: Any
 ) -> None:
     """Print the domain in FILE with a vpt port. Nothing is done: no port is made, libvirt is not asked.
 
@@ -64,7 +65,7 @@ def render(
         raise click.UsageError("Missing option '--switch'.")
     settings = {"mac": random_mac()} | {key: value for key, value in options.items() if value is not None}
     where = paths()
-    plug = xml.Plug(name, switch, kind, str(where.port_socket(name)), str(where.runtime), settings)
+    plug = xml.Plug(name, switch, kind, str(where.port_socket(name)), str(where.runtime), settings, packed)
     after = xml.add_port(before, plug)
     rules.check_domain(after)
     for warning in rules.warnings(after):

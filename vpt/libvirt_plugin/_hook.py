@@ -40,6 +40,8 @@ def ports_of(text: bytes) -> Ports:
         runtime_dir = params.pop("runtime_dir")
         # Where the socket is follows from the runtime dir and the name.
         params.pop("socket", None)
+        # The device's, not the port's.
+        params.pop("packed", None)
         params.update({key: int(params[key]) for key in NUMBERS if key in params})
         if "policy" in params:
             params["policy"] = {"kind": params["policy"]}
@@ -47,8 +49,8 @@ def ports_of(text: bytes) -> Ports:
     return found
 
 
-def call(runtime_dir: str, method: str, params: dict[str, Any]) -> None:
-    """One request to a vptd. HookError: it is not there, or refuses."""
+def call(runtime_dir: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """What a vptd answers to a request. HookError: it is not there, or refuses."""
     path = f"{runtime_dir}/vptd.sock"
     request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
     try:
@@ -66,6 +68,8 @@ def call(runtime_dir: str, method: str, params: dict[str, Any]) -> None:
     if "error" in answer:
         hint = (answer["error"].get("data") or {}).get("hint")
         raise HookError(answer["error"]["message"] + (f"; {hint}" if hint else ""))
+    result: dict[str, Any] = answer["result"]
+    return result
 
 
 def bring_up(name: str, ports: Ports) -> None:
@@ -81,10 +85,15 @@ def bring_up(name: str, ports: Ports) -> None:
 
 
 def take_down(name: str, ports: Ports) -> None:
-    """What can be taken down. The domain has ended, whatever goes wrong here."""
+    """What can be taken down. The domain has ended, whatever goes wrong here.
+
+    A port that was not made for the domain (by a topology, or by hand) stays.
+    """
     for runtime_dir, params in ports:
         try:
-            call(runtime_dir, "port.del", {"name": params["name"], "if_exists": True})
+            there = {port["name"]: port["owner"] for port in call(runtime_dir, "port.list", {})["ports"]}
+            if there.get(params["name"]) == params["owner"]:
+                call(runtime_dir, "port.del", {"name": params["name"], "if_exists": True})
         except (HookError, KeyError) as error:
             print(f"vpt: {name}: {error}", file=sys.stderr)
 

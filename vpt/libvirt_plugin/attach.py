@@ -24,7 +24,17 @@ from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
 from vpt.libvirt_plugin.watch import is_watched
 from vpt.libvirt_plugin.xml import Plug, add_port, diff, domain_element, plugs_in, remove_port
 
-__all__ = ["Attached", "Detached", "Request", "attach", "detach", "free_name", "print_diff", "random_mac"]
+__all__ = [
+    "Attached",
+    "Detached",
+    "Request",
+    "attach",
+    "detach",
+    "free_name",
+    "make_plug",
+    "print_diff",
+    "random_mac",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,7 @@ class Request:
     port:     its name, none: named after the VM
     settings: as `port.add` takes them, beside name, switch and kind
     existing: the port is there already, as settings say, and stays whatever happens
+    packed:   vhost-user: offer the guest packed virtqueues
 
     Neither live nor config: the running domain if it runs, else its configuration.
     """
@@ -46,6 +57,7 @@ class Request:
     live: bool = False
     config: bool = False
     existing: bool = False
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +103,7 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
         target.require_live()
     if config:
         target.require_config()
-    plug = _make_plug(vptd, request, small=live and rules.is_express(target.live_xml()))
+    plug = make_plug(vptd, request, request.vm, small=live and rules.is_express(target.live_xml()))
     if live:
         version = int(connection.getVersion())
         rules.check_live(target.live_xml(), plug, version)
@@ -102,15 +114,18 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
     return _Plan(target, plug, live, config, before, after)
 
 
-def _make_plug(vptd: Client, request: Request, *, small: bool) -> Plug:
+def make_plug(vptd: Client, request: Request, vm: str, *, small: bool) -> Plug:
+    """The port that is to be made. vm: to name it after; small: a region that fits a running q35 guest."""
+    if request.packed and request.kind != "vhost-user":
+        raise UsageError("packed virtqueues are for vhost-user ports", hint="leave out --packed or --kind")
     status, everything = vptd.call("daemon.status"), vptd.call("port.list")
-    taken = {port["name"] for port in everything["ports"]}
-    name = request.port or free_name(request.vm, taken)
+    name = request.port or free_name(vm, {port["name"] for port in everything["ports"]})
     settings = {"mac": random_mac(), **request.settings}
     if small and request.kind == "passthrough" and not request.existing:
         settings.setdefault("slots", rules.live_slots(int(settings.get("pairs", 1))))
     runtime = status["runtime_dir"]
-    return Plug(name, request.switch, request.kind, f"{runtime}/ports/{name}.sock", runtime, settings)
+    socket = f"{runtime}/ports/{name}.sock"
+    return Plug(name, request.switch, request.kind, socket, runtime, settings, request.packed)
 
 
 def free_name(vm: str, taken: set[str]) -> str:
@@ -158,8 +173,8 @@ def attach(connection: Any, vptd: Client, request: Request) -> Attached:
 
 
 def _warnings(plan: _Plan) -> list[str]:
-    found = rules.warnings(plan.before)
     target, plug = plan.target, plan.plug
+    found = [*rules.warnings(plan.before), *rules.plug_warnings(plug)]
     if (
         plan.live
         and plug.kind == "vhost-user"

@@ -17,8 +17,9 @@ from typing import Any
 from vpt.daemon.client import Client
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import rules
-from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, free_name, random_mac
+from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, make_plug
 from vpt.libvirt_plugin.xml import Plug
+from vpt.qemu import RECONNECT_MS
 from vpt.qemu.qmp import QmpCommandError, QmpSession
 
 __all__ = ["attach", "detach"]
@@ -35,7 +36,7 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
     with QmpSession(path) as qemu, ExitStack() as undo:
         _require_running(qemu, path)
         express = "q35" in str(qemu.execute("qom-get", path="/machine", property="type"))
-        plug = _make_plug(path, vptd, request, express)
+        plug = make_plug(vptd, request, path.stem, small=express)
         tcg = not qemu.execute("query-kvm")["enabled"]
         if plug.kind == "vhost-user":
             _require_shared_memory(qemu)
@@ -45,12 +46,13 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
             raise ConflictError(f"{path} has a port {plug.name!r} already", hint="give another name: --port")
         add_to_vptd(vptd, plug, _owner(path))
         undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
-        for add, remove in _steps(plug, bus, no_vectors=tcg and qemu.version < _TCG_MSIX_WORKS):
+        no_vectors, milliseconds = tcg and qemu.version < _TCG_MSIX_WORKS, qemu.version >= RECONNECT_MS
+        for add, remove in _steps(plug, bus, no_vectors=no_vectors, milliseconds=milliseconds):
             _execute(qemu, *add)
             undo.callback(_quietly, partial(_undo, qemu, *remove))
         if plug.name not in _names(qemu):
             raise GuestError(f"QEMU says that {plug.name} is plugged in, and does not have it")
-        warnings = _warnings(qemu, tcg=tcg)
+        warnings = (*_warnings(qemu, tcg=tcg), *rules.plug_warnings(plug))
         undo.pop_all()
     return Attached(str(path), plug, ("live",), warnings)
 
@@ -59,25 +61,15 @@ def _owner(path: Path) -> str:
     return f"qmp:{path.absolute()}"
 
 
-def _make_plug(path: Path, vptd: Client, request: Request, express: bool) -> Plug:
-    taken = {port["name"] for port in vptd.call("port.list")["ports"]}
-    runtime = vptd.call("daemon.status")["runtime_dir"]
-    name = request.port or free_name(path.stem, taken)
-    settings = {"mac": random_mac(), **request.settings}
-    if express and request.kind == "passthrough":
-        settings.setdefault("slots", rules.live_slots(int(settings.get("pairs", 1))))
-    return Plug(name, request.switch, request.kind, f"{runtime}/ports/{name}.sock", runtime, settings)
-
-
 def _steps(
-    plug: Plug, bus: str | None, *, no_vectors: bool
+    plug: Plug, bus: str | None, *, no_vectors: bool, milliseconds: bool
 ) -> Iterator[tuple[tuple[str, dict[str, Any]], ...]]:
     """(command, arguments) that adds, and the one that takes it back; in the order of adding."""
     device, net, chardev = f"vpt-{plug.name}", f"vpt-{plug.name}-net", f"vpt-{plug.name}-chr"
     address = {"type": "unix", "data": {"path": plug.socket}}
     backend: dict[str, Any] = {"addr": address, "server": False}
     if plug.kind == "vhost-user":
-        backend["reconnect"] = 1
+        backend |= {"reconnect-ms": 1000} if milliseconds else {"reconnect": 1}
     yield (
         ("chardev-add", {"id": chardev, "backend": {"type": "socket", "data": backend}}),
         ("chardev-remove", {"id": chardev}),
@@ -94,6 +86,8 @@ def _steps(
     what = {"driver": "virtio-net-pci", "netdev": net, "mac": plug.mac, "romfile": ""}
     if plug.pairs > 1:
         what |= {"mq": True, "vectors": 2 * plug.pairs + 2}
+    if plug.packed:
+        what["packed"] = True
     if no_vectors:
         # Or the VM would end when the guest's driver starts.
         what["vectors"] = 0
@@ -171,8 +165,21 @@ def _warnings(qemu: QmpSession, *, tcg: bool) -> tuple[str, ...]:
 
 
 def detach(path: Path, vptd: Client, port: str | None = None) -> Detached:
-    """Take a port out of the VM, wait until the guest has let go of it, and delete the port."""
-    with QmpSession(path) as qemu:
+    """Take a port out of the VM, wait until the guest has let go of it, and delete the port.
+
+    Of a VM that has ended only the port is left, which knows whose it was.
+    """
+    try:
+        session = QmpSession(path)
+    except NotFoundError:
+        owner = _owner(path)
+        ports = [port["name"] for port in vptd.call("port.list")["ports"] if port["owner"] == owner]
+        if not ports:
+            raise
+        name = _choose(path, port, ports)
+        vptd.call("port.del", name=name, if_exists=True)
+        return Detached(str(path), name, (), deleted=True)
+    with session as qemu:
         name = _choose(path, port, _names(qemu))
         _require_running(qemu, path)
         passthrough = "ivshmem" in qemu.execute(

@@ -16,7 +16,16 @@ from vpt.errors import ConflictError, MissingError, UsageError
 from vpt.libvirt_plugin._document import Element
 from vpt.libvirt_plugin.xml import Plug, alias_of, domain_element, is_spent
 
-__all__ = ["LIVE_WINDOW", "check_domain", "check_live", "check_spent", "live_slots", "validate", "warnings"]
+__all__ = [
+    "LIVE_WINDOW",
+    "check_domain",
+    "check_live",
+    "check_spent",
+    "live_slots",
+    "plug_warnings",
+    "validate",
+    "warnings",
+]
 
 LIVE_WINDOW = 2 << 20
 """Bytes of prefetchable memory that firmware keeps free behind each hotplug port of a PCI Express machine."""
@@ -69,11 +78,12 @@ def _unique(values: list[str], what: str, hint: str) -> None:
 
 def has_shared_memory(domain: Element) -> bool:
     """Can another process map the guest's memory: as a whole, or every NUMA cell of it?"""
-    if domain.attr("memoryBacking/access", "mode") == "shared":
-        backed = domain.attr("memoryBacking/source", "type") in ("memfd", "file")
-        return backed or domain.find("memoryBacking/hugepages") is not None
+    access = domain.attr("memoryBacking/access", "mode")
     cells = list(domain.all("cpu/numa/cell"))
-    return bool(cells) and all(cell.attrs.get("memAccess") == "shared" for cell in cells)
+    if cells:
+        return all(cell.attrs.get("memAccess", access) == "shared" for cell in cells)
+    backed = domain.attr("memoryBacking/source", "type") in ("memfd", "file")
+    return access == "shared" and (backed or domain.find("memoryBacking/hugepages") is not None)
 
 
 def check_live(xml: str, plug: Plug, qemu_version: int) -> None:
@@ -150,12 +160,19 @@ def warnings(xml: str) -> list[str]:
     _, domain = domain_element(xml)
     vcpu = domain.find("vcpu")
     found = []
-    if domain.attrs.get("type") == "qemu" and vcpu is not None and vcpu.text.strip() == "1":
+    if domain.attrs.get("type") == "qemu" and (vcpu is None or vcpu.text.strip() == "1"):
         found.append(
             "with one possible CPU, QEMU drops the guest's memory barriers under TCG and wake-ups get lost: "
             "<vcpu current='1'>2</vcpu>"
         )
     return found
+
+
+def plug_warnings(plug: Plug) -> list[str]:
+    """The same, of a port: QEMU 7.2 remembers nowhere how far packed virtqueues are when vptd is away."""
+    if not plug.packed:
+        return []
+    return ["packed virtqueues do not survive a restart of vptd: detach and attach the port then"]
 
 
 def _is_express(domain: Element) -> bool:

@@ -54,6 +54,7 @@ class Plug:
 
     settings: what `port.add` was given beside name, switch, kind and socket.
     runtime_dir: of the vptd that has the port.
+    packed: vhost-user: offer the guest packed virtqueues.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Plug:
     socket: str
     runtime_dir: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    packed: bool = False
 
     @property
     def pairs(self) -> int:
@@ -98,7 +100,8 @@ def _quote(value: str) -> str:
 def _interface_lines(plug: Plug) -> list[str]:
     if plug.mac is None:
         raise UsageError("a vhost-user port in a domain needs a MAC address", hint="give it one: --mac")
-    queues = f" queues='{plug.pairs}'" if plug.pairs > 1 else ""
+    more = f" queues='{plug.pairs}'" if plug.pairs > 1 else ""
+    packed = " packed='on'" if plug.packed else ""
     return [
         "<interface type='vhostuser'>",
         f"  <mac address={_quote(plug.mac)}/>",
@@ -106,7 +109,7 @@ def _interface_lines(plug: Plug) -> list[str]:
         "    <reconnect enabled='yes' timeout='1'/>",
         "  </source>",
         "  <model type='virtio'/>",
-        f"  <driver{queues} rx_queue_size='1024' tx_queue_size='1024'/>",
+        f"  <driver{more} rx_queue_size='1024' tx_queue_size='1024'{packed}/>",
         f"  <alias name={_quote(alias_of(plug.name))}/>",
         "</interface>",
     ]
@@ -142,7 +145,8 @@ def _attrs(pairs: Mapping[str, Any]) -> str:
 
 def _port_line(plug: Plug, prefix: str) -> str:
     fixed = {"name": plug.name, "switch": plug.switch, "kind": plug.kind, "socket": plug.socket}
-    return f"<{prefix}port{_attrs({**fixed, 'runtime_dir': plug.runtime_dir, **plug.settings})}/>"
+    device = {"packed": "yes"} if plug.packed else {}
+    return f"<{prefix}port{_attrs({**fixed, 'runtime_dir': plug.runtime_dir, **device, **plug.settings})}/>"
 
 
 def metadata_xml(plugs: list[Plug], *, spent: bool = False) -> str | None:
@@ -174,12 +178,13 @@ def _plug(element: Element) -> Plug:
         name, switch, kind, socket, runtime_dir = (
             attrs.pop(key) for key in ("name", "switch", "kind", "socket", "runtime_dir")
         )
+        packed = attrs.pop("packed", "no") == "yes"
         settings = {key: int(value) if key in _NUMBERS else value for key, value in attrs.items()}
     except (KeyError, ValueError) as error:
         raise UsageError(f"the domain's vpt metadata is damaged: {error}") from None
     if kind not in _DEVICE:
         raise UsageError(f"the domain's vpt metadata names a kind of port that no domain has: {kind!r}")
-    return Plug(name, switch, kind, socket, runtime_dir, settings)  # type: ignore[arg-type]
+    return Plug(name, switch, kind, socket, runtime_dir, settings, packed)  # type: ignore[arg-type]
 
 
 # ---- put in ----
@@ -213,6 +218,14 @@ def add_port(xml: str, plug: Plug) -> str:
 
 def _share_memory(document: Document, domain: Element) -> list[tuple[str, str]]:
     """Let others map the guest's memory. Returns what was made."""
+    cells = {cell.attrs.get("memAccess") for cell in domain.all("cpu/numa/cell")}
+    if cells == {"shared"}:
+        return []
+    if "private" in cells:
+        raise ConflictError(
+            "the domain wants a NUMA cell's memory private, and a vhost-user port must map it",
+            hint="in each <cell> of <numa>: memAccess='shared'; or use --kind passthrough, which does not",
+        )
     backing = domain.find("memoryBacking")
     if backing is None:
         anchor = domain.find("currentMemory") or domain.find("memory") or domain.find("name")

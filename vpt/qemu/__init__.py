@@ -4,6 +4,7 @@
 from vpt.qemu._accel import Accel, probe_accel
 from vpt.qemu._binary import Qemu, find_qemu
 from vpt.qemu._cmdline import (
+    RECONNECT_MS,
     Drive,
     Ivshmem,
     Machine,
@@ -17,6 +18,7 @@ from vpt.qemu._cmdline import (
 from vpt.qemu._console import console_text
 
 __all__ = [
+    "RECONNECT_MS",
     "Accel",
     "Drive",
     "Ivshmem",

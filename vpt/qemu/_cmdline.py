@@ -10,6 +10,7 @@ from typing import Literal
 from vpt.qemu._binary import Qemu
 
 __all__ = [
+    "RECONNECT_MS",
     "Drive",
     "Ivshmem",
     "Machine",
@@ -21,8 +22,8 @@ __all__ = [
     "user_net",
 ]
 
-# From here on seconds give way to milliseconds.
-_RECONNECT_MS = (9, 2, 0)
+RECONNECT_MS = (9, 2, 0)
+"""Version from which a chardev's `reconnect` (seconds) gives way to `reconnect-ms`."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def option_value(text: object) -> str:
 
 
 def _vhost_user(nic: VhostUser, i: int, machine: Machine, qemu: Qemu) -> list[str]:
-    reconnect = "reconnect-ms=1000" if qemu.version >= _RECONNECT_MS else "reconnect=1"
+    reconnect = "reconnect-ms=1000" if qemu.version >= RECONNECT_MS else "reconnect=1"
     # Rings of 1024, as passthrough has: QEMU's default of 256 overflows while a guest is off its CPU.
     rings = "rx_queue_size=1024,tx_queue_size=1024"
     device = f"virtio-net-pci,netdev=net{i},mac={nic.mac},romfile=,{rings}"
