@@ -179,8 +179,8 @@ FAULTS = [
     ),
     Fault("S19 ECN without TSO", Rule.BAD_VALUE, message(2, U64(int(PLAIN | F.CSUM | F.HOST_ECN))), owner),
     Fault(
-        "S20 in-band notifications without their channel",
-        Rule.NOT_NEGOTIATED,
+        "S20 in-band notifications",
+        Rule.NOT_OFFERED,
         message(Request.SET_PROTOCOL_FEATURES, U64(1 << 14)),
     ),
     Fault(

@@ -149,7 +149,8 @@ class VhostUserTransport:
     port: of kind vhost-user, with at least max_pairs queue pairs; nobody else may use its vhost functions.
     socket_path: where to listen; replace_stale: a socket there that nobody listens on is our own. log:
     rate-limited, as PortLog is, since peers can cause its lines. mtu: the largest that a front-end may set.
-    mac, link_up: what the configuration space says, to front-ends that have none of their own.
+    mac, link_up: what the configuration space says, to front-ends that have none of their own. in_band: offer
+    in-band notifications, which QEMU accepts without having them.
     message_timeout_s: how long a message may take to arrive, or a reply to be taken. memory: where what was
     negotiated is remembered, none: nowhere. watch_s: how often to look after the socket's file.
 
@@ -167,6 +168,7 @@ class VhostUserTransport:
         mtu: int,
         mac: bytes | None = None,
         link_up: bool = True,
+        in_band: bool = False,
         socket_mode: int = 0o660,
         group: int | None = None,
         replace_stale: bool = True,
@@ -181,6 +183,7 @@ class VhostUserTransport:
         self._mtu = mtu
         self._mac = mac
         self._link_up = link_up
+        self._in_band = in_band
         self._mode = socket_mode
         self._group = group
         self._replace_stale = replace_stale
@@ -287,6 +290,7 @@ class VhostUserTransport:
             mtu=self._mtu,
             mac=self._mac,
             link_up=self._link_up,
+            in_band=self._in_band,
             counters=self._counters,
             on_features=lambda features: self._remember(process, features),
         )

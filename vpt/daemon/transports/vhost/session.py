@@ -66,6 +66,8 @@ _GROUPS: tuple[Group, ...] = (
 _HANDLERS: dict[Request, Handler] = {
     request: handler for group in _GROUPS for request, handler in group.handlers.items()
 }
+# QEMU 7.2 accepts this bit with all others below the last that it knows, and has nothing of the kind.
+_ON_REQUEST = ProtocolFeature.INBAND_NOTIFICATIONS
 OFFERED_PROTOCOL: ProtocolFeature = reduce(or_, (group.offers for group in _GROUPS))
 
 _NACK = U64(1)
@@ -87,12 +89,13 @@ class Session:
         counters: Counter[str],
         mac: bytes | None = None,
         link_up: bool = True,
+        in_band: bool = False,
         on_features: Callable[[int], None] = lambda _features: None,
     ) -> None:
         self._counters = counters
         self._state = State(
             port,
-            offered_protocol=OFFERED_PROTOCOL,
+            offered_protocol=OFFERED_PROTOCOL if in_band else OFFERED_PROTOCOL & ~_ON_REQUEST,
             max_pairs=max_pairs,
             mtu=mtu,
             mac=mac,
