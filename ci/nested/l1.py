@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from vpt.errors import TimeoutExpired, VptError
+from vpt.errors import MissingError, TimeoutExpired, VptError
 from vpt.guest import READY_MARK, Guest, Image, build_image, cache_dir
 from vpt.qemu import Accel, find_qemu, probe_accel
 
@@ -134,7 +134,7 @@ def accelerator(asked: str, image: Image) -> Accel:
         image.kernel.vmlinuz, image.initrd, find_qemu(), marker=READY_MARK, cache=cache_dir() / "nested"
     )
     if asked == "kvm" and found.name != "kvm":
-        raise VptError(f"L1 was asked to run under KVM: {found.why}", hint="ci/nested/bench tcg")
+        raise MissingError(f"L1 was asked to run under KVM: {found.why}", hint="ci/nested/bench tcg")
     return found
 
 
@@ -194,5 +194,5 @@ if __name__ == "__main__":
     try:
         main()
     except VptError as error:
-        hint = f"\nhint: {error.hint}" if error.hint else ""
-        sys.exit(f"l1: {error.message}{hint}")
+        say(f"{error.message}\nhint: {error.hint}" if error.hint else error.message)
+        sys.exit(error.exit_code)
