@@ -74,3 +74,11 @@ def test_a_sheet_holds_all_charts_and_stands_alone() -> None:
     inner = root.findall("{http://www.w3.org/2000/svg}svg")
     assert len(inner) == len(CHARTS)
     assert root.find("{http://www.w3.org/2000/svg}style") is not None
+
+
+def test_names_of_bars_are_broken_at_a_space_if_they_need_room() -> None:
+    dots = [Dot(name, 1, 1, 1) for name in ("short", "virtio-net, event index", "virtio-net, kicks each")]
+    drawn = svg(Chart("t", "x", "y", [Series("s", dots)], bars=True))
+    assert ">short</text>" in drawn
+    assert ">virtio-net,</text>" in drawn
+    assert ">event index</text>" in drawn

@@ -54,13 +54,17 @@ def report() -> str:
     scenario = ScenarioResult(
         name="toy",
         title="A toy <with> & awkward names",
-        metrics=[Metric(name="rate", unit="items/s", better="higher", title="Throughput")],
+        metrics=[
+            Metric(name="rate", unit="items/s", better="higher", title="Throughput"),
+            Metric(name="unseen", unit="per item", title="Of another tier"),
+        ],
         reference="threads",
         points=points,
         plots=[
             Plot(title="Curves", **common),
             Plot(title="Logarithmic", **common, log_x=True, log_y=True),
             Plot(title="Bars", **common, style="bar", where={"wp": 250.0}),
+            Plot(title="Profile", **common, style="profile", where={"wp": 250.0}),
         ],
         notes=["A note that is long enough to need more than one line on a phone, as notes often are."],
     )
@@ -79,6 +83,11 @@ def report() -> str:
 def test_the_page_asks_nobody_for_anything(report: str) -> None:
     without_names = report.replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?:|src=|href=|url\(|@import|<script|<link", without_names)
+
+
+def test_a_metric_that_nothing_measured_has_no_column(report: str) -> None:
+    assert "Throughput" in report
+    assert "Of another tier" not in report
 
 
 def test_names_can_not_break_the_page(report: str) -> None:
@@ -139,7 +148,7 @@ def test_nothing_sticks_out_or_overlaps(report: str, tmp_path: Path, width: int)
     found = re.search(r'data-seen="([^"]*)"', dom)
     assert found, dom[:500]
     seen = json.loads(html.unescape(found[1]))
-    assert seen == {"width": width, "needs": width, "charts": 3, "out": [], "over": []}
+    assert seen == {"width": width, "needs": width, "charts": 4, "out": [], "over": []}
 
 
 def _pixels(png: bytes) -> set[tuple[int, int, int]]:
