@@ -122,7 +122,7 @@ class Target:
         """One connection, until it ends."""
         self._port.vhost_reset()
         counters: Counter[str] = Counter()
-        session = Session(self._port, max_pairs=PAIRS, mtu=1500, counters=counters)
+        session = Session(self._port, max_pairs=PAIRS, mtu=1500, counters=counters, in_band=True)
         decoder = Decoder()
         try:
             while source:
