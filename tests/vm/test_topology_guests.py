@@ -80,7 +80,6 @@ def test_two_vms_reach_each_other_and_a_second_apply_leaves_them_alone(lab: Vptd
     pings(vpt, "vm1", "10.0.1.2")
     assert vpt("apply", file, "--prune") == "nothing to do\n"
     assert vpt("diff", "-", "--prune", stdin=vpt("export")) == "nothing to do\n"
-    assert vpt("diff", "-", "--prune", stdin=vpt("export", "--json")) == "nothing to do\n"
     pings(vpt, "vm2", "10.0.1.1")
 
     # One that was stopped is started; one that is to be another is only replaced when that is asked for.
@@ -122,7 +121,6 @@ def test_a_router_joins_two_networks(lab: Vptd, vpt: Vpt) -> None:
 def test_ten_vms_from_one_template_reach_each_other(lab: Vptd, vpt: Vpt) -> None:
     vpt("apply", str(EXAMPLES / "ten-vms.yaml"))
     pings(vpt, "vm1", *(f"10.0.4.{number}" for number in range(2, 11)))
-    pings(vpt, "vm10", "10.0.4.5")
     address = vpt("guest", "run", "vm10", "--", "cat", "/sys/class/net/vpt0/address")
     assert address.strip() == "52:54:00:00:03:0a"
     assert vpt("diff", str(EXAMPLES / "ten-vms.yaml"), "--prune") == "nothing to do\n"
