@@ -125,7 +125,8 @@ def _measure(front: _FrontEnd, back: BackEnd, point: _Point, settings: Settings)
     time.sleep(_DRAIN_S)
     values = back.stop()
     if not pps:
-        raise TimeoutExpired(f"no packet came through {_SECONDS * settings.scale:g} s long at {point}")
+        who = type(back).__name__
+        raise TimeoutExpired(f"no packet came through {who} for {_SECONDS * settings.scale:g} s at {point}")
     if point.path == _HOST:
         values["missing"] = float(sent - back.taken())
     return Measured({"rate": pps / 1e6, "ns": 1e9 / pps, "gbit": 8 * point.size * pps / 1e9, **values})
