@@ -65,7 +65,9 @@ def render(
         raise click.UsageError("Missing option '--switch'.")
     settings = {"mac": random_mac()} | {key: value for key, value in options.items() if value is not None}
     where = paths()
-    plug = xml.Plug(name, switch, kind, str(where.port_socket(name)), str(where.runtime), settings, packed)
+    plug = xml.Plug(
+        name, switch, kind, str(where.port_socket(name)), str(where.runtime), settings, packed=packed
+    )
     after = xml.add_port(before, plug)
     rules.check_domain(after)
     for warning in rules.warnings(after):
