@@ -239,8 +239,9 @@ def test_rings_go_on_at_the_port_where_the_guest_arrives(host: Host, connect: Co
     old.transmit(frame(MAC_C, MAC_A, 1))
     third.transmit(*(frame(MAC_A, MAC_C, n) for n in range(5)))
     old.receive(5)
+    old.do(Request.SET_STATUS, U64(0))  # QEMU 7.2 sends it first
     bases = [old.stop_ring(index) for index in (0, 1)]
-    old.do(Request.SET_STATUS, U64(0))
+    assert 0 not in bases
     new = connect(target, features=int(USUAL) | layout, memory=old.memory)
     new.pairs, old.pairs = old.pairs, []
     new.negotiate()

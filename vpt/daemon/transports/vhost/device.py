@@ -30,7 +30,11 @@ def _set_status(state: State, message: Message) -> None:
         raise RuleError(Rule.BAD_VALUE, f"status {value:#x}")
     state.status = value
     if value == 0:
+        # QEMU 7.2 asks where the rings have come to after this, when a guest is stopped or migrates.
+        bases = [state.port.vring_stop(r.index) if r.running else r.base for r in state.rings]
         _reset_device(state, message)
+        for ring, base in zip(state.rings, bases, strict=True):
+            ring.base = base
 
 
 def _get_status(state: State, _message: Message) -> Payload:
