@@ -35,7 +35,9 @@ pytestmark = [
 ]
 
 PATIENCE_S = 1200.0
+# The image is small, and has no locales to set one.
 USER_DATA = """#cloud-config
+locale: false
 write_files:
   - path: /root/from-user-data
     content: hello from the user
