@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "capture.h"
+#include "deliver.h"
 #include "engine.h"
 #include "rcu.h"
 #include "rules.h"
@@ -73,14 +74,6 @@ static struct run *chain_add(struct vpti_pass *pass, struct chain *c, uint32_t i
 		pass->run[c->last].next = number;
 	c->last = number;
 	return run;
-}
-
-/* Packets dropped on the way to a queue; the counters belong to whoever holds its lock. */
-static void count_rx(struct vpti_rxq *q, enum vpt_counter which, uint32_t n)
-{
-	vpti_rxq_lock(q);
-	vpti_count(q->c, which, n);
-	vpti_rxq_unlock(q);
 }
 
 /* Learn where the packet came from; false if it must not be forwarded. */
@@ -234,7 +227,7 @@ static bool leaves(struct vpt_port *to, const struct vpti_pkt *p)
 	if (vpti_vlan_leaves(vlans, p))
 		return true;
 	if (vpti_vlan_carries(vlans, vpti_vid(p)))
-		count_rx(to->rxq[0], VPT_C_RX_DROP_VLAN, 1);
+		vpti_count_rx(to->rxq[0], VPT_C_RX_DROP_VLAN, 1);
 	return false;
 }
 
@@ -260,160 +253,6 @@ static uint32_t merge(struct vpti_pass *pass, struct vpti_burst *b, struct vpt_p
 	return n;
 }
 
-static struct vpti_rxq *pick_queue(struct vpt_port *to, uint32_t from_index)
-{
-	struct vpti_rxq *q = to->rxq[from_index % to->opts.pairs];
-
-	return VPTI_LOAD_ACQUIRE(q->live) ? q : to->rxq[0];
-}
-
-/* Can this destination take the frame as it is (after software offload)? */
-static bool too_big(const struct vpt_port *to, const struct vpti_pkt *p)
-{
-	return p->len > (p->hdr.gso_type == VPT_GSO_NONE ? to->max_len : VPT_MAX_FRAME);
-}
-
-/* What vpti_offload() made, as many at a time as a delivery takes; how many found room. */
-static uint32_t deliver_segments(struct vpti_worker *w, struct vpti_rxq *q, uint32_t n)
-{
-	struct vpti_pkt *seg[VPTI_DELIVER];
-	uint32_t at, k, done, i;
-
-	for (at = 0; at < n; at += k) {
-		k = VPTI_MIN(n - at, VPTI_DELIVER);
-		for (i = 0; i < k; i++)
-			seg[i] = &w->offload.pkt[at + i];
-		done = q->ops->deliver(q, &w->room, seg, k);
-		if (done < k)
-			return at + done;
-	}
-	return n;
-}
-
-/* One packet that carries an offload its receiver refused. A tag that it is to have, each frame made of it gets. */
-static uint32_t deliver_in_software(struct vpti_worker *w, struct vpti_rxq *q, struct vpti_pkt *p)
-{
-	struct vpti_pkt plain = *p;
-	uint32_t done;
-	int n, i;
-
-	vpti_vlan_untag(&plain);
-	n = vpti_offload(&plain, q->port->accepts, &w->offload);
-	for (i = 0; vpti_unlikely(p->tag) && i < n; i++) {
-		w->offload.pkt[i].tci = p->tci;
-		vpti_vlan_tag(&vpti_vlans_none, &w->offload.pkt[i]);
-	}
-	if (n < 0) {
-		count_rx(q, VPT_C_RX_DROP_TOO_BIG, 1);
-		p->cause = VPT_C_RX_DROP_TOO_BIG;
-		return 1;
-	}
-	done = deliver_segments(w, q, (uint32_t)n);
-	count_rx(q, n > 1 ? VPT_C_RX_SW_GSO : VPT_C_RX_SW_CSUM, 1);
-	/* Segments that found no room are gone: a receiver of TCP asks again for just those. */
-	if (done < (uint32_t)n)
-		count_rx(q, VPT_C_RX_DROP_FULL, (uint32_t)n - done);
-	return 1;
-}
-
-/* Runs of plain packets in one go, those for the software path one by one; stops where there is no room. */
-static uint32_t deliver_all(struct vpti_worker *w, struct vpti_rxq *q, struct vpti_pkt **list, uint32_t n)
-{
-	const struct vpt_port *to = q->port;
-	uint32_t i = 0;
-
-	while (i < n) {
-		uint32_t run = i, done;
-
-		while (run < n && !vpti_offload_needed(list[run], to->accepts) && !too_big(to, list[run]))
-			run++;
-		if (run > i) {
-			done = q->ops->deliver(q, &w->room, list + i, run - i);
-			i += done;
-			if (i < run)
-				return i;
-		} else if (too_big(to, list[i])) {
-			count_rx(q, VPT_C_RX_DROP_TOO_BIG, 1);
-			list[i++]->cause = VPT_C_RX_DROP_TOO_BIG;
-		} else {
-			i += deliver_in_software(w, q, list[i]);
-		}
-	}
-	return n;
-}
-
-/* As many of them as the destination's rate lets pass now. */
-static uint32_t deliver_within_rate(struct vpti_worker *w, struct vpti_txq *from, struct vpti_rxq *q,
-				    struct vpti_pkt **list, uint32_t n, bool may_wait)
-{
-	struct vpti_rate *rate = &q->port->rx;
-	uint64_t now = vpti_bucket_now(), bytes = 0;
-	struct vpti_meter m;
-	uint32_t fit = 0, done, i;
-
-	vpti_meter_look(&m, rate, now);
-	while (fit < n && vpti_meter_pass(&m, rate, list[fit]->len))
-		fit++;
-	done = deliver_all(w, q, list, fit);
-	for (i = 0; i < done; i++)
-		bytes += list[i]->len;
-	vpti_rate_take(rate, bytes, done, now);
-	if (done < fit || fit == n)
-		return done;
-	if (may_wait) {
-		vpti_worker_wait(w, from, vpti_rate_wait(rate, now));
-		return done;
-	}
-	count_rx(q, VPT_C_RX_DROP_RATE, n - fit);
-	for (i = fit; i < n; i++)
-		list[i]->cause = VPT_C_RX_DROP_RATE;
-	return n;
-}
-
-/**
- * deliver_to() - Second walk, one destination
- *
- * Return: number of packets of pass->list dealt with; less than n only if the sender is lossless and there was no room
- */
-static uint32_t deliver_to(struct vpti_worker *w, struct vpti_txq *from, struct vpt_port *to, uint32_t n, bool may_wait)
-{
-	const struct vpti_vlans *vlans = w->pass->vlans ? vpti_rcu_get(to->vlans) : NULL;
-	struct vpti_pkt **list = w->pass->list;
-	struct vpti_rxq *q;
-	uint32_t done, i;
-	bool watched;
-
-	if (!n)
-		return n;
-	q = pick_queue(to, from->index);
-	if (vpti_unlikely(!vpti_port_runs(to) || !VPTI_LOAD_ACQUIRE(q->live))) {
-		count_rx(q, VPT_C_RX_DROP_DOWN, n);
-		if (vpti_unlikely(VPTI_READ(to->taps)))
-			vpti_capture_delivered(w, to, w->pass->list, n, n, VPT_C_RX_DROP_DOWN);
-		return n;
-	}
-	watched = VPTI_READ(to->taps);
-	if (vpti_unlikely(watched))
-		vpti_capture_deliver(list, n);
-	for (i = 0; vpti_unlikely(vlans) && i < n; i++)
-		vpti_vlan_tag(vlans, list[i]);
-	if (vpti_unlikely(VPTI_READ(to->rx.on)))
-		done = deliver_within_rate(w, from, q, list, n, may_wait);
-	else
-		done = deliver_all(w, q, list, n);
-	if (vpti_unlikely(watched))
-		vpti_capture_delivered(w, to, list, may_wait ? done : n, may_wait ? 0 : n - done, VPT_C_RX_DROP_FULL);
-	for (i = 0; vpti_unlikely(vlans) && i < n; i++)
-		vpti_vlan_untag(list[i]);
-	vpti_worker_dirty(w, q);
-	vpti_port_check_memory(to, q->index);
-	if (vpti_unlikely(done < n) && !may_wait) {
-		count_rx(q, VPT_C_RX_DROP_FULL, n - done);
-		done = n;
-	}
-	return done;
-}
-
 static void chain_clear(struct vpti_pass *pass, uint16_t slot)
 {
 	pass->to[slot] = (struct chain){ NONE, NONE };
@@ -431,7 +270,7 @@ static void flood(struct vpti_worker *w, struct vpti_txq *q, struct vpti_burst *
 
 		if (!to || to == q->port || (vpti_unlikely(isolated) && VPTI_READ(to->isolated)))
 			continue;
-		deliver_to(w, q, to, merge(w->pass, b, to), false);
+		vpti_deliver(w, q, to, w->pass->list, merge(w->pass, b, to), w->pass->vlans, false);
 		chain_clear(w->pass, to->slot);
 	}
 }
@@ -448,7 +287,7 @@ static uint32_t unicast(struct vpti_worker *w, struct vpti_txq *q, struct vpti_b
 
 		n = to ? merge(pass, b, to) : 0;
 		chain_clear(pass, slot);
-		k = to ? deliver_to(w, q, to, n, q->port->lossless) : n;
+		k = to ? vpti_deliver(w, q, to, pass->list, n, pass->vlans, q->port->lossless) : n;
 		if (k < n)
 			done = (uint32_t)(pass->list[k] - b->pkt);
 	}
