@@ -136,6 +136,19 @@ def test_a_replacement_is_only_done_when_asked_for(lab: Vptd) -> None:
     assert [port["pairs"] for port in state(lab)["ports"]] == [2, 2]
 
 
+def test_a_port_that_is_replaced_is_still_its_vms(lab: Vptd) -> None:
+    """Else nothing would delete it when the VM is gone. Also one that the file does not have."""
+    owner = "libvirt:system:2f7d1c9e-6f0b-4a52-9d9b-1f2e3d4c5b6a"
+    apply(lab, "switches: [{name: lab}]")
+    for name in ("vm1", "mine"):
+        lab.call("port.add", switch="lab", name=name, kind="vhost-user", owner=owner)
+    apply(lab, TWO + "    pairs: 2\n", "--replace")
+    owners = {port["name"]: port["owner"] for port in lab.call("port.list")["ports"]}
+    assert owners == {"vm1": owner, "vm2": None, "mine": owner}
+    apply(lab, TWO.replace("name: lab", "name: lab\n    mtu: 9000") + "    pairs: 2\n", "--replace")
+    assert {port["name"]: port["owner"] for port in lab.call("port.list")["ports"]} == owners
+
+
 def test_what_the_file_does_not_have_is_said_and_left_alone(lab: Vptd) -> None:
     apply(lab, TWO)
     lab.call("port.add", switch="lab", name="mine", kind="null")

@@ -140,6 +140,7 @@ class Model:
 
     switches: dict[str, SwitchConfig] = field(default_factory=dict)
     ports: dict[str, PortConfig] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
 
     def do(self, step: Step) -> None:
         getattr(self, step.action.replace("-", "_"))(step.name, step.params)
@@ -152,10 +153,12 @@ class Model:
     def add_port(self, name: str, params: dict[str, Any]) -> None:
         assert name not in self.switches
         assert name not in self.ports
-        new = PortConfig(name=name, **params)
+        owner = {name: params["owner"]} if "owner" in params else {}
+        new = PortConfig(name=name, **{key: value for key, value in params.items() if key != "owner"})
         assert new.switch in self.switches
         assert not any(claims(new) & claims(other) for other in self.ports.values())
         self.ports[name] = new
+        self.owners |= owner
 
     def set_port(self, name: str, params: dict[str, Any]) -> None:
         self.ports[name] = changed_port(self.ports[name], PortSet(name=name, **params))
@@ -165,6 +168,7 @@ class Model:
 
     def del_port(self, name: str, _params: dict[str, Any]) -> None:
         del self.ports[name]
+        self.owners.pop(name, None)
 
     def del_switch(self, name: str, _params: dict[str, Any]) -> None:
         assert not [p for p in self.ports.values() if p.switch == name]
@@ -221,9 +225,10 @@ def test_the_steps_are_possible_and_lead_to_what_is_wanted(
     want: Wanted, have: Wanted, prune: bool, data: st.DataObject
 ) -> None:
     broken = data.draw(st.sets(st.sampled_from([p.name for p in have.ports]))) if have.ports else set()
-    before = Actual(have.switches, have.ports, failed=dict.fromkeys(broken, "broken"))
+    owners = {p.name: f"qmp:/run/{p.name}" for p in have.ports[::2]}
+    before = Actual(have.switches, have.ports, owners=owners, failed=dict.fromkeys(broken, "broken"))
     todo = plan(want, before, prune=prune)
-    model = Model({s.name: s for s in have.switches}, {p.name: p for p in have.ports})
+    model = Model({s.name: s for s in have.switches}, {p.name: p for p in have.ports}, dict(owners))
     touched = set()
     for step in todo.steps:
         model.do(step)
@@ -237,6 +242,7 @@ def test_the_steps_are_possible_and_lead_to_what_is_wanted(
             settled(model.ports, model.switches)[wanted_port.name]
             == settled({wanted_port.name: wanted_port}, model.switches)[wanted_port.name]
         )
+    assert model.owners == {name: owner for name, owner in owners.items() if name in model.ports}
     if prune:
         assert after.names() == want.names()
         assert not todo.needing("prune")
@@ -249,16 +255,18 @@ def test_the_steps_are_possible_and_lead_to_what_is_wanted(
 @settings(max_examples=300, deadline=None)
 def test_a_plan_leads_back(want: Wanted, have: Wanted) -> None:
     """Cut off after any step, a plan back to what was there exists: that is what a failed apply does."""
-    before = Actual(have.switches, have.ports)
-    model = Model(_by_name_switches(have), {p.name: p for p in have.ports})
+    owners = {p.name: f"qmp:/run/{p.name}" for p in have.ports[::2]}
+    before = Actual(have.switches, have.ports, owners=owners)
+    model = Model(_by_name_switches(have), {p.name: p for p in have.ports}, dict(owners))
     todo = plan(want, before)
     for done in range(len(todo.steps)):
         model.do(todo.steps[done])
-        now = Actual(tuple(model.switches.values()), tuple(model.ports.values()))
-        copy = Model(dict(model.switches), dict(model.ports))
+        now = Actual(tuple(model.switches.values()), tuple(model.ports.values()), owners=model.owners)
+        copy = Model(dict(model.switches), dict(model.ports), dict(model.owners))
         for step in plan(before, now, prune=True).steps:
             copy.do(step)
         assert copy.switches == _by_name_switches(have)
+        assert copy.owners == owners
         assert settled(copy.ports, copy.switches) == settled({p.name: p for p in have.ports}, copy.switches)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from vpt.daemon import models
 from vpt.daemon.inventory import Inventory
-from vpt.daemon.models import Acknowledged, PortConfig, SwitchConfig
+from vpt.daemon.models import Acknowledged, SwitchConfig
 from vpt.daemon.port_methods import Ports, changed_port
 from vpt.daemon.rpc import notify
 from vpt.daemon.switch_methods import Switches, changed_switch
@@ -86,8 +86,7 @@ class Changes:
         self._there.switches.pop(name).switch.delete()
 
     async def _add_port(self, step: models.AddPort) -> Undo:
-        config = PortConfig.model_validate(step.model_dump(exclude={"action"}))
-        managed = await self._ports.bring_up(config, None)
+        managed = await self._ports.bring_up(step.config(), step.owner)
         return partial(self._ports.take_down, managed)
 
     async def _set_switch(self, step: models.SetSwitch) -> Undo:

@@ -182,6 +182,7 @@ class Daemon:
                 switches=[managed.config for managed in self._there.switches.values()],
                 ports=[managed.config for managed in self._there.ports.values()],
                 failed={name: managed.error for name, managed in self._there.ports.items() if managed.error},
+                owners=self._there.owners(),
             )
 
     async def stats(self, _request: models.Empty) -> models.StatsView:

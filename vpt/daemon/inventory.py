@@ -96,12 +96,16 @@ class Inventory:
                 hint=f"see it: vpt show {name}; --may-exist accepts one that is the same",
             )
 
+    def owners(self) -> dict[str, str]:
+        """The VMs of the ports that were made for one, by the ports' names."""
+        return {name: managed.owner for name, managed in self.ports.items() if managed.owner}
+
     async def save(self) -> None:
         """Write the journal. ConflictError if that is not possible."""
         state = journal.State(
             switches=[managed.config for managed in self.switches.values()],
             ports=[managed.config for managed in self.ports.values()],
-            owners={name: managed.owner for name, managed in self.ports.items() if managed.owner},
+            owners=self.owners(),
         )
         try:
             await asyncio.to_thread(journal.store, self.paths.journal, state)

@@ -109,14 +109,17 @@ class SwitchName(Strict):
     name: Name
 
 
-class PortAdd(PortConfig):
-    may_exist: bool = Field(default=False, description="succeed if there is one with the same settings")
+class _NewPort(PortConfig):
     owner: Owner | None = Field(
         default=None, description="the VM that the port was made for, and must not outlive; none: it stays"
     )
 
     def config(self) -> PortConfig:
-        return PortConfig.model_validate(self.model_dump(exclude={"may_exist", "owner"}))
+        return PortConfig.model_validate(self.model_dump(include=set(PortConfig.model_fields)))
+
+
+class PortAdd(_NewPort):
+    may_exist: bool = Field(default=False, description="succeed if there is one with the same settings")
 
 
 class PortRemove(Strict):
@@ -185,7 +188,7 @@ class AddSwitch(SwitchConfig):
     action: Literal["add-switch"]
 
 
-class AddPort(PortConfig):
+class AddPort(_NewPort):
     action: Literal["add-port"]
 
 
@@ -329,6 +332,7 @@ class Configuration(_Result):
     switches: list[SwitchConfig]
     ports: list[PortConfig]
     failed: dict[str, str] = Field(description="ports that could not be set up again, and why")
+    owners: dict[str, str] = Field(description="the VMs that ports were made for, and must not outlive")
 
 
 class StatsView(_Result):

@@ -78,6 +78,7 @@ def actual(vptd: Client, machines: Machines | None = None) -> Actual:
         tuple(SwitchConfig.model_validate(switch) for switch in found["switches"]),
         tuple(PortConfig.model_validate(port) for port in found["ports"]),
         vms,
+        owners=found["owners"],
         failed=found["failed"],
         stopped=frozenset(vm.name for vm in vms if machines and machines.is_stopped(vm.name)),
     )
@@ -237,4 +238,5 @@ def _only(state: Wanted, names: set[str], vms: set[str]) -> Actual:
         tuple(switch for switch in state.switches if switch.name in names),
         tuple(port for port in state.ports if port.name in names),
         tuple(vm for vm in state.vms if vm.name in vms),
+        owners=state.owners,
     )

@@ -104,7 +104,10 @@ class _Loader:
         places = {name: self._say(self._place_of(e, "name")) for e, name in named}
         places |= {f"vm {vm.name}": self._say(self._place_of(e, "name")) for e, vm in vms}
         return Wanted(
-            tuple(m for _, m in switches), tuple(m for _, m in ports), tuple(m for _, m in vms), places
+            tuple(m for _, m in switches),
+            tuple(m for _, m in ports),
+            tuple(m for _, m in vms),
+            places=places,
         )
 
     def _add(self, path: Path, what: str, hint: str, *, key: bool = False) -> None:

@@ -36,12 +36,17 @@ _LIVE_SWITCH = frozenset({"mac_age_s", "isolation"})
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be there. places: by name, where in which file that is said."""
+    """What is to be there.
+
+    owners: by port, the VM that it was made for; a topology names none, what was there before may
+    places: by name, where in which file that is said
+    """
 
     switches: tuple[SwitchConfig, ...] = ()
     ports: tuple[PortConfig, ...] = ()
     vms: tuple[VmConfig, ...] = ()
-    places: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    owners: dict[str, str] = field(default_factory=dict, kw_only=True)
+    places: dict[str, str] = field(default_factory=dict, compare=False, repr=False, kw_only=True)
 
     def names(self) -> set[str]:
         """Of switches and ports; machines have names of their own."""
@@ -116,6 +121,8 @@ class _Planner:
         self._wanted = wanted
         self._actual = actual
         self._prune = prune
+        # A port that is replaced is still the port of the VM that it was made for.
+        self._owners = {**actual.owners, **wanted.owners}
         self._have_switches = {switch.name: switch for switch in actual.switches}
         self._have_ports = {port.name: port for port in actual.ports}
         self._want_switches = {switch.name: switch for switch in wanted.switches}
@@ -193,19 +200,25 @@ class _Planner:
         in_the_way = self._in_the_way(late_ports, late_switches)
         steps = [
             *(_add_switch(s) for s in early_switches),
-            *(_add_port(p) for p in early_ports),
+            *(self._add_port(p) for p in early_ports),
             *self._set_switches(),
             *self._set_ports(),
             *(Step("del-port", p.name, {}, *self._replaced[p.name]) for p in replaced),
             *self._deletions(in_the_way),
             *(Step("del-switch", n, {}, why, "replace") for n, why in self._replaced_switches.items()),
             *(_add_switch(s, self._needs_replace(s)) for s in late_switches),
-            *(_add_port(p, self._replaced[p.name][1]) for p in replaced),
-            *(_add_port(p) for p in late_ports),
+            *(self._add_port(p, self._replaced[p.name][1]) for p in replaced),
+            *(self._add_port(p) for p in late_ports),
             *self._deletions(set(self._gone) - in_the_way),
         ]
         alone = have - self._wanted.names() - set(self._gone) - set(self._replaced)
         return Plan(tuple(steps), tuple(sorted(alone)))
+
+    def _add_port(self, port: PortConfig, needs: Needs | None = None) -> Step:
+        params = port.model_dump(exclude={"name"}, exclude_defaults=True)
+        if port.name in self._owners:
+            params["owner"] = self._owners[port.name]
+        return Step("add-port", port.name, params, f"{port.kind} on {port.switch}", needs)
 
     def _needs_replace(self, switch: SwitchConfig) -> Needs | None:
         return "replace" if switch.name in self._replaced_switches else None
@@ -263,11 +276,6 @@ def _add_switch(switch: SwitchConfig, needs: Needs | None = None) -> Step:
     return Step(
         "add-switch", switch.name, switch.model_dump(exclude={"name"}, exclude_defaults=True), "", needs
     )
-
-
-def _add_port(port: PortConfig, needs: Needs | None = None) -> Step:
-    why = f"{port.kind} on {port.switch}"
-    return Step("add-port", port.name, port.model_dump(exclude={"name"}, exclude_defaults=True), why, needs)
 
 
 def _differences(have: Any, want: Any, without: frozenset[str] = frozenset()) -> str:
