@@ -123,7 +123,7 @@ static void make_options(struct options *o, const struct vpti_pkt *p, uint32_t d
 		add_option(o, OPT_DROPCOUNT, &lost, sizeof(lost));
 	if (n > 0)
 		add_option(o, OPT_COMMENT, text, (uint16_t)n);
-	add_option(o, OPT_END, NULL, 0);
+	add_option(o, OPT_END, "", 0);
 }
 
 /* The first `most` bytes of a frame, of which a runt or an overlong one may have less than it says; how many. */

@@ -41,7 +41,7 @@ class Lives:
     def __init__(self, role: Literal["back-end", "front-end"], folder: Path) -> None:
         self.folder = folder
         tests = Path(__file__).parent.parent
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent), *sys.path])}
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
         self._mother = subprocess.Popen(
             [sys.executable, "-m", "support.lives", role, str(folder)],
             env=env,
