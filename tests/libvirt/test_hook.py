@@ -66,14 +66,23 @@ def test_ports_come_up_before_the_start_and_go_after_the_stop(
 
 
 def test_a_port_that_was_there_before_stays(hooks: Path, runtime: Path, vptd: Client) -> None:
-    """A topology's, for example: the domain only uses it."""
-    vptd.call("port.add", name="h1", switch="sw0", kind="vhost-user", mac="52:54:00:00:01:01")
+    """A topology's, for example: the domain only uses it, with settings that it does not know of."""
+    path = str(runtime / "own.sock")
+    vptd.call("port.add", name="h1", switch="sw0", kind="vhost-user", socket=path, policy={"kind": "notify"})
     xml = plugged(DOMAIN, runtime)
-    assert run(hooks, "prepare", xml).returncode == 0
+    done = run(hooks, "prepare", xml)
+    assert (done.returncode, "socket is" in done.stderr) == (1, True), "QEMU would not find it there"
+    xml = xml.replace(f"{runtime}/ports/h1.sock", path)
+    done = run(hooks, "prepare", xml)
+    assert (done.returncode, done.stderr) == (0, "")
     assert names(vptd) == ["h1", "h2"]
     assert run(hooks, "release", xml).returncode == 0
     assert names(vptd) == ["h1"]
     vptd.call("port.del", name="h1")
+    assert run(hooks, "prepare", xml).returncode == 0
+    assert vptd.call("port.show", name="h1")["socket"] == path, "made anew where the device will connect"
+    assert run(hooks, "release", xml).returncode == 0
+    assert names(vptd) == []
 
 
 def test_without_vptd_the_start_fails_and_says_what_to_do(hooks: Path, tmp_path: Path) -> None:

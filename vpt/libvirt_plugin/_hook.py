@@ -17,7 +17,8 @@ import sys
 from typing import Any
 from xml.etree import ElementTree
 
-Ports = list[tuple[str, dict[str, Any]]]
+# Runtime dir of its vptd, the socket that QEMU will connect to, parameters of port.add.
+Ports = list[tuple[str, str | None, dict[str, Any]]]
 
 NAMESPACE = "{urn:vpt:domain:1}"
 NUMBERS = ("pairs", "mtu", "slots", "buf_size")
@@ -29,7 +30,7 @@ class HookError(Exception):
 
 
 def ports_of(text: bytes) -> Ports:
-    """Parameters of port.add, and the runtime dir of the vptd, for each port that the metadata names."""
+    """The ports that the metadata names."""
     found: Ports = []
     domain = ElementTree.fromstring(text)
     # As owner_of() in vpt/libvirt_plugin/_connection.py has it.
@@ -38,14 +39,16 @@ def ports_of(text: bytes) -> Ports:
     for element in domain.iterfind(f"metadata/{NAMESPACE}ports/{NAMESPACE}port"):
         params: dict[str, Any] = {key.replace("-", "_"): value for key, value in element.attrib.items()}
         runtime_dir = params.pop("runtime_dir")
-        # Where the socket is follows from the runtime dir and the name.
-        params.pop("socket", None)
+        path = params.get("socket")
+        if path == f"{runtime_dir}/ports/{params['name']}.sock":
+            # Where vptd puts it if it is told nothing.
+            del params["socket"]
         # The device's, not the port's.
         params.pop("packed", None)
         params.update({key: int(params[key]) for key in NUMBERS if key in params})
         if "policy" in params:
             params["policy"] = {"kind": params["policy"]}
-        found.append((runtime_dir, {**params, "owner": owner}))
+        found.append((runtime_dir, path, {**params, "owner": owner}))
     return found
 
 
@@ -73,10 +76,14 @@ def call(runtime_dir: str, method: str, params: dict[str, Any]) -> dict[str, Any
 
 
 def bring_up(name: str, ports: Ports) -> None:
-    """All ports, or an error that says how to start the domain all the same."""
-    for runtime_dir, params in ports:
+    """All ports, or an error that says how to start the domain all the same.
+
+    One that is nobody's (a topology's, or made by hand) is used as it is: its settings are not the domain's.
+    """
+    for runtime_dir, path, params in ports:
         try:
-            call(runtime_dir, "port.add", {**params, "may_exist": True})
+            if not is_common(call(runtime_dir, "port.list", {})["ports"], path, params):
+                call(runtime_dir, "port.add", {**params, "may_exist": True})
         except HookError as error:
             port = params.get("name", "?")
             raise HookError(
@@ -84,12 +91,18 @@ def bring_up(name: str, ports: Ports) -> None:
             ) from error
 
 
+def is_common(there: list[dict[str, Any]], path: str | None, params: dict[str, Any]) -> bool:
+    """Is the port that the domain's device needs there, and no VM's?"""
+    wanted = (params["name"], params["kind"], path, None)
+    return wanted in [(port["name"], port["kind"], port["socket"], port["owner"]) for port in there]
+
+
 def take_down(name: str, ports: Ports) -> None:
     """What can be taken down. The domain has ended, whatever goes wrong here.
 
     A port that was not made for the domain (by a topology, or by hand) stays.
     """
-    for runtime_dir, params in ports:
+    for runtime_dir, _, params in ports:
         try:
             there = {port["name"]: port["owner"] for port in call(runtime_dir, "port.list", {})["ports"]}
             if there.get(params["name"]) == params["owner"]:
