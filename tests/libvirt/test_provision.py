@@ -28,7 +28,7 @@ TOPOLOGY = """\
 switches:
   - name: sw0
 ports:
-  - {{name: old-eth, switch: sw0, kind: vhost-user, mac: 52:54:00:00:07:01}}
+  - {{name: old-eth, switch: sw0, kind: vhost-user, mac: 52:54:00:00:07:01, socket: {socket}}}
   - {{name: new-eth, switch: sw0, kind: vhost-user, mac: 52:54:00:00:07:02}}
 vms:
   - domain: old
@@ -81,6 +81,11 @@ def old(libvirt: Libvirt) -> Iterator[DomainGuest]:
     libvirt.remove(guest)
 
 
+def topology(libvirt: Libvirt, runtime: Path, old: str) -> str:
+    """old: the port that somebody else's domain is to have; its socket is not where vptd would put it."""
+    return TOPOLOGY.format(uri=libvirt.uri, old=old, socket=runtime / "old.sock")
+
+
 def names(libvirt: Libvirt) -> set[str]:
     return {domain.name() for domain in libvirt.connection.listAllDomains()}
 
@@ -94,7 +99,7 @@ def test_a_topology_makes_a_domain_and_gives_a_port_to_another(
 ) -> None:
     """Both reach each other; the second time there is nothing to do; pruned, only vpt's part is gone."""
     file = tmp_path / "lab.yaml"
-    file.write_text(TOPOLOGY.format(uri=libvirt.uri, old="old-eth"))
+    file.write_text(topology(libvirt, runtime, "old-eth"))
     old.wait_ready()
     cli("apply", str(file))
     assert ports(old.domain) == ["old-eth"]
@@ -113,7 +118,7 @@ def test_a_topology_makes_a_domain_and_gives_a_port_to_another(
     assert "domain old" in listed
     assert "running  libvirt" in listed
 
-    file.write_text(TOPOLOGY.format(uri=libvirt.uri, old=""))
+    file.write_text(topology(libvirt, runtime, ""))
     assert (
         "change vm old: detach old-eth  [needs --replace]" in cli("diff", str(file), code=EXIT_DIFFERENT)[1]
     )
@@ -136,7 +141,7 @@ def test_a_domain_that_does_not_exist_is_named_and_nothing_is_changed(
     libvirt: Libvirt, runtime: Path, cli: Cli, tmp_path: Path
 ) -> None:
     file = tmp_path / "lab.yaml"
-    file.write_text(TOPOLOGY.format(uri=libvirt.uri, old="old-eth"))
+    file.write_text(topology(libvirt, runtime, "old-eth"))
     _, _, err = cli("apply", str(file), code=EXIT_FAILED)
     assert "libvirt has no domain 'old'" in err
     with Client(locate(runtime).control) as vptd:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vpt.cli import main
 from vpt.errors import ConflictError, ExistsError, NotFoundError, UsageError
 from vpt.libvirt_plugin import rules
+from vpt.libvirt_plugin.attach import Request
 from vpt.libvirt_plugin.xml import Plug, add_port, device_xml, diff, plugs_in, remove_port
 
 DOMAIN = """<!-- made by hand -->
@@ -291,6 +292,12 @@ def test_a_diff_shows_what_changes_and_no_more() -> None:
     assert "+    <interface type='vhostuser'>" in text
     assert not [line for line in text.splitlines() if line.startswith("-") and not line.startswith("---")]
     assert diff(PC, PC, "web1") == ""
+
+
+def test_a_request_to_attach_names_its_fields() -> None:
+    """A field that was put in between once moved --packed into another one."""
+    with pytest.raises(TypeError, match="positional"):
+        Request("web1", "sw0", "vhost-user")  # type: ignore[misc, call-arg]
 
 
 def test_names_are_quoted() -> None:

@@ -79,7 +79,16 @@ def attach(
     from vpt.libvirt_plugin._connection import open_libvirt
 
     settings = {key: value for key, value in options.items() if value is not None}
-    request = plugin.Request(vm, switch, kind, port, settings, live, config, packed=packed)
+    request = plugin.Request(
+        vm=vm,
+        switch=switch,
+        kind=kind,
+        port=port,
+        settings=settings,
+        live=live,
+        config=config,
+        packed=packed,
+    )
     if _is_qmp(vm):
         if config or print_diff:
             raise click.UsageError(

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What is to be plugged in.
 
@@ -124,8 +124,16 @@ def make_plug(vptd: Client, request: Request, vm: str, *, small: bool) -> Plug:
     if small and request.kind == "passthrough" and not request.existing:
         settings.setdefault("slots", rules.live_slots(int(settings.get("pairs", 1))))
     runtime = status["runtime_dir"]
-    socket = f"{runtime}/ports/{name}.sock"
+    # What is there already may have been told where its socket is to be.
+    socket = _port_there(everything, name)["socket"] if request.existing else f"{runtime}/ports/{name}.sock"
     return Plug(name, request.switch, request.kind, socket, runtime, settings, request.packed)
+
+
+def _port_there(everything: dict[str, Any], name: str) -> dict[str, Any]:
+    for port in everything["ports"]:
+        if port["name"] == name:
+            return dict(port)
+    raise NotFoundError(f"there is no port {name!r}", hint="vpt ls shows the ports that there are")
 
 
 def free_name(vm: str, taken: set[str]) -> str:

@@ -62,11 +62,11 @@ def attach(config: VmConfig, ports: list[Port], vptd: Client) -> None:
         for port in ports:
             settings = {"mac": port.mac} | ({"pairs": port.pairs} if port.pairs > 1 else {})
             request = plugin.Request(
-                _domain(config),
-                port.switch,
-                port.kind,
-                port.name,
-                settings,
+                vm=_domain(config),
+                switch=port.switch,
+                kind=port.kind,
+                port=port.name,
+                settings=settings,
                 live=active,
                 config=persistent,
                 existing=True,
