@@ -20,7 +20,8 @@ from vpt.daemon.daemon import Settings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.runtime import locate
 from vpt.guest import Image, build_image
-from vpt.libvirt_plugin.xml import NAMESPACE, alias_of, plugs_in
+from vpt.libvirt_plugin.metadata import NAMESPACE, plugs_in
+from vpt.libvirt_plugin.xml import alias_of
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
 from vpt.guest import Guest, ping
 from vpt.libvirt_plugin import _domain
-from vpt.libvirt_plugin.xml import plugs_in
+from vpt.libvirt_plugin.metadata import plugs_in
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs(*NEEDS)]
 

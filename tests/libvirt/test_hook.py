@@ -19,7 +19,8 @@ from vpt.daemon.daemon import Settings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.runtime import locate
 from vpt.guest import Image
-from vpt.libvirt_plugin.xml import Plug, add_port
+from vpt.libvirt_plugin.metadata import Plug
+from vpt.libvirt_plugin.xml import add_port
 
 DOMAIN = (
     "<domain><name>d1</name><memory>1</memory><os><type machine='pc'>hvm</type></os>"

@@ -14,7 +14,7 @@ from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
 from vpt.errors import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK
 from vpt.guest import ping
-from vpt.libvirt_plugin.xml import plugs_in
+from vpt.libvirt_plugin.metadata import plugs_in
 
 pytestmark = [
     pytest.mark.vm,

@@ -17,8 +17,8 @@ from support.libvirt import NEEDS, DomainGuest, assert_traffic_between_its_inter
 from support.libvirtd import Libvirtd
 from support.vptd import Vptd, run_vpt, wait_for
 from vpt.libvirt_plugin import hook
+from vpt.libvirt_plugin.metadata import Plug
 from vpt.libvirt_plugin.watch import Domain, is_watched, left_over
-from vpt.libvirt_plugin.xml import Plug
 
 LIVE = [pytest.mark.vm, pytest.mark.timeout(240), pytest.mark.needs(*NEEDS, "libvirtd", "unshare")]
 

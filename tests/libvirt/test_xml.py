@@ -14,7 +14,8 @@ from vpt.cli import main
 from vpt.errors import ConflictError, ExistsError, NotFoundError, UsageError
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin.attach import Request
-from vpt.libvirt_plugin.xml import Plug, add_port, device_xml, diff, plugs_in, remove_port
+from vpt.libvirt_plugin.metadata import Plug, plugs_in
+from vpt.libvirt_plugin.xml import add_port, device_xml, diff, remove_port
 
 DOMAIN = """<!-- made by hand -->
 <domain type='kvm' xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'>

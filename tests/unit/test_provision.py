@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, TimeoutExpired, UsageError
-from vpt.libvirt_plugin.xml import plugs_in
+from vpt.libvirt_plugin.metadata import plugs_in
 from vpt.provision import images, ready, seed
 from vpt.provision._domain import domain_xml
 from vpt.provision.config import VmConfig, disk_of

@@ -52,10 +52,12 @@ def render(
       virsh dumpxml --inactive web1 | vpt libvirt render - --switch sw0 --kind passthrough
     """
     from vpt.libvirt_plugin import rules, xml
+    from vpt.libvirt_plugin._document import domain_element
     from vpt.libvirt_plugin.attach import free_name, random_mac
+    from vpt.libvirt_plugin.metadata import Plug
 
     before = file.read()
-    _, domain = xml.domain_element(before)
+    _, domain = domain_element(before)
     name_element = domain.find("name")
     name = port or free_name(name_element.text if name_element else "", set())
     if remove:
@@ -65,9 +67,7 @@ def render(
         raise click.UsageError("Missing option '--switch'.")
     settings = {"mac": random_mac()} | {key: value for key, value in options.items() if value is not None}
     where = paths()
-    plug = xml.Plug(
-        name, switch, kind, str(where.port_socket(name)), str(where.runtime), settings, packed=packed
-    )
+    plug = Plug(name, switch, kind, str(where.port_socket(name)), str(where.runtime), settings, packed=packed)
     after = xml.add_port(before, plug)
     rules.check_domain(after)
     for warning in rules.warnings(after):

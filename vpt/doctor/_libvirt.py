@@ -19,9 +19,10 @@ from vpt.errors import MissingError, TimeoutExpired, VptError
 from vpt.libvirt_plugin import hook as hooks
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import NO_LIBVIRT, binding, find_domain, open_libvirt, which
+from vpt.libvirt_plugin._document import domain_element
+from vpt.libvirt_plugin.metadata import plugs_in
 from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
 from vpt.libvirt_plugin.watch import is_watched
-from vpt.libvirt_plugin.xml import domain_element, plugs_in
 
 __all__ = ["hook", "libvirt", "looked_at"]
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from xml.parsers import expat
+from xml.sax.saxutils import escape
 
 from vpt.errors import UsageError
 
-__all__ = ["Document", "Edit", "Element", "parse"]
+__all__ = ["Document", "Edit", "Element", "domain_element", "parse", "quote"]
 
 _SPACE = b" \t\r\n"
 _STEP = "  "
@@ -148,6 +149,21 @@ def parse(text: str) -> Document:
     except UnicodeEncodeError as error:
         raise UsageError(f"the domain XML is not Unicode: {error.reason}") from None
     return Document(data, _Builder(data).build())
+
+
+def domain_element(xml: str) -> tuple[Document, Element]:
+    """Parsed, and sure to be a domain."""
+    document = parse(xml)
+    if document.root.name != "domain":
+        raise UsageError(
+            f"this is a <{document.root.name}>, not a <domain>", hint="virsh dumpxml --inactive DOMAIN"
+        )
+    return document, document.root
+
+
+def quote(value: str) -> str:
+    """An attribute's value, in the quotes that libvirt writes."""
+    return "'" + escape(value, {"'": "&apos;", "\n": "&#10;", "\t": "&#9;", "\r": "&#13;"}) + "'"
 
 
 class _Builder:

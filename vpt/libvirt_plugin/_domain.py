@@ -14,16 +14,8 @@ from typing import Any
 from vpt.errors import ConflictError, GuestError
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import binding, find_domain, owner_of, translate
-from vpt.libvirt_plugin.xml import (
-    NAMESPACE,
-    PREFIX,
-    Plug,
-    alias_of,
-    device_xml,
-    is_spent,
-    metadata_xml,
-    plugs_in,
-)
+from vpt.libvirt_plugin.metadata import NAMESPACE, PREFIX, Plug, is_spent, metadata_xml, plugs_in
+from vpt.libvirt_plugin.xml import alias_of, device_xml
 
 __all__ = ["Target"]
 

@@ -19,10 +19,12 @@ from vpt.daemon.runtime import locate
 from vpt.errors import GuestError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import which
+from vpt.libvirt_plugin._document import domain_element
 from vpt.libvirt_plugin._domain import Target
+from vpt.libvirt_plugin.metadata import Plug, plugs_in
 from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
 from vpt.libvirt_plugin.watch import is_watched
-from vpt.libvirt_plugin.xml import Plug, add_port, diff, domain_element, plugs_in, remove_port
+from vpt.libvirt_plugin.xml import add_port, diff, remove_port
 
 __all__ = [
     "Attached",

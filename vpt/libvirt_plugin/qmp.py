@@ -18,7 +18,7 @@ from vpt.daemon.client import Client
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, make_plug
-from vpt.libvirt_plugin.xml import Plug
+from vpt.libvirt_plugin.metadata import Plug
 from vpt.qemu import RECONNECT_MS
 from vpt.qemu.qmp import QmpCommandError, QmpSession
 

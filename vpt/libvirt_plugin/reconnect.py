@@ -17,7 +17,8 @@ from vpt.daemon.client import Client
 from vpt.daemon.sockets import connect_unix
 from vpt.errors import GuestError, MissingError, NotFoundError, TimeoutExpired
 from vpt.libvirt_plugin._domain import Target
-from vpt.libvirt_plugin.xml import Plug, alias_of
+from vpt.libvirt_plugin.metadata import Plug
+from vpt.libvirt_plugin.xml import alias_of
 
 __all__ = ["SAYS_NO_RECONNECT", "lost", "reconnect"]
 

@@ -13,8 +13,9 @@ from collections import Counter
 from pathlib import Path
 
 from vpt.errors import ConflictError, MissingError, UsageError
-from vpt.libvirt_plugin._document import Element
-from vpt.libvirt_plugin.xml import Plug, alias_of, domain_element, is_spent
+from vpt.libvirt_plugin._document import Element, domain_element
+from vpt.libvirt_plugin.metadata import Plug, is_spent
+from vpt.libvirt_plugin.xml import alias_of
 
 __all__ = [
     "LIVE_WINDOW",

@@ -30,8 +30,8 @@ from vpt.libvirt_plugin._connection import (
     which,
 )
 from vpt.libvirt_plugin._domain import Target
+from vpt.libvirt_plugin.metadata import Plug, plugs_in
 from vpt.libvirt_plugin.reconnect import lost, reconnect
-from vpt.libvirt_plugin.xml import Plug, plugs_in
 
 __all__ = ["Watch", "is_watched", "left_over"]
 

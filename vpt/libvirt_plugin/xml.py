@@ -5,7 +5,8 @@ A port leaves three marks in a domain:
 
 * the device, `<interface type='vhostuser'>` or `<shmem>`, with the alias ua-vpt-NAME, which libvirt keeps and
   names in its events;
-* what it was meant to be, in `<metadata>` under our namespace, from which the hook can make the port again;
+* what it was meant to be, in `<metadata>` under our namespace (see metadata.py), from which the hook can make
+  the port again;
 * what the device needed and the domain lacked (shared memory, a PCI bridge), which goes with the last port.
 
 All else stays as it is, byte for byte, and taking out what was put in gives the text of before.
@@ -15,63 +16,21 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
-from xml.sax.saxutils import escape
 
 from vpt.errors import ConflictError, ExistsError, NotFoundError, UsageError
-from vpt.libvirt_plugin._document import Document, Element, parse
+from vpt.libvirt_plugin._document import Document, Element, domain_element, quote
+from vpt.libvirt_plugin.metadata import PORT, Plug, made_by_us, note, plugs_in, ports_element
 
 __all__ = [
-    "NAMESPACE",
-    "PREFIX",
-    "Plug",
     "add_port",
     "alias_of",
     "device_xml",
     "diff",
-    "domain_element",
-    "is_spent",
-    "metadata_xml",
-    "plugs_in",
     "remove_port",
 ]
 
-NAMESPACE = "urn:vpt:domain:1"
-PREFIX = "vpt"
 _ALIAS = "ua-vpt-"
 _BRIDGE_ALIAS = "ua-vpt.bridge"
-_PORTS, _PORT, _MADE = (f"{NAMESPACE} {name}" for name in ("ports", "port", "made"))
-
-# Of what `port.add` takes, the numbers; all other settings are text.
-_NUMBERS = frozenset({"pairs", "mtu", "slots", "buf_size"})
-
-
-@dataclass(frozen=True, slots=True)
-class Plug:
-    """A port as a domain's configuration has it.
-
-    settings: what `port.add` was given beside name, switch, kind and socket.
-    runtime_dir: of the vptd that has the port.
-    packed: vhost-user: offer the guest packed virtqueues.
-    """
-
-    name: str
-    switch: str
-    kind: Literal["vhost-user", "passthrough"]
-    socket: str
-    runtime_dir: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    packed: bool = False
-
-    @property
-    def pairs(self) -> int:
-        return int(self.settings.get("pairs", 1))
-
-    @property
-    def mac(self) -> str | None:
-        return self.settings.get("mac")
 
 
 def alias_of(name: str) -> str:
@@ -79,22 +38,7 @@ def alias_of(name: str) -> str:
     return _ALIAS + name
 
 
-def domain_element(xml: str) -> tuple[Document, Element]:
-    """Parsed, and sure to be a domain."""
-    document = parse(xml)
-    if document.root.name != "domain":
-        raise UsageError(
-            f"this is a <{document.root.name}>, not a <domain>", hint="virsh dumpxml --inactive DOMAIN"
-        )
-    return document, document.root
-
-
 # ---- what a port looks like ----
-
-
-def _quote(value: str) -> str:
-    """An attribute's value, in the quotes that libvirt writes."""
-    return "'" + escape(value, {"'": "&apos;", "\n": "&#10;", "\t": "&#9;", "\r": "&#13;"}) + "'"
 
 
 def _interface_lines(plug: Plug) -> list[str]:
@@ -104,13 +48,13 @@ def _interface_lines(plug: Plug) -> list[str]:
     packed = " packed='on'" if plug.packed else ""
     return [
         "<interface type='vhostuser'>",
-        f"  <mac address={_quote(plug.mac)}/>",
-        f"  <source type='unix' path={_quote(plug.socket)} mode='client'>",
+        f"  <mac address={quote(plug.mac)}/>",
+        f"  <source type='unix' path={quote(plug.socket)} mode='client'>",
         "    <reconnect enabled='yes' timeout='1'/>",
         "  </source>",
         "  <model type='virtio'/>",
         f"  <driver{more} rx_queue_size='1024' tx_queue_size='1024'{packed}/>",
-        f"  <alias name={_quote(alias_of(plug.name))}/>",
+        f"  <alias name={quote(alias_of(plug.name))}/>",
         "</interface>",
     ]
 
@@ -118,11 +62,11 @@ def _interface_lines(plug: Plug) -> list[str]:
 def _shmem_lines(plug: Plug) -> list[str]:
     # No <reconnect>: libvirt has none here, and it would make QEMU abort. vpt's keeper holds the socket.
     return [
-        f"<shmem name={_quote(alias_of(plug.name))}>",
+        f"<shmem name={quote(alias_of(plug.name))}>",
         "  <model type='ivshmem-doorbell'/>",
-        f"  <server path={_quote(plug.socket)}/>",
+        f"  <server path={quote(plug.socket)}/>",
         f"  <msi vectors='{2 * plug.pairs + 1}' ioeventfd='on'/>",
-        f"  <alias name={_quote(alias_of(plug.name))}/>",
+        f"  <alias name={quote(alias_of(plug.name))}/>",
         "</shmem>",
     ]
 
@@ -137,54 +81,6 @@ def device_xml(plug: Plug, bus: int | None = None) -> str:
     if bus is not None:
         lines.append(f"  <address type='pci' domain='0x0000' bus='{bus:#04x}' slot='0x00' function='0x0'/>")
     return "\n".join([*lines, end])
-
-
-def _attrs(pairs: Mapping[str, Any]) -> str:
-    return "".join(f" {key.replace('_', '-')}={_quote(str(value))}" for key, value in pairs.items())
-
-
-def _port_line(plug: Plug, prefix: str) -> str:
-    fixed = {"name": plug.name, "switch": plug.switch, "kind": plug.kind, "socket": plug.socket}
-    device = {"packed": "yes"} if plug.packed else {}
-    return f"<{prefix}port{_attrs({**fixed, 'runtime_dir': plug.runtime_dir, **device, **plug.settings})}/>"
-
-
-def metadata_xml(plugs: list[Plug], *, spent: bool = False) -> str | None:
-    """Our metadata element for these ports, as libvirt's set-metadata takes it: without the namespace.
-
-    spent: the running QEMU must not get another vhost-user device; see rules.check_spent().
-    """
-    if not plugs and not spent:
-        return None
-    mark = " spent='yes'" if spent else ""
-    return f"<ports{mark}>" + "".join(_port_line(plug, "") for plug in plugs) + "</ports>"
-
-
-def is_spent(xml: str) -> bool:
-    """Has a passthrough port been taken out of this running domain, without KVM?"""
-    ports = domain_element(xml)[1].find(("metadata", _PORTS))
-    return ports is not None and ports.attrs.get("spent") == "yes"
-
-
-def plugs_in(xml: str) -> list[Plug]:
-    """The ports that a domain's metadata names."""
-    _, domain = domain_element(xml)
-    return [_plug(element) for element in domain.all(("metadata", _PORTS, _PORT))]
-
-
-def _plug(element: Element) -> Plug:
-    attrs = {key.replace("-", "_"): value for key, value in element.attrs.items()}
-    try:
-        name, switch, kind, socket, runtime_dir = (
-            attrs.pop(key) for key in ("name", "switch", "kind", "socket", "runtime_dir")
-        )
-        packed = attrs.pop("packed", "no") == "yes"
-        settings = {key: int(value) if key in _NUMBERS else value for key, value in attrs.items()}
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"the domain's vpt metadata is damaged: {error}") from None
-    if kind not in _DEVICE:
-        raise UsageError(f"the domain's vpt metadata names a kind of port that no domain has: {kind!r}")
-    return Plug(name, switch, kind, socket, runtime_dir, settings, packed)  # type: ignore[arg-type]
 
 
 # ---- put in ----
@@ -212,7 +108,7 @@ def add_port(xml: str, plug: Plug) -> str:
     if devices.closed:
         made.append(("devices", document.source(devices)))
     document.append(devices, *lines)
-    _note(document, domain, plug, made)
+    note(document, domain, plug, made)
     return document.edited()
 
 
@@ -269,44 +165,6 @@ def _bridge_lines(domain: Element) -> list[str]:
     ]
 
 
-def _note(document: Document, domain: Element, plug: Plug, made: list[tuple[str, str]]) -> None:
-    """Keep the intent in <metadata>, and what removal must undo."""
-    metadata = domain.find("metadata")
-    ours = None if metadata is None else metadata.find((_PORTS,))
-    if ours is not None:
-        prefix = _prefix(document, ours)
-        document.append(ours, _port_line(plug, prefix), *(_made_line(*item, prefix) for item in made))
-        return
-    if metadata is None:
-        made = [*made, ("metadata", "")]
-    elif metadata.closed:
-        made = [*made, ("metadata", document.source(metadata))]
-    prefix = f"{PREFIX}:"
-    lines = [
-        f"<{PREFIX}:ports xmlns:{PREFIX}={_quote(NAMESPACE)}>",
-        f"  {_port_line(plug, prefix)}",
-        *(f"  {_made_line(*item, prefix)}" for item in made),
-        f"</{PREFIX}:ports>",
-    ]
-    if metadata is not None:
-        document.append(metadata, *lines)
-        return
-    anchor = domain.find("uuid") or domain.find("name")
-    if anchor is None:
-        raise UsageError("the domain has no <name>", hint="virsh dumpxml --inactive DOMAIN")
-    document.insert_after(anchor, "<metadata>", *(f"  {line}" for line in lines), "</metadata>")
-
-
-def _made_line(element: str, was: str, prefix: str) -> str:
-    return f"<{prefix}made element={_quote(element)}{f' was={_quote(was)}' if was else ''}/>"
-
-
-def _prefix(document: Document, element: Element) -> str:
-    """The element's prefix in the text, with its colon; "" if its namespace is the default one."""
-    tag = document.source(element)[1:].split(None, 1)[0]
-    return f"{tag.partition(':')[0]}:" if ":" in tag else ""
-
-
 # ---- take out ----
 
 
@@ -314,8 +172,8 @@ def remove_port(xml: str, name: str) -> str:
     """The domain without the port. NotFoundError: it has none of that name."""
     document, domain = domain_element(xml)
     device = _device(domain, name)
-    ours = domain.find(("metadata", _PORTS))
-    noted = list(ours.all((_PORT,))) if ours is not None else []
+    ours = ports_element(domain)
+    noted = list(ours.all((PORT,))) if ours is not None else []
     note = next((element for element in noted if element.attrs.get("name") == name), None)
     if device is None and note is None:
         names = ", ".join(element.attrs.get("name", "?") for element in noted) or "none"
@@ -364,7 +222,7 @@ def _own_bridge(domain: Element) -> list[Element]:
 
 def _undo(document: Document, domain: Element, ours: Element, gone: list[Element]) -> list[Element]:
     """What goes with the last port, given what goes anyway; what was written <x/> is put back so."""
-    made = {element.attrs.get("element", ""): element.attrs.get("was", "") for element in ours.all((_MADE,))}
+    made = made_by_us(ours)
     if _memory_is_wanted(domain, gone):
         made = {path: was for path, was in made.items() if not path.startswith("memoryBacking")}
     out = [*gone, ours]

@@ -11,7 +11,7 @@ from vpt.daemon.runtime import locate
 from vpt.errors import MissingError, NotFoundError
 from vpt.libvirt_plugin import attach as plugin
 from vpt.libvirt_plugin._connection import find_domain, open_libvirt
-from vpt.libvirt_plugin.xml import plugs_in
+from vpt.libvirt_plugin.metadata import plugs_in
 from vpt.provision.config import VmConfig
 from vpt.provision.machine import Port
 

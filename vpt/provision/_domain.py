@@ -11,7 +11,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 from vpt.errors import ConflictError, GuestError, NotFoundError
 from vpt.libvirt_plugin._connection import binding, find_domain, open_libvirt, translate
-from vpt.libvirt_plugin.xml import Plug, add_port
+from vpt.libvirt_plugin.metadata import Plug
+from vpt.libvirt_plugin.xml import add_port
 from vpt.provision.machine import Port
 from vpt.provision.record import Folder, Record
 from vpt.qemu import Drive, Machine, Qemu, find_qemu, user_net
