@@ -99,6 +99,7 @@ def embedded_libvirt() -> Iterator[tuple[Path, Any]]:
     root = Path(tempfile.mkdtemp(prefix="vpt-lv-"))
     (root / "etc").mkdir()
     (root / "etc" / "qemu.conf").write_text(libvirt_support.QEMU_CONF.format(root=root))
+    libvirt_support.share_capabilities(root / "cache/qemu/capabilities")
     with open_libvirt(f"qemu:///embed?root={root}") as connection:
         yield root, connection
     shutil.rmtree(root, ignore_errors=True)

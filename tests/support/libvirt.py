@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable
@@ -73,6 +74,21 @@ _Q35 = "".join(
     f"<controller type='pci' index='{index}' model='{model}'/>"
     for index, model in enumerate(["pcie-root", *["pcie-root-port"] * 6, "pcie-to-pci-bridge"])
 )
+
+
+# Where each libvirt of this run keeps what it found out about QEMU.
+_capabilities: list[Path] = []
+
+
+def share_capabilities(folder: Path) -> None:
+    """Give a new libvirt what those before it found out about QEMU: asking QEMU takes seconds.
+
+    folder: where it keeps that. It asks all the same if it does not believe what is there.
+    """
+    folder.mkdir(parents=True)
+    for known in filter(Path.exists, _capabilities):
+        shutil.copytree(known, folder, dirs_exist_ok=True)
+    _capabilities.append(folder)
 
 
 def need_user() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from support.libvirt import QEMU_CONF, Libvirt, need_user
+from support.libvirt import QEMU_CONF, Libvirt, need_user, share_capabilities
 from vpt.guest import Image
 from vpt.libvirt_plugin import hook
 from vpt.libvirt_plugin._connection import binding
@@ -66,6 +66,8 @@ class Libvirtd:
         (self.root / "libvirtd.conf").write_text(_CONF.format(root=self.root))
         for folder in ("sock", "home/runtime", "home/cache", "home/config"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
+        cache = "home/cache/libvirt/qemu/cache" if session else "var/cache/libvirt/qemu"
+        share_capabilities(self.root / cache / "capabilities")
         if session:
             # What the user's own cache would be, in which root's image is not.
             image = replace(image, initrd=Path(shutil.copy(image.initrd, self.root / "initrd")))
