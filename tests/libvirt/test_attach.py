@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
 from vpt.guest import Guest, ping
 from vpt.libvirt_plugin import _domain
+from vpt.libvirt_plugin.attach import Request, attach
 from vpt.libvirt_plugin.metadata import plugs_in
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs(*NEEDS)]
@@ -196,6 +198,50 @@ def test_without_shared_memory_only_passthrough_goes_live(libvirt: Libvirt, vpt:
     finally:
         libvirt.remove(guest)
     assert vptd.call("port.list")["ports"] == []
+
+
+def test_four_at_once_are_all_kept(libvirt: Libvirt, vpt: Vpt, vptd: Client, runtime: Path) -> None:
+    """libvirt takes a domain's whole description: without taking turns, the last one wins."""
+    guest = libvirt.define("busy", machine="q35")
+    before = guest.domain.XMLDesc(2)
+    names = [f"busy-{i}" for i in range(4)]
+
+    def one(name: str) -> None:
+        request = Request(vm="busy", switch="sw0", kind="vhost-user", port=name, config=True)
+        with Client(locate(runtime).control) as client:
+            attach(libvirt.connection, client, request)
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(one, names))
+        assert sorted(plug.name for plug in plugs_in(guest.domain.XMLDesc(2))) == names
+        for name in names:
+            ok(vpt("detach", "busy", name))
+        assert guest.domain.XMLDesc(2) == before
+    finally:
+        libvirt.remove(guest)
+    assert vptd.call("port.list")["ports"] == []
+
+
+def test_a_port_leaves_a_configuration_without_vptd(
+    libvirt: Libvirt, vpt: Vpt, vptd: Client, runtime: Path
+) -> None:
+    """It is what the hook's error says, so that the domain starts all the same."""
+    guest = libvirt.define("alone", machine="q35")
+    before = guest.domain.XMLDesc(2)
+    control = locate(runtime).control
+    try:
+        ok(vpt("attach", "alone", "--switch", "sw0"))
+        control.rename(control.with_suffix(".away"))
+        try:
+            code, out, _ = vpt("detach", "alone", "alone", "--config")
+        finally:
+            control.with_suffix(".away").rename(control)
+        assert (code, "deleted" in out) == (0, False)
+        assert guest.domain.XMLDesc(2) == before
+    finally:
+        libvirt.remove(guest)
+        vptd.call("port.del", name="alone", if_exists=True)
 
 
 def test_a_stopped_domain_starts_with_both_ports(libvirt: Libvirt, vpt: Vpt, vptd: Client) -> None:

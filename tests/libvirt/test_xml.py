@@ -307,17 +307,19 @@ def test_names_are_quoted() -> None:
     assert "&lt;a&gt; &amp;" in device_xml(odd)
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_render_prints_the_domain_and_takes_the_port_out_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line_end: str
 ) -> None:
     file = tmp_path / "web1.xml"
-    file.write_text(Q35, encoding="utf-8")
+    original = Q35.replace("\n", line_end)
+    file.write_bytes(original.encode())
     assert main(["--runtime-dir", "/run/x", "libvirt", "render", str(file), "--switch", "sw0"]) == 0
     rendered = capsys.readouterr().out
     (plug,) = plugs_in(rendered)
     assert (plug.name, plug.socket, plug.runtime_dir) == ("web1", "/run/x/ports/web1.sock", "/run/x")
-    file.write_text(rendered, encoding="utf-8")
+    file.write_bytes(rendered.encode())
     assert main(["libvirt", "render", str(file), "--remove"]) == 0
-    assert capsys.readouterr().out == Q35
+    assert capsys.readouterr().out == original
     assert main(["libvirt", "render", str(file)]) == 2
     assert "--switch" in capsys.readouterr().err

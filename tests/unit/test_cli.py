@@ -191,6 +191,18 @@ def test_refusals_have_message_hint_and_exit_code(
     assert as_json["hint"]
 
 
+@pytest.mark.needs("/dev/full")
+def test_a_full_disk_is_said_in_one_line(lab: Vptd) -> None:
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-m", "vpt.cli", "apply", "--schema"]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: its output: No space left on device",
+        "hint: df -h; ls -ld on the folder",
+    ]
+
+
 def test_a_reader_that_had_enough_is_no_error(lab: Vptd) -> None:
     script = f"{sys.executable} -m vpt.cli daemon methods --json | head -c 10"
     done = subprocess.run(

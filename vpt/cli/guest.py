@@ -6,8 +6,9 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,14 +233,15 @@ def boot(
     asked = bool(given or existing or switch or address or gateway)
     with stoppable():
         if guests.store.exists(name) and (may_exist or not asked):
+            ran = guests.view(name).state == "running"
             _boot_again(guests, name, switch, existing, given, asked=asked)
-            created = False
+            undo: Callable[[], object] | None = None if ran else partial(guests.stop, name, 0)
         else:
             config, new = _config(guests, name, existing, switch, port_settings, address, gateway, given)
             _make(guests, config, new)
-            created = True
+            undo = partial(guests.remove, name)
         if not no_wait:
-            _wait(guests, name, timeout, remove=created)
+            _wait(guests, name, timeout, undo)
     view = guests.view(name)
     if as_json:
         emit_json("guest", _guest_data(view))
@@ -254,13 +256,14 @@ def _make(guests: Guests, config: VmConfig, new: list[Any]) -> None:
     say(f"{config.name}: {config.in_words()}, {record.accel}")
 
 
-def _wait(guests: Guests, name: str, timeout: float | None, *, remove: bool) -> None:
+def _wait(guests: Guests, name: str, timeout: float | None, undo: Callable[[], object] | None) -> None:
+    """Until it is up; else it is as it was before."""
     progress()(f"waiting until {name} is up")
     try:
         guests.wait(name, timeout)
     except BaseException:
-        if remove:
-            guests.remove(name)
+        if undo is not None:
+            undo()
         raise
 
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import click
 
 from vpt.cli._common import emit_json, json_option, paths
+from vpt.errors import UsageError
 
 __all__ = ["libvirt"]
+
+
+def _text(data: bytes) -> str:
+    """As it is: reading it as text would change its line ends."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise UsageError("the domain's XML is not in UTF-8", hint="virsh dumpxml prints it so") from None
 
 
 @click.group()
@@ -23,7 +32,7 @@ def libvirt() -> None:
 
 
 @libvirt.command()
-@click.argument("file", type=click.File(encoding="utf-8"))
+@click.argument("file", type=click.File("rb"))
 @click.option("--switch", help="Switch to plug it into.")
 @click.option(
     "--kind",
@@ -39,7 +48,13 @@ def libvirt() -> None:
 @click.option("--packed", is_flag=True, help="vhost-user: offer the guest packed virtqueues.")
 @click.option("--remove", is_flag=True, help="Take the port NAME out instead.")
 def render(
-    file: TextIO, switch: str | None, kind: Any, port: str | None, packed: bool, remove: bool, **options: Any
+    file: BinaryIO,
+    switch: str | None,
+    kind: Any,
+    port: str | None,
+    packed: bool,
+    remove: bool,
+    **options: Any,
 ) -> None:
     """Print the domain in FILE with a vpt port. Nothing is done: no port is made, libvirt is not asked.
 
@@ -56,7 +71,7 @@ def render(
     from vpt.libvirt_plugin.attach import free_name, random_mac
     from vpt.libvirt_plugin.metadata import Plug
 
-    before = file.read()
+    before = _text(file.read())
     _, domain = domain_element(before)
     name_element = domain.find("name")
     name = port or free_name(name_element.text if name_element else "", set())

@@ -8,15 +8,19 @@ never let go of the device.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
-from vpt.errors import GuestError, NotFoundError, UsageError, VptError
+from vpt.errors import DaemonError, GuestError, NotFoundError, TimeoutExpired, UsageError, VptError
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import which
 from vpt.libvirt_plugin._document import domain_element
@@ -25,6 +29,9 @@ from vpt.libvirt_plugin.metadata import Plug, plugs_in
 from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
 from vpt.libvirt_plugin.watch import is_watched
 from vpt.libvirt_plugin.xml import add_port, diff, remove_port
+
+_TURN_S = 60.0
+_LOOK_S = 0.05
 
 __all__ = [
     "Attached",
@@ -159,6 +166,41 @@ def print_diff(connection: Any, vptd: Client, request: Request) -> str:
 
 def attach(connection: Any, vptd: Client, request: Request) -> Attached:
     """Make the port, plug it into the domain, and see that it is there. On any failure all is as before."""
+    with _in_turn(vptd.call("daemon.status")["runtime_dir"]):
+        return _attach(connection, vptd, request)
+
+
+@contextmanager
+def _in_turn(runtime_dir: str) -> Iterator[None]:
+    """One command at a time changes domains for a vptd: libvirt takes a whole domain, the last one wins.
+
+    The folder itself is locked, which whoever may read it can do. Where there is none, there is no vptd
+    either.
+    """
+    try:
+        folder = os.open(runtime_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    end = time.monotonic() + _TURN_S
+    try:
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TimeoutExpired(
+                        f"waited {_TURN_S:.0f} s for another vpt attach or detach to end",
+                        hint="pgrep -af 'vpt (attach|detach)'",
+                    ) from None
+                time.sleep(_LOOK_S)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _attach(connection: Any, vptd: Client, request: Request) -> Attached:
     plan = _plan(connection, vptd, request)
     target, plug = plan.target, plan.plug
     with ExitStack() as undo:
@@ -246,10 +288,34 @@ def detach(
 
     port: none is needed if the domain has one only. Neither live nor config: wherever it is.
     open_vptd: gives the client for a runtime dir. keep_port: the port itself is somebody else's, and stays.
+    A vptd that is not there keeps nobody from taking a port out of a configuration.
     """
-    target = Target(connection, vm)
-    in_live = plugs_in(target.live_xml()) if target.active else []
-    in_config = plugs_in(target.config_xml()) if target.persistent else []
+    plug = _choose(vm, port, list(chain(*_plugs_of(Target(connection, vm)))))
+    with _in_turn(plug.runtime_dir):
+        return _detach(
+            Target(connection, vm), open_vptd, vm, port, live=live, config=config, keep_port=keep_port
+        )
+
+
+def _plugs_of(target: Target) -> tuple[list[Plug], list[Plug]]:
+    """Of the running domain, and of its configuration."""
+    return (
+        plugs_in(target.live_xml()) if target.active else [],
+        plugs_in(target.config_xml()) if target.persistent else [],
+    )
+
+
+def _detach(
+    target: Target,
+    open_vptd: Callable[[str], Client],
+    vm: str,
+    port: str | None,
+    *,
+    live: bool,
+    config: bool,
+    keep_port: bool,
+) -> Detached:
+    in_live, in_config = _plugs_of(target)
     plug = _choose(vm, port, [*in_live, *in_config])
     has_live = target.active and rules.alias_in(target.live_xml(), plug.name)
     has_config = any(found.name == plug.name for found in in_config)
@@ -261,13 +327,26 @@ def detach(
     if do_live:
         target.require_live()
     with ExitStack() as stack:
-        vptd = stack.enter_context(open_vptd(plug.runtime_dir))
+        vptd = _client(stack, open_vptd, plug.runtime_dir, needed=do_live)
         _take_out(target, plug, live=do_live, config=do_config)
-        deleted = not keep_port and not ((has_live and not do_live) or (has_config and not do_config))
-        if deleted:
+        left = (has_live and not do_live) or (has_config and not do_config)
+        deleted = vptd is not None and not keep_port and not left
+        if vptd is not None and deleted:
             vptd.call("port.del", name=plug.name, if_exists=True)
     where_done = tuple(name for name, done in (("live", do_live), ("config", do_config)) if done)
     return Detached(vm, plug.name, where_done, deleted)
+
+
+def _client(
+    stack: ExitStack, open_vptd: Callable[[str], Client], runtime_dir: str, *, needed: bool
+) -> Client | None:
+    """The vptd of a port; None: it is not there, and can be done without."""
+    try:
+        return stack.enter_context(open_vptd(runtime_dir))
+    except DaemonError as error:
+        if needed or error.code != "not-running":
+            raise
+        return None
 
 
 def _choose(vm: str, port: str | None, found: list[Plug]) -> Plug:
