@@ -43,7 +43,8 @@ class Scene:
             "domains": {domain.name(): (domain.XMLDesc(0), domain.XMLDesc(2)) for domain in domains},
             # Not their state: a guest that has just got one brings it up meanwhile.
             "ports": self.vptd.call("config")["ports"],
-            "files": sorted(self.runtime.rglob("*")),
+            # What was negotiated is noted when a guest has got so far.
+            "files": sorted(path for path in self.runtime.rglob("*") if path.suffix != ".negotiated"),
             "qemu": [
                 sorted(item["label"] for item in qmp(guest, "query-chardev"))
                 for guest in (self.guests.left, self.guests.right)

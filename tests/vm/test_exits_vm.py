@@ -186,7 +186,10 @@ def test_tracing_is_off_again_after_an_interrupted_measurement(
 ) -> None:
     guest = boot("tcg")
     command = [sys.executable, "-m", "vpt.cli", "exits", "top", str(guest.qmp), "--interval", "60"]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    # What runs in a shell's background was told to ignore SIGINT, and so would this.
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     end = time.monotonic() + PATIENCE_S
     while "trace" not in _open_files(guest.pid):
         assert process.poll() is None
@@ -337,7 +340,7 @@ def test_a_stopped_vmm_gets_no_number(boot: Callable[..., Guest], tmp_path: Path
 def test_a_qmp_socket_in_use_is_not_waited_for_in_vain(
     boot: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vpt.exits import qmp
+    from vpt.qemu import qmp
 
     monkeypatch.setattr(qmp, "_STEP_S", 0.5)
     guest = boot("tcg")

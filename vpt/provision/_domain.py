@@ -15,7 +15,7 @@ from vpt.libvirt_plugin.metadata import Plug
 from vpt.libvirt_plugin.xml import add_port
 from vpt.provision.machine import Port
 from vpt.provision.record import Folder, Record
-from vpt.qemu import Drive, Machine, Qemu, find_qemu, user_net
+from vpt.qemu import Drive, Machine, Qemu, find_qemu, kernel_arguments, user_net
 
 __all__ = ["domain_xml", "is_running", "remove", "start", "stop"]
 
@@ -67,8 +67,7 @@ def _boot(machine: Machine) -> list[str]:
     lines = [f"    <kernel>{escape(str(machine.kernel))}</kernel>"]
     if machine.initrd is not None:
         lines.append(f"    <initrd>{escape(str(machine.initrd))}</initrd>")
-    append = f"console=ttyS0 quiet {machine.append}".strip()
-    return [*lines, f"    <cmdline>{escape(append)}</cmdline>"]
+    return [*lines, f"    <cmdline>{escape(kernel_arguments(machine))}</cmdline>"]
 
 
 def _disk(drive: Drive, number: int) -> str:

@@ -12,6 +12,7 @@ from vpt.qemu._cmdline import (
     UserNet,
     VhostUser,
     command_line,
+    kernel_arguments,
     option_value,
     user_net,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "command_line",
     "console_text",
     "find_qemu",
+    "kernel_arguments",
     "option_value",
     "probe_accel",
     "user_net",
