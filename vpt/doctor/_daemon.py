@@ -52,10 +52,21 @@ def sockets(paths: RuntimePaths) -> Iterator[Check]:
     if wrong:
         yield from wrong
     elif files:
-        owners = {program for path in files for program in programs(listening[str(path)])}
-        yield Check("sockets", "ok", f"{len(files)}, of {', '.join(sorted(owners)) or 'another user'}")
+        yield Check("sockets", "ok", f"{len(files)}. {_by_owner(files, listening, paths.runtime)}")
     else:
         yield Check("sockets", "ok", f"none in {paths.runtime}")
+
+
+def _by_owner(files: list[Path], listening: dict[str, int], runtime: Path) -> str:
+    """Which of them each program has; three by name."""
+    owned: dict[str, list[str]] = {}
+    for path in files:
+        owner = ", ".join(sorted(programs(listening[str(path)]))) or "another user"
+        owned.setdefault(owner, []).append(str(path.relative_to(runtime)))
+    return "; ".join(
+        f"{owner}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for owner, names in owned.items()
+    )
 
 
 def _wrong(path: Path, listening: dict[str, int]) -> Check | None:

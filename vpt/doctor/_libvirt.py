@@ -33,13 +33,16 @@ T = TypeVar("T")
 
 
 def libvirt(paths: RuntimePaths) -> Iterator[Check]:
-    """The system's, this user's, and the domains that run in them."""
+    """The system's, the one that the environment chooses, this user's; and the domains that run in them."""
     try:
         binding()
     except VptError as error:
         yield Check("libvirt", "note", f"{error.message}: no vpt attach for its domains", error.hint or "")
         return
     yield from looked_at(paths, "libvirt system", _SYSTEM)
+    chosen = os.environ.get("LIBVIRT_DEFAULT_URI", "")
+    if chosen not in ("", _SYSTEM, _SESSION):
+        yield from looked_at(paths, "libvirt chosen", chosen)
     if _session_runs():
         yield from looked_at(paths, "libvirt session", _SESSION)
     else:
