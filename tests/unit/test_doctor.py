@@ -36,7 +36,7 @@ def test_whose_the_sockets_are(lab: Vptd) -> None:
     assert lab.process is not None
     (found,) = sockets(lab).values()
     assert found["verdict"] == "ok"
-    assert f"({lab.process.pid}): vptd.sock" in found["what"], "which socket, and whose"
+    assert found["what"].endswith(f"({lab.process.pid}): ports/p1.sock, vptd.sock"), "which socket, and whose"
 
     ports = lab.paths.ports
     with closing(socket.socket(socket.AF_UNIX)) as dead, closing(socket.socket(socket.AF_UNIX)) as other:
