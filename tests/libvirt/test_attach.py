@@ -128,11 +128,11 @@ def test_twenty_times_leave_nothing(guests: SimpleNamespace, vpt: Vpt, vptd: Cli
 
 @pytest.mark.usefixtures("untouched")
 def test_print_diff_does_nothing(vpt: Vpt) -> None:
-    code, out, _ = vpt(
-        "attach", "right", "--switch", "sw0", "--kind", "passthrough", "--config", "--print-diff"
-    )
-    assert code == 0
+    asked = ("--switch", "sw0", "--kind", "passthrough", "--config", "--print-diff")
+    out = ok(vpt("attach", "right", *asked, "--mac", "52:54:00:00:00:07"))
     assert "+    <shmem name='ua-vpt-right'>" in out
+    as_json = json.loads(ok(vpt("attach", "right", *asked, "--mac", "52:54:00:00:00:07", "--json")))
+    assert as_json == {"schema": "vpt.attach-diff/v1", "vm": "right", "diff": out}
 
 
 def test_a_guest_that_does_not_let_go_keeps_its_port(

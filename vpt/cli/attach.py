@@ -101,7 +101,11 @@ def attach(
     else:
         with connect() as vptd, open_libvirt(uri) as libvirt:
             if print_diff:
-                click.echo(plugin.print_diff(libvirt, vptd, request), nl=False)
+                diff = plugin.print_diff(libvirt, vptd, request)
+                if as_json:
+                    emit_json("attach-diff", {"vm": vm, "diff": diff})
+                else:
+                    click.echo(diff, nl=False)
                 return
             done = plugin.attach(libvirt, vptd, request)
     for warning in done.warnings:
