@@ -254,6 +254,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.native  # qemu-img was not built with sanitizers, and stands still with them loaded
 @pytest.mark.needs("qemu-img")
 def test_a_cloud_image_is_known_by_its_content_and_kept_while_a_guest_needs_it(cache: Path) -> None:
     one, same, other = (cache / name for name in ("one.raw", "same.raw", "other.raw"))
