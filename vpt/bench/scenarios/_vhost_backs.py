@@ -67,7 +67,13 @@ class Vptd:
     """The whole daemon in a thread of its own, ports as it makes them by default."""
 
     def __init__(
-        self, stack: ExitStack, cpu: int, devices: int, *, sink: bool = False, policy: str = "adaptive"
+        self,
+        stack: ExitStack,
+        cpu: int,
+        devices: int,
+        *,
+        sink: bool = False,
+        policy: PolicyConfig | None = None,
     ) -> None:
         paths = locate(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
         before = tasks().keys()
@@ -76,7 +82,7 @@ class Vptd:
         self.ahead: set[int] = set()
         self.process = os.getpid()
         self._daemon.call(lambda d: d.switches.add(SwitchAdd(name="s")))
-        how = PolicyConfig.model_validate({"kind": policy})
+        how = policy or PolicyConfig()
         names = [f"p{i}" for i in range(devices)]
         ports = [PortAdd(name=name, switch="s", kind="vhost-user", mtu=MTU, policy=how) for name in names]
         if sink:

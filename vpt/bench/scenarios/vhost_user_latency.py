@@ -21,6 +21,7 @@ from vpt.bench.scenarios._ports import mac_of, other_cpus, undisturbed, worker_c
 from vpt.bench.scenarios._vhost_backs import BackEnd, Vptd, cpu_ns, testpmd_backs
 from vpt.bench.stats import percentile
 from vpt.conform.front_end import PLAIN, FrontEnd
+from vpt.daemon.config_models import PolicyConfig
 from vpt.dataplane import VirtqueueDriver, VirtqueueRing
 from vpt.vhost_user import VirtioFeature
 
@@ -32,7 +33,11 @@ _SECONDS = 1.0
 _LEARN = 64
 _LEARN_GAP_NS = 100_000
 _SETTLE_S = 0.01
-_POLICIES = ("adaptive", "notify")
+_POLICIES = {
+    "adaptive": PolicyConfig(kind="adaptive"),
+    "notify": PolicyConfig(kind="notify"),
+    "sleep 20 us": PolicyConfig(kind="sleep", sleep_us=20),
+}
 _PERCENTILES = {"p50": 50, "p99": 99}
 
 
@@ -116,7 +121,7 @@ class _Latency(Scenario):
         cpu, rate = worker_cpu(settings.cpus), int(params["pps"])
         with other_cpus(settings.cpus), ExitStack() as stack:
             vptds: dict[str, BackEnd] = {
-                f"vpt {policy}": Vptd(stack, cpu, 2, policy=policy) for policy in _POLICIES
+                f"vpt {name}": Vptd(stack, cpu, 2, policy=policy) for name, policy in _POLICIES.items()
             }
             backs = vptds | testpmd_backs(stack, cpu, 2, {"testpmd": "io"})
             drivers = {name: _driver(stack, back) for name, back in backs.items()}
