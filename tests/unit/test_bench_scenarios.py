@@ -3,6 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from support.libvirt import DRIVER
+from vpt.bench.result import Point, Sample, Variant
 from vpt.bench.scenario import Measured, Settings
 from vpt.bench.scenarios import control_plane, vhost_user
 from vpt.bench.scenarios._testpmd import Rates, huge_pages_mib, parse_rates, parse_totals
@@ -74,3 +83,34 @@ def test_control_plane_times_every_operation() -> None:
             measured: list[Measured] = [run() for run in variants.values()]
             assert all(m.values["ms"] > 0 for m in measured)
     assert {"vpt --help", "vpt ls", "vpt port add"} <= variants.keys()
+
+
+@pytest.mark.native
+@pytest.mark.needs("libvirtd", "qemu-system-x86_64", "py:libvirt", DRIVER)
+def test_attaching_to_a_domain_is_measured_beside_libvirt_alone_and_leaves_nothing() -> None:
+    """Three times, because a port or a device that stays would be in the way of the next."""
+    if os.geteuid():
+        pytest.skip("needs root: libvirtd has fixed folders")
+    before = set(Path(tempfile.gettempdir()).glob("vpt-ld-*"))
+    with control_plane.SCENARIO.session({"ports": 1}, Settings()) as variants:
+        run = variants["vpt attach to a domain"]
+        measured = [run().values for _ in range(3)]
+    assert all(m["beyond"] == m["ms"] - m["libvirt"] and m["libvirt"] > 0 for m in measured)
+    assert set(Path(tempfile.gettempdir()).glob("vpt-ld-*")) <= before
+
+
+def test_without_libvirt_a_note_says_what_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "libvirtd" else program(name))
+    scenario = type(control_plane.SCENARIO)()
+    with scenario.session({"ports": 1}, Settings()) as variants:
+        assert "vpt attach to a domain" not in variants
+    (note,) = [note for note in scenario.notes(Settings(), []) if "NOT MEASURED" in note]
+    assert "apt-get install" in note
+
+
+@pytest.mark.parametrize(("beyond", "said"), [(999.0, "Reached"), (1001.0, "MISSED")])
+def test_the_bound_of_an_attach_is_held_against_what_was_measured(beyond: float, said: str) -> None:
+    sample = Sample(repetition=0, at=0, values={"beyond": beyond})
+    point = Point(params={}, variants=[Variant(name="vpt attach to a domain", samples=[sample])])
+    assert control_plane.SCENARIO.notes(Settings(), [point])[-1].startswith(said)

@@ -15,24 +15,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
-from vpt.bench.result import Metric
+from vpt.bench.result import Metric, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
+from vpt.bench.scenarios._attach import Command, attach_to_domain, attach_to_qemu
 from vpt.daemon.client import Client
 from vpt.daemon.daemon import Settings as DaemonSettings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.runtime import ENV_RUNTIME_DIR, locate
-from vpt.errors import TimeoutExpired, VptError
-from vpt.qemu import find_qemu
-from vpt.qemu.qmp import listener_pid
+from vpt.errors import MissingError, TimeoutExpired, VptError
 
 __all__ = ["SCENARIO"]
 
 _PORTS = 100
 _COMMAND_S = 30.0
+_DOMAIN = "vpt attach to a domain"
+_MOST_BEYOND_MS = 1000.0
 _TOPOLOGY = """\
 switches: [{{name: t}}]
 ports: [{{name: "t{{n}}", count: {ports}, switch: t, kind: vhost-user, mac: "52:54:00:00:01:{{n:02x}}"}}]
@@ -40,10 +40,14 @@ ports: [{{name: "t{{n}}", count: {ports}, switch: t, kind: vhost-user, mac: "52:
 
 
 class _ControlPlane(Scenario):
+    _missing = ""
+
     name: ClassVar[str] = "control-plane"
     title: ClassVar[str] = "What an operator waits for"
     metrics: ClassVar[Sequence[Metric]] = (
         Metric(name="ms", unit="ms", better="lower", title="Time from start to end"),
+        Metric(name="libvirt", unit="ms", title="libvirt's own"),
+        Metric(name="beyond", unit="ms", better="lower", title="Beyond libvirt's own"),
     )
 
     def points(self, settings: Settings) -> Sequence[Params]:  # noqa: ARG002
@@ -68,14 +72,39 @@ class _ControlPlane(Scenario):
                 "vpt --help": partial(command, "--help"),
                 "vpt ls": partial(command, "ls"),
                 f"vpt apply of {ports} ports": partial(_apply_and_back, apply, vptd, ports),
-                "vpt attach to a QEMU": partial(_attach, command, vptd, paths.runtime),
+                "vpt attach to a QEMU": partial(attach_to_qemu, command, vptd, "other", paths.runtime),
+                **self._with_libvirt(stack, command, vptd),
                 "vpt port add": partial(_and_back, partial(command, *add), vptd, "x"),
                 f"{ports} requests to add a port": partial(_add_many, vptd, ports),
                 "requests to add and remove a port": partial(_add_and_remove, vptd),
             }
 
-    def notes(self, settings: Settings, points: Sequence[object]) -> Sequence[str]:  # noqa: ARG002
-        return [f"Besides those that are added there are {_PORTS} ports, of kind vhost-user."]
+    def _with_libvirt(self, stack: ExitStack, command: Command, vptd: Client) -> dict[str, Runnable]:
+        """Where there is one; else a note says why it is not measured."""
+        try:
+            return {_DOMAIN: stack.enter_context(attach_to_domain(command, vptd, "other"))}
+        except MissingError as why:
+            self._missing = f"NOT MEASURED: {_DOMAIN}: {why} ({why.hint})"
+            return {}
+
+    def notes(self, settings: Settings, points: Sequence[Point]) -> Sequence[str]:  # noqa: ARG002
+        return [
+            f"Besides those that are added there are {_PORTS} ports, of kind vhost-user.",
+            *([self._missing] if self._missing else []),
+            *_verdicts(points),
+        ]
+
+
+def _verdicts(points: Sequence[Point]) -> Iterator[str]:
+    for point in points:
+        variant = point.variant(_DOMAIN)
+        beyond = variant.summary("beyond") if variant else None
+        if beyond is not None:
+            said = "Reached" if beyond.median < _MOST_BEYOND_MS else "MISSED"
+            yield (
+                f"{said}: {_DOMAIN} takes less than {_MOST_BEYOND_MS:.0f} ms beyond libvirt's own time:"
+                f" {beyond.median:.0f} ms."
+            )
 
 
 def _timed(what: Callable[[], object]) -> Measured:
@@ -117,42 +146,6 @@ def _apply_and_back(apply: Callable[[], Measured], vptd: Client, ports: int) -> 
     steps = [{"action": "del-port", "name": f"t{i}"} for i in range(1, ports + 1)]
     vptd.call("apply", steps=[*steps, {"action": "del-switch", "name": "t"}])
     return measured
-
-
-def _attach(command: Callable[..., Measured], vptd: Client, folder: Path) -> Measured:
-    """All of it, QEMU's share included; there is no libvirt in between."""
-    with _machine(folder) as qmp:
-        measured = command("attach", str(qmp), "--switch", "other", "--port", "x")
-    vptd.call("port.del", name="x")
-    return measured
-
-
-@contextmanager
-def _machine(folder: Path) -> Iterator[Path]:
-    """Somebody to attach to: a QEMU with a spare slot, whose firmware finds nothing to boot."""
-    qmp, size = folder / "attach.qmp", "64M"
-    line = [
-        str(find_qemu().path), "-nodefaults", "-no-user-config", "-display", "none",
-        "-machine", "q35,accel=tcg,memory-backend=mem", "-smp", "1,maxcpus=2",
-        "-m", size, "-object", f"memory-backend-memfd,id=mem,size={size},share=on",
-        "-device", "pcie-root-port,id=spare,chassis=1,slot=1",
-        "-chardev", f"socket,id=qmp,path={qmp},server=on,wait=off", "-mon", "qmp,mode=control",
-    ]  # fmt: skip
-    with subprocess.Popen(line) as qemu:
-        try:
-            _await(lambda: qmp.exists() and listener_pid(qmp) == qemu.pid, "QEMU's QMP socket")
-            yield qmp
-        finally:
-            qemu.kill()
-    qmp.unlink(missing_ok=True)
-
-
-def _await(done: Callable[[], bool], what: str) -> None:
-    limit = time.monotonic() + _COMMAND_S
-    while not done():
-        if time.monotonic() > limit:
-            raise TimeoutExpired(f"waited {_COMMAND_S:g} s for {what}")
-        time.sleep(0.01)
 
 
 def _add_many(vptd: Client, ports: int) -> Measured:
