@@ -194,6 +194,7 @@ static int poll_events(struct vpti_worker *w, uint64_t timeout_ns)
 static bool sleep_until_work(struct vpti_worker *w, const struct vpti_plan *plan, bool blocked)
 {
 	uint64_t ns = plan->sleep_ns ? plan->sleep_ns : MAX_SLEEP_NS;
+	int n;
 
 	ns = VPTI_MIN(ns, w->retry_ns);
 	if (blocked)
@@ -201,9 +202,11 @@ static bool sleep_until_work(struct vpti_worker *w, const struct vpti_plan *plan
 	if (!blocked && !arm_all(plan))
 		return false;
 	count(w, VPT_W_SLEEPS, 1);
-	if (poll_events(w, ns) <= 0)
+	n = poll_events(w, ns);
+	if (n == 0)
 		return ns == MAX_SLEEP_NS && w->retry_ns == VPTI_NO_RETRY;
-	count(w, VPT_W_WAKES, 1);
+	if (n > 0) /* not -EINTR: a process that was stopped and goes on has slept no longer than it was made to */
+		count(w, VPT_W_WAKES, 1);
 	return false;
 }
 
@@ -314,15 +317,12 @@ static void run(struct vpti_worker *w)
 static void *worker_main(void *arg)
 {
 	struct vpti_worker *w = arg;
-	char name[16];
 	sigset_t all;
 
 	/* Signals are the process's business; SIGBUS is synchronous and comes here whatever the mask says. */
 	sigfillset(&all);
 	sigdelset(&all, SIGBUS);
 	pthread_sigmask(SIG_SETMASK, &all, NULL);
-	snprintf(name, sizeof(name), "vpt-worker%u", w->index);
-	pthread_setname_np(pthread_self(), name);
 	/* Default slack is 50 us: a sleep of 5 us would take 80. */
 	prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);
 	rcu_register_thread();
@@ -452,6 +452,7 @@ int vpti_worker_start(struct vpt_engine *e, uint32_t index, int cpu)
 	struct vpti_worker *w = calloc(1, sizeof(*w));
 	pthread_attr_t attr;
 	cpu_set_t cpus;
+	char name[16];
 	int rc = -ENOMEM;
 
 	if (!w)
@@ -479,6 +480,10 @@ int vpti_worker_start(struct vpt_engine *e, uint32_t index, int cpu)
 	rc = -pthread_create(&w->thread, &attr, worker_main, w);
 	pthread_attr_destroy(&attr);
 	w->started = rc == 0;
+	if (w->started) { /* by us: whoever looks for an engine's workers finds them before they have run for the first time */
+		snprintf(name, sizeof(name), "vpt-worker%u", index);
+		pthread_setname_np(w->thread, name);
+	}
 	return rc;
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from support.vptd import Vptd
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import PLAIN, FrontEnd, eventually
+from vpt.dataplane import StatsReader
 from vpt.vhost_user import ProtocolFeature, VirtioFeature
 
 F = VirtioFeature
@@ -84,6 +86,29 @@ def test_l1_l7_a_vptd_that_ends_under_traffic_and_comes_back(vptd: Vptd, how: st
         assert got == list(range(taken, sent))
         eventually(lambda: not one.pairs[0].tx.unfinished, "the last to be taken")
     finally:
+        one.close()
+        two.close()
+    eventually(lambda: not any(p["state"] == "up" for p in vptd.call("port.list")["ports"]))
+
+
+def test_a_vptd_that_was_stopped_and_goes_on_has_missed_no_wake_up(vptd: Vptd) -> None:
+    """Its worker slept no longer than it was made to: that is not what `late_wakes` counts."""
+    one, two = connect(vptd, 0)
+    stats = StatsReader(vptd.paths.stats)
+    try:
+        sleeps = stats.read().workers[0].counters["sleeps"]
+        eventually(lambda: stats.read().workers[0].counters["sleeps"] > sleeps + 1, "the worker to sleep")
+        assert vptd.process is not None
+        vptd.process.send_signal(signal.SIGSTOP)
+        state = Path(f"/proc/{vptd.process.pid}/stat")
+        eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "vptd to be stopped")
+        one.queue_frame(frame(MAC_B, MAC_A, 0))
+        one.pairs[0].tx.kick(force=True)
+        vptd.process.send_signal(signal.SIGCONT)
+        two.receive(1)
+        assert stats.read().workers[0].counters["late_wakes"] == 0
+    finally:
+        stats.close()
         one.close()
         two.close()
     eventually(lambda: not any(p["state"] == "up" for p in vptd.call("port.list")["ports"]))

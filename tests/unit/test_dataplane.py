@@ -8,6 +8,7 @@ import gc
 import os
 import select
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,15 @@ def test_engine_leaves_nothing_behind(no_leaks: None) -> None:
             switch = engine.add_switch("sw0")
             for kind in Kind:
                 switch.add_port(kind.label, kind)
+
+
+def test_an_engines_workers_have_their_names_as_soon_as_it_is_there() -> None:
+    """Whoever looks for them by name need not wait, however busy the host is."""
+    for _ in range(20):
+        with Engine(workers=8):
+            threads = Path("/proc/self/task").iterdir()
+            names = sorted(task.joinpath("comm").read_text().strip() for task in threads)
+        assert [name for name in names if name.startswith("vpt-")] == [f"vpt-worker{i}" for i in range(8)]
 
 
 def test_children_left_to_the_engine_leave_nothing_behind(no_leaks: None) -> None:

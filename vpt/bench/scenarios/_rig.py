@@ -121,7 +121,7 @@ class Rig:
         return sum(ns for tid, ns in tasks().items() if tid in self.workers())
 
     def workers(self) -> set[int]:
-        """Thread ids. A worker names itself when it starts."""
+        """Thread ids."""
         return {tid for tid in tasks() if _comm(tid).startswith("vpt-worker")}
 
 

@@ -6,7 +6,6 @@ own.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,12 +18,10 @@ from vpt.daemon.daemon import Settings as DaemonSettings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.models import PolicyConfig, PortAdd, SwitchAdd
 from vpt.daemon.runtime import locate
-from vpt.errors import TimeoutExpired
 
 __all__ = ["MTU", "BackEnd", "TestpmdBack", "Vptd", "cpu_ns", "testpmd_backs"]
 
 MTU = 1518
-_START_S = 5.0
 
 
 def cpu_ns(back: BackEnd) -> int:
@@ -54,13 +51,8 @@ class BackEnd(Protocol):
 
 
 def _workers(threads: Iterable[int]) -> set[int]:
-    """Those that are an engine's. A thread names itself, so one that was just made may have no name yet."""
-    end = time.monotonic() + _START_S
-    while not (found := {tid for tid in threads if thread_name(tid).startswith("vpt-worker")}):
-        if time.monotonic() > end:
-            raise TimeoutExpired(f"vptd's worker did not start within {_START_S:g} s")
-        time.sleep(0.001)
-    return found
+    """Those that are an engine's."""
+    return {tid for tid in threads if thread_name(tid).startswith("vpt-worker")}
 
 
 class Vptd:
