@@ -29,7 +29,7 @@ def image() -> Image:
     return build_image()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def libvirt(image: Image, embedded_libvirt: tuple[Path, Any]) -> Iterator[Libvirt]:
     """The embedded driver with our domains."""
     root, connection = embedded_libvirt
@@ -40,7 +40,7 @@ def libvirt(image: Image, embedded_libvirt: tuple[Path, Any]) -> Iterator[Libvir
         domain.undefine()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not "session": an idle guest takes a tenth of a core, and more
 def guests(libvirt: Libvirt) -> Iterator[SimpleNamespace]:
     """Two running domains: "left" as QEMU's old machine, "right" as a PCI Express one."""
     left, right = libvirt.define("left"), libvirt.define("right", machine="q35")
@@ -69,7 +69,7 @@ def untouched(guests: SimpleNamespace, vptd: Client) -> Iterator[None]:
     assert after == before
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def libvirtd(image: Image) -> Iterator[Libvirtd]:
     """The system's libvirtd, with our hook."""
     daemon = Libvirtd(image)
