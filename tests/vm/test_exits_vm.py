@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from support.exits_guest import CPL3, NATIVE, PIO, RING0_LOOP, RING0_UNKNOWN, Mailbox, build_payload
 from vpt.cli.exits import exits
+from vpt.doctor._daemon import listeners
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, VptError
 from vpt.exits import meter
 from vpt.exits.model import Quantity, Tier
@@ -76,7 +77,7 @@ def boot(payload: Path, tmp_path: Path) -> Iterator[Callable[..., Guest]]:
         guest = Guest(process.pid, folder / "qmp", process, mailbox)
         guests.append(guest)
         end = time.monotonic() + PATIENCE_S
-        while not guest.qmp.exists():
+        while str(guest.qmp) not in listeners():  # it is there a moment before anybody listens
             assert process.poll() is None, "QEMU did not start"
             assert time.monotonic() < end, "QEMU did not open its QMP socket"
             time.sleep(0.01)

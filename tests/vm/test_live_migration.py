@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from support.host import Host, VhostPort
+from vpt.doctor._daemon import listeners
 from vpt.guest import Guest, Image
 from vpt.qemu import Qemu, VhostUser
 from vpt.qemu.qmp import QmpSession
@@ -94,7 +95,7 @@ def test_a_guest_migrates_there_and_back_under_traffic(
     for move in range(1, MOVES + 1):
         port, address = stage.homes[move % 2], tmp_path / f"incoming{move}"
         target = stage.start(port, MOVING, "-incoming", f"unix:{address}", qmp=tmp_path / f"qmp{move}")
-        wait(lambda address=address: address.exists(), "QEMU to listen", 30)  # type: ignore[misc]
+        wait(lambda address=address: str(address) in listeners(), "QEMU to listen", 30)  # type: ignore[misc]
         said = migrate(tmp_path / f"qmp{move - 1}", address, wait)
         assert said["status"] == "completed"
         # It may have died on the way, or its interrupts got lost: nothing else would tell so early.

@@ -14,6 +14,7 @@ import pytest
 
 from support.micro_host import accel_or_skip
 from vpt.bench.micro import Device, Kick, Machine, MicroGuest, Order, Role, Touch, Wait
+from vpt.doctor._daemon import listeners
 from vpt.errors import GuestError
 from vpt.qemu import VhostUser, find_qemu
 
@@ -45,7 +46,7 @@ def back_end(socket: Path, forward: str) -> Iterator[None]:
     ):
         try:
             deadline = time.monotonic() + 30
-            while not socket.exists():
+            while str(socket) not in listeners():
                 assert pmd.poll() is None, f"testpmd ended:\n{log.read_text()}"
                 assert time.monotonic() < deadline, f"testpmd made no socket:\n{log.read_text()}"
                 time.sleep(0.05)
