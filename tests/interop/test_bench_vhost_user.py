@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 
 import pytest
 
 from vpt.bench.scenario import Settings
 from vpt.bench.scenarios import _testpmd, vhost_user, vhost_user_latency
+from vpt.bench.scenarios._ports import other_cpus, worker_cpu
+from vpt.bench.scenarios._vhost_backs import Vptd
+from vpt.conform.front_end import eventually
+from vpt.daemon.models import PortSet
 from vpt.errors import TimeoutExpired
 
 pytestmark = pytest.mark.needs("dpdk-testpmd")
@@ -32,6 +37,50 @@ def test_both_back_ends_take_packets_and_leave_no_process(path: str, two_cpus: N
             assert all(v["rate"] > 0 for v in values.values())
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.fixture
+def apart(two_cpus: None) -> Iterator[tuple[vhost_user._FrontEnd, Vptd, vhost_user._Point]]:
+    """A front-end with two devices, on a vptd that lets nothing pass between them."""
+    point = vhost_user._Point("guest-guest", "packed", "no", 64)
+    cpu = worker_cpu(())
+    with other_cpus(()), ExitStack() as stack:
+        back = Vptd(stack, cpu, point.devices)
+        front = vhost_user._FrontEnd(stack, point, min(os.sched_getaffinity(0)), back.sockets)
+        isolate(back, True)
+        yield front, back, point
+
+
+def isolate(back: Vptd, on: bool) -> None:
+    for name in ("p0", "p1"):
+        request = PortSet(name=name, isolated=on)
+        back.daemon.call(lambda d: d.ports.change(request))  # noqa: B023 - it waits
+
+
+def test_packets_that_a_back_end_lost_at_the_start_are_put_in_again(
+    apart: tuple[vhost_user._FrontEnd, Vptd, vhost_user._Point],
+) -> None:
+    """Nobody else would send another: a fixed number goes round."""
+    front, back, point = apart
+    front.start()
+    eventually(lambda: back.daemon.counters("p1")["tx_packets"] >= 7 * 32, "all to be lost")
+    front.stop()
+    isolate(back, False)
+    assert vhost_user._measure(front, back, point, Settings(scale=0.1)).values["rate"] > 0
+
+
+def test_a_back_end_that_lets_nothing_through_is_reported_with_what_both_sides_saw(
+    apart: tuple[vhost_user._FrontEnd, Vptd, vhost_user._Point], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vhost_user, "_FIRST_S", 0.1)
+    front, back, point = apart
+    said = (
+        r"through Vptd at _Point.*\n"
+        r"front-end: port 0 received 0 and sent 224, port 1 received 0 and sent 224; \d+ ms.*\n"
+        r"back-end: p0: tx_packets 224, .*; p1: tx_packets 224, .*; \d+ ms"
+    )
+    with pytest.raises(TimeoutExpired, match=said):
+        vhost_user._measure(front, back, point, Settings(scale=0.1))
 
 
 def test_a_packet_at_a_time_comes_through_both_back_ends_and_kicks_only_who_sleeps(two_cpus: None) -> None:

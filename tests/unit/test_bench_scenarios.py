@@ -14,7 +14,7 @@ from support.libvirt import DRIVER
 from vpt.bench.result import Point, Sample, Variant
 from vpt.bench.scenario import Measured, Settings
 from vpt.bench.scenarios import control_plane, vhost_user
-from vpt.bench.scenarios._testpmd import Rates, huge_pages_mib, parse_rates, parse_totals
+from vpt.bench.scenarios._testpmd import Rates, huge_pages_mib, parse_counts, parse_rates, parse_totals
 
 STATISTICS = """show port stats all
 
@@ -56,6 +56,12 @@ STOPPED = """
 
 def test_rates_are_told_apart_by_port() -> None:
     assert parse_rates(STATISTICS) == {0: Rates(386681, 389325), 1: Rates(0, 7)}
+
+
+def test_counts_are_told_apart_by_port() -> None:
+    counts = parse_counts(STATISTICS)
+    assert counts.keys() == {0, 1}
+    assert counts[1] == (0, 0)
 
 
 def test_totals_are_those_of_all_ports() -> None:

@@ -19,7 +19,15 @@ from typing import Self
 from vpt.bench.scenarios._ports import thread_name
 from vpt.errors import MissingError, TimeoutExpired
 
-__all__ = ["Rates", "Testpmd", "huge_pages_mib", "memory_is_huge", "parse_rates", "parse_totals"]
+__all__ = [
+    "Rates",
+    "Testpmd",
+    "huge_pages_mib",
+    "memory_is_huge",
+    "parse_counts",
+    "parse_rates",
+    "parse_totals",
+]
 
 _PROMPT = "testpmd> "
 _READY_S = 30.0
@@ -29,6 +37,7 @@ _MEMORY_MIB = 256
 _PROCESSES = 5  #: at a time: two back-ends, and a front-end for each of the three
 
 _PORT = re.compile(r"NIC statistics for port (\d+) .*?Rx-pps:\s*(\d+).*?Tx-pps:\s*(\d+)", re.DOTALL)
+_COUNTS = re.compile(r"NIC statistics for port (\d+) .*?RX-packets: (\d+).*?TX-packets: (\d+)", re.DOTALL)
 _TOTALS = re.compile(r"statistics for all ports.*?RX-packets: (\d+).*?TX-packets: (\d+)", re.DOTALL)
 
 
@@ -43,6 +52,11 @@ class Rates:
 def parse_rates(output: str) -> dict[int, Rates]:
     """What `show port stats all` printed, by port."""
     return {int(port): Rates(float(rx), float(tx)) for port, rx, tx in _PORT.findall(output)}
+
+
+def parse_counts(output: str) -> dict[int, tuple[int, int]]:
+    """Packets that each port has received and sent in all, from the same."""
+    return {int(port): (int(rx), int(tx)) for port, rx, tx in _COUNTS.findall(output)}
 
 
 def parse_totals(output: str) -> tuple[int, int] | None:
@@ -125,6 +139,11 @@ class Testpmd:
     def rates(self) -> dict[int, Rates]:
         """Of each port, since this was asked for last."""
         return parse_rates(self.ask("show port stats all"))
+
+    def tell(self) -> str:
+        """What each of its ports has received and sent in all, for an error's message."""
+        counts = parse_counts(self.ask("show port stats all"))
+        return ", ".join(f"port {port} received {rx} and sent {tx}" for port, (rx, tx) in counts.items())
 
     def stop(self) -> tuple[int, int]:
         """Stop moving packets; how many were received and sent since `start`."""

@@ -19,25 +19,28 @@ from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.models import PolicyConfig, PortAdd, SwitchAdd
 from vpt.daemon.runtime import locate
 
-__all__ = ["MTU", "BackEnd", "TestpmdBack", "Vptd", "cpu_ns", "testpmd_backs"]
+__all__ = ["MTU", "BackEnd", "Moves", "TestpmdBack", "Vptd", "cpu_ns", "testpmd_backs"]
 
 MTU = 1518
 
 
-def cpu_ns(back: BackEnd) -> int:
+class Moves(Protocol):
+    """process: its id. moving: threads of it that move packets."""
+
+    process: int
+    moving: set[int]
+
+
+def cpu_ns(who: Moves) -> int:
     """CPU time of the threads that move packets."""
-    files = (Path(f"/proc/{back.process}/task/{tid}/schedstat") for tid in back.moving)
+    files = (Path(f"/proc/{who.process}/task/{tid}/schedstat") for tid in who.moving)
     return sum(int(file.read_text(encoding="ascii").split()[0]) for file in files)
 
 
-class BackEnd(Protocol):
-    """sockets: where the front-end connects. process: its id. moving: threads of it that move packets. ahead:
-    those that command them.
-    """
+class BackEnd(Moves, Protocol):
+    """sockets: where the front-end connects. ahead: threads that command those that move packets."""
 
     sockets: list[str]
-    process: int
-    moving: set[int]
     ahead: set[int]
 
     def start(self) -> None:
@@ -49,6 +52,9 @@ class BackEnd(Protocol):
     def taken(self) -> int:
         """Packets consumed between start and stop."""
 
+    def tell(self) -> str:
+        """What it has counted in all, for an error's message."""
+
 
 def _workers(threads: Iterable[int]) -> set[int]:
     """Those that are an engine's."""
@@ -56,7 +62,7 @@ def _workers(threads: Iterable[int]) -> set[int]:
 
 
 class Vptd:
-    """The whole daemon in a thread of its own, ports as it makes them by default."""
+    """The whole daemon in a thread of its own, ports p0, p1, ... as it makes them by default."""
 
     def __init__(
         self,
@@ -69,28 +75,37 @@ class Vptd:
     ) -> None:
         paths = locate(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
         before = tasks().keys()
-        self._daemon = stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, cpus=(cpu,), keeper=False)))
+        self.daemon = stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, cpus=(cpu,), keeper=False)))
         self.moving = _workers(tasks().keys() - before)
         self.ahead: set[int] = set()
         self.process = os.getpid()
-        self._daemon.call(lambda d: d.switches.add(SwitchAdd(name="s")))
+        self.daemon.call(lambda d: d.switches.add(SwitchAdd(name="s")))
         how = policy or PolicyConfig()
-        names = [f"p{i}" for i in range(devices)]
-        ports = [PortAdd(name=name, switch="s", kind="vhost-user", mtu=MTU, policy=how) for name in names]
+        self._names = [f"p{i}" for i in range(devices)]
+        ports = [
+            PortAdd(name=name, switch="s", kind="vhost-user", mtu=MTU, policy=how) for name in self._names
+        ]
         if sink:
             ports.append(PortAdd(name="sink", switch="s", kind="null", touch=True, mac=mac_of(1)))
-        views = [self._daemon.add_port(port) for port in ports]
+        views = [self.daemon.add_port(port) for port in ports]
         self.sockets = [str(view.socket) for view in views[:devices]]
 
     def start(self) -> None:
-        self._before = self._daemon.counters("p0")
+        self._before = self.daemon.counters("p0")
 
     def stop(self) -> dict[str, float]:
-        self._after = self._daemon.counters("p0")
+        self._after = self.daemon.counters("p0")
         return {"batch": self.taken() / max(1, self._after["tx_batches"] - self._before["tx_batches"])}
 
     def taken(self) -> int:
         return self._after["tx_packets"] - self._before["tx_packets"]
+
+    def tell(self) -> str:
+        counts = {name: self.daemon.counters(name) for name in self._names}
+        return "; ".join(
+            f"{name}: " + ", ".join(f"{what} {n}" for what, n in each.items() if n)
+            for name, each in counts.items()
+        )
 
 
 class TestpmdBack:
@@ -112,6 +127,9 @@ class TestpmdBack:
 
     def taken(self) -> int:
         return self._taken
+
+    def tell(self) -> str:
+        return self._pmd.tell()
 
 
 def testpmd_backs(

@@ -28,7 +28,7 @@ from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.bench.scenarios._openvswitch import OpenVSwitch
 from vpt.bench.scenarios._ports import mac_of, other_cpus, undisturbed, worker_cpu
 from vpt.bench.scenarios._testpmd import Testpmd, memory_is_huge
-from vpt.bench.scenarios._vhost_backs import BackEnd, Vptd, testpmd_backs
+from vpt.bench.scenarios._vhost_backs import BackEnd, Moves, Vptd, cpu_ns, testpmd_backs
 from vpt.errors import MissingError, TimeoutExpired
 
 __all__ = ["SCENARIO"]
@@ -48,6 +48,8 @@ _RING_SIZE = 256
 _SECONDS = 0.3
 _SETTLE_S = 0.03
 _FIRST_S = 10.0
+#: As long as this without a packet, and those that went round have been lost.
+_LOST_S = 1.0
 #: Packets that go round, per direction, in bursts of 32: enough that no side waits, and a ring holds them.
 _BURSTS = 7
 #: More than enough for the rest of a ring.
@@ -78,8 +80,9 @@ class _FrontEnd:
     """The generator, on the sockets of one back-end."""
 
     def __init__(self, stack: ExitStack, point: _Point, cpu: int, sockets: Sequence[str]) -> None:
-        self._sends_only = point.path == _HOST
-        self._start = "start" if point.path == _HOST else f"start tx_first {_BURSTS}"
+        self.sends_only = point.path == _HOST
+        self._first = "start" if point.path == _HOST else f"start tx_first {_BURSTS}"
+        self._start = self._first
         common = f"queue_size={_RING_SIZE},{_RINGS[point.ring]},{_MRG[point.mrg]}"
         devices = [
             f"net_virtio_user{i},path={path},mac={mac_of(2 + i)},{common}" for i, path in enumerate(sockets)
@@ -88,6 +91,7 @@ class _FrontEnd:
         options = [f"--eth-peer={i},{mac}" for i, mac in enumerate(peers)]
         options += [f"--txpkts={point.size}", f"--forward-mode={'txonly' if point.path == _HOST else 'io'}"]
         self._pmd = stack.enter_context(Testpmd("dpdk-testpmd as front-end", cpu, devices, options))
+        self.process = self._pmd.pid
         self.moving, self.ahead = self._pmd.threads()
 
     def start(self) -> None:
@@ -95,38 +99,71 @@ class _FrontEnd:
         self._pmd.ask(self._start)
         self._start = "start"
 
+    def start_over(self) -> None:
+        """The same, with nothing of what was sent before."""
+        self._pmd.stop()
+        self._start = self._first
+        self.start()
+
+    def tell(self) -> str:
+        """What it has counted in all, for an error's message."""
+        return self._pmd.tell()
+
     def stop(self) -> int:
         """Send no more; how many there were."""
         return self._pmd.stop()[1]
 
     def rate(self) -> float:
         """Packets per second since this was asked for last: those sent, or those that came back."""
-        return sum(each.tx if self._sends_only else each.rx for each in self._pmd.rates().values())
+        return sum(each.tx if self.sends_only else each.rx for each in self._pmd.rates().values())
 
 
-def _await_packets(front: _FrontEnd) -> None:
-    """Until packets flow: on a busy host a thread may wait for its turn longer than a measurement takes."""
-    deadline = time.monotonic() + _FIRST_S
-    while True:
+def _await_packets(front: _FrontEnd) -> bool:
+    """Until packets flow: on a busy host a thread may wait for its turn longer than a measurement takes.
+
+    A back-end that was not ready when they were put in has dropped them, and nobody will ever send one again:
+    then they are put in once more. A ring that stands still is full, and takes no more by that.
+    """
+    lost = _LOST_S
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < _FIRST_S:
         time.sleep(_SETTLE_S)
-        if front.rate() or time.monotonic() > deadline:
-            return
+        if front.rate():
+            return True
+        if waited > lost and not front.sends_only:
+            front.start_over()
+            lost += _LOST_S
+    return False
+
+
+def _why_none(front: _FrontEnd, back: BackEnd, cpu: Sequence[int], point: _Point) -> TimeoutExpired:
+    """No packet came: what either side has seen, and whether its thread could run at all."""
+    sides: tuple[Moves, ...] = (front, back)
+    ms = [(cpu_ns(who) - before) / 1e6 for who, before in zip(sides, cpu, strict=True)]
+    return TimeoutExpired(
+        f"no packet came through {type(back).__name__} at {point}\n"
+        f"front-end: {front.tell()}; {ms[0]:.0f} ms of CPU time\n"
+        f"back-end: {back.tell()}; {ms[1]:.0f} ms of CPU time",
+        hint="who had no CPU time waited for another process's real-time threads: ps -eLo tid,cls,rtprio,comm"
+        " shows them; who sent and was not heard has lost packets",
+    )
 
 
 def _measure(front: _FrontEnd, back: BackEnd, point: _Point, settings: Settings) -> Measured:
     """Let packets flow, and read the front-end's clock and counts at both ends of a while."""
+    cpu = [cpu_ns(front), cpu_ns(back)]
     back.start()
     front.start()
     with undisturbed(front.moving | back.moving, settings.realtime, front.ahead | back.ahead):
-        _await_packets(front)
-        time.sleep(_SECONDS * settings.scale)
-        pps = front.rate()
+        pps = 0.0
+        if _await_packets(front):
+            time.sleep(_SECONDS * settings.scale)
+            pps = front.rate()
     sent = front.stop()
     time.sleep(_DRAIN_S)
     values = back.stop()
     if not pps:
-        who = type(back).__name__
-        raise TimeoutExpired(f"no packet came through {who} for {_SECONDS * settings.scale:g} s at {point}")
+        raise _why_none(front, back, cpu, point)
     if point.path == _HOST:
         values["missing"] = float(sent - back.taken())
     return Measured({"rate": pps / 1e6, "ns": 1e9 / pps, "gbit": 8 * point.size * pps / 1e9, **values})
