@@ -14,6 +14,7 @@
 #define ETH_VLAN 0x8100u
 #define ETH_QINQ 0x88a8u
 #define VLAN_LEN 4u
+#define MAX_OFS (UINT16_MAX - VLAN_LEN) /* of what a vnet header points to: a tag may go in before it (vlan.h) */
 
 #define IPV4_MIN_LEN 20u
 #define IPV4_TOT_LEN 2u
@@ -242,9 +243,9 @@ bool vpti_vnet_check_offloads(struct vpti_pkt *p, uint64_t accepted)
 
 	h->flags &= VPT_VNET_NEEDS_CSUM;
 	h->num_buffers = 0;
-	h->hdr_len = (uint16_t)min_u32(h->hdr_len, p->len);
+	h->hdr_len = (uint16_t)min_u32(h->hdr_len, min_u32(p->len, MAX_OFS));
 	if (h->flags) {
-		if (!(accepted & VPT_F_CSUM) || h->csum_start < VPTI_ETH_HLEN ||
+		if (!(accepted & VPT_F_CSUM) || h->csum_start < VPTI_ETH_HLEN || h->csum_start > MAX_OFS ||
 		    (uint32_t)h->csum_start + h->csum_offset + sizeof(uint16_t) > p->len)
 			return false;
 	}

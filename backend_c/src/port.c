@@ -161,6 +161,7 @@ void vpti_txq_start(struct vpti_txq *q)
 {
 	q->armed = false;
 	q->dirty = false;
+	q->resume = 0;
 	q->last_src = UINT64_MAX;
 	q->live = true;
 	vpti_worker_replan(q->worker);

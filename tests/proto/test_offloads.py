@@ -21,7 +21,7 @@ from scapy.packet import Packet, Raw
 from scapy.utils import checksum
 
 from support.host import Host, VhostPort
-from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame
+from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import OFFLOADS, USUAL, VNET_HDR, FrontEnd, Received, eventually
 from vpt.dataplane import Rules
 from vpt.vhost_user import VirtioFeature
@@ -276,3 +276,64 @@ def test_the_receive_header_carries_nothing_of_ours(
     assert size == VNET_HDR + 100
     assert two.memory.read(at, VNET_HDR) == bytes(10) + b"\x01\x00"
     assert two.memory.read(at + size, two.buffer_size - size) == b"\xee" * (two.buffer_size - size)
+
+
+@pytest.mark.parametrize("layout", [0, int(F.RING_PACKED)], ids=["split", "packed"])
+@pytest.mark.parametrize("offer", [OFFERS[0], OFFERS[4], OFFERS[8]], ids=lambda o: o.id)
+def test_a_lossless_sender_waits_with_what_is_made_in_software(
+    host: Host, connect: Connect, offer: Offer, layout: int
+) -> None:
+    """Half a packet's segments found room: the rest follows, none twice, and then what stands behind it."""
+    a, b = host.vhost("a", lossless=True), host.vhost("b")
+    one = connect(a, features=FULL).start()
+    two = connect(b, features=NONE | layout, num=16).start(fill=4)
+    two.transmit(frame(MAC_A, MAC_B))
+    header, data = offer.sent()
+    packets = 6
+    for _ in range(packets):
+        one.queue_frame(data, header)
+    one.queue_frame(frame(MAC_B, MAC_A, 4711))
+    one.pairs[0].tx.kick()
+    eventually(lambda: a.counters["tx_blocked"] > 0, "the sender to be blocked")
+    count = packets * expected_frames(offer)
+    got = two.receive(count + 1)
+    assert number(got.pop().frame) == 4711
+    assert [right(r.frame) for r in got] == packets * [right(r.frame) for r in got[: count // packets]]
+    assert payload([right(r.frame) for r in got]) == packets * payload([offer.packet])
+    assert b.counters["rx_drop_full"] == 0
+    assert b.counters["rx_sw_gso" if offer.gso else "rx_sw_csum"] == packets
+
+
+def test_segments_longer_than_the_receivers_mtu_are_dropped_as_frames_are(
+    host: Host, connect: Connect
+) -> None:
+    """What a frame may not do, a gso_size may not either; with room for two tags, as frames have."""
+    a, b = host.vhost("a", mtu=9000), host.vhost("b", mtu=1500)
+    one, two = connect(a, features=FULL).start(), connect(b, features=NONE).start()
+    for size in (8960, 1469, 60_000):
+        header, data = Offer("", V4 / TCP_HEADER / Raw(PAYLOAD), 1, size).sent()
+        one.transmit(data, header=header)
+    fits = Offer("", V4 / TCP_HEADER / Raw(PAYLOAD), 1, 1468)
+    header, data = fits.sent()
+    one.transmit(data, header=header)
+    got = two.receive(expected_frames(fits))
+    assert payload([right(r.frame) for r in got]) == PAYLOAD
+    assert b.counters["rx_drop_too_big"] == 3
+
+
+@pytest.mark.parametrize("start", [65_520, 65_531, 65_532, 65_535])
+def test_no_offset_wraps_when_a_tag_is_put_in(
+    ports: tuple[VhostPort, VhostPort], connect: Connect, start: int
+) -> None:
+    """An offset has 16 bits, and a tag moves it by four: one that would not fit is no checksum's."""
+    a, b = ports
+    one = connect(a, features=FULL).start()
+    two = connect(b, features=FULL).start()
+    a.set_rules(Rules(access=10))
+    b.set_rules(Rules(trunk=frozenset({10})))
+    frame_ = MAC_B + MAC_A + b"\x08\0" + bytes(65_532)
+    one.transmit(frame_, header=pack("<BBHHHHH", 1, 5, 0xFFFF, 60_000, start, 6, 0))
+    one.transmit(frame(MAC_B, MAC_A, 1))
+    for got in two.receive():
+        flags, _, hdr_len, _, moved, _, _ = unpack("<BBHHHHH", got.header)
+        assert not flags or (moved == start + 4 and hdr_len >= 18)
