@@ -127,6 +127,40 @@ def test_twenty_times_leave_nothing(guests: SimpleNamespace, vpt: Vpt, vptd: Cli
 
 
 @pytest.mark.usefixtures("untouched")
+def test_a_port_of_the_configuration_is_plugged_into_the_running_domain_as_it_is(
+    guests: SimpleNamespace, vpt: Vpt, vptd: Client
+) -> None:
+    """It is one port, and asking again changes nothing; other settings are no silent change."""
+    named = ("left", "--switch", "sw0", "--port", "twice")
+    ok(vpt("attach", *named, "--config"))
+    (there,) = vptd.call("port.list")["ports"]
+    assert "plugs left" in ok(vpt("attach", *named, "--live"))
+    in_live, in_config = (plugs_in(guests.left.domain.XMLDesc(flags)) for flags in (0, 2))
+    assert in_live == in_config
+    assert [port["mac"] for port in vptd.call("port.list")["ports"]] == [there["mac"]]
+    before = guests.left.domain.XMLDesc(), guests.left.domain.XMLDesc(2)
+    assert "already plugs left into sw0: live and config" in ok(vpt("attach", *named, "--live", "--config"))
+    assert (guests.left.domain.XMLDesc(), guests.left.domain.XMLDesc(2)) == before
+    for other in (("--mac", "52:54:00:00:00:77"), ("--kind", "passthrough")):
+        code, _, err = vpt("attach", *named, *other)
+        assert (code, "with other settings" in err, "--port" in err) == (1, True, True)
+    ok(vpt("detach", "left", "--live"))
+    ok(vpt("attach", *named, "--live"))
+    ok(vpt("detach", "left"))
+    guests.left.wait_until("[ ! -e /sys/class/net/eth0 ]", 10, "the interface to go")
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_port_of_somebody_else_is_refused_with_words_of_this_command(vpt: Vpt, vptd: Client) -> None:
+    vptd.call("port.add", name="theirs", switch="sw0", kind="vhost-user")
+    code, _, err = vpt("attach", "left", "--switch", "sw0", "--port", "theirs")
+    assert (code, "--port" in err, "--may-exist" in err) == (1, True, False)
+    vptd.call("port.del", name="theirs")
+    code, _, err = vpt("attach", "left", "--switch", "sw0", "--mtu", "1")
+    assert (code, "vpt attach --help" in err) == (2, True)
+
+
+@pytest.mark.usefixtures("untouched")
 def test_print_diff_does_nothing(vpt: Vpt) -> None:
     asked = ("--switch", "sw0", "--kind", "passthrough", "--config", "--print-diff")
     out = ok(vpt("attach", "right", *asked, "--mac", "52:54:00:00:00:07"))

@@ -146,3 +146,12 @@ def test_the_verdict_is_found_out_once(pretend, tmp_path):
     assert (tmp_path / "runs").read_text() == "run\n"
     (tmp_path / "cache" / "accel.json").write_text("{broken")
     assert probe().name == "kvm"
+
+
+def test_spare_slots_are_behind_everything_else_and_move_nothing() -> None:
+    plain, spare = command_line(machine(), OLD), command_line(machine(spare_slots=2), OLD)
+    assert spare[: len(plain)] == plain
+    assert options(spare[len(plain) :], "-device") == [
+        "pcie-root-port,id=spare1,chassis=1,slot=1",
+        "pcie-root-port,id=spare2,chassis=2,slot=2",
+    ]

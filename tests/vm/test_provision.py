@@ -117,6 +117,25 @@ def test_its_interfaces_are_named_in_the_order_of_its_ports(lab: Lab, vm1: str) 
     assert "10.0.8.1/24" in "".join(address)
 
 
+def test_a_port_comes_and_goes_while_it_runs(lab: Lab, vm1: str) -> None:
+    """Its machine type takes a device into a spare slot only."""
+    qmp = str(lab.store.folder(vm1).qmp)
+    count = "ls -d /sys/class/net/* | wc -l"
+    before = lab.run(vm1, count)
+    lab.vpt("attach", qmp, "--switch", "lab", "--port", "hot")
+    more = f"{int(before) + 1}"
+    lab.run(vm1, f"for i in $(seq 100); do [ $({count}) = {more} ] && exit 0; sleep 0.2; done; exit 1")
+    lab.vpt("detach", qmp, "hot")
+    assert lab.run(vm1, count) == before
+
+
+def test_a_name_that_no_guest_has_makes_no_guest(lab: Lab, vm1: str) -> None:
+    _, err = lab.vpt("guest", "boot", "vm11", code=1)
+    assert b"no guest 'vm11' to start again (there are: " in err
+    assert b"vm1" in err
+    assert not lab.store.exists("vm11")
+
+
 def test_a_command_keeps_its_status_its_output_and_its_arguments(lab: Lab, vm1: str) -> None:
     out, err = lab.vpt("guest", "run", vm1, "--", "sh", "-c", "echo out; echo err >&2; exit 7", code=7)
     assert (out, err) == (b"out\n", b"err\n")

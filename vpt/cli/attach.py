@@ -66,7 +66,8 @@ def attach(
     """Plug VM into a switch: make a port, and the device for it.
 
     VM is the name of a libvirt domain, or the path of a QMP socket for a QEMU without libvirt. If anything
-    fails, VM and switch are as before.
+    fails, VM and switch are as before. A --port that the domain's configuration has is put into the running
+    domain as it is there, and the other way round; one that is everywhere already is left alone.
 
     \b
     Examples:
@@ -118,7 +119,8 @@ def attach(
             | {"where": list(done.where)},
         )
         return
-    click.echo(f"{plug.name} ({plug.kind}, {plug.mac}) plugs {vm} into {switch}: {' and '.join(done.where)}")
+    how = "plugs" if done.changed else "already plugs"
+    click.echo(f"{plug.name} ({plug.kind}, {plug.mac}) {how} {vm} into {switch}: {' and '.join(done.where)}")
 
 
 @click.command()

@@ -231,6 +231,12 @@ def boot(
     if switch is None and any(value is not None for value in port_settings.values()):
         raise click.UsageError("--kind, --mac and --pairs are for the port that --switch makes")
     asked = bool(given or existing or switch or address or gateway)
+    if not asked and not guests.store.exists(name):
+        names = ", ".join(guests.store.names()) or "none"
+        raise NotFoundError(
+            f"there is no guest {name!r} to start again (there are: {names})",
+            hint=f"make one: vpt guest boot {name} --image tiny",
+        )
     with stoppable():
         if guests.store.exists(name) and (may_exist or not asked):
             ran = guests.view(name).state == "running"

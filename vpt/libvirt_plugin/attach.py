@@ -8,30 +8,33 @@ never let go of the device.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
 from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
-from vpt.errors import DaemonError, GuestError, NotFoundError, TimeoutExpired, UsageError, VptError
+from vpt.errors import (
+    ConflictError,
+    DaemonError,
+    ExistsError,
+    GuestError,
+    NotFoundError,
+    UsageError,
+    VptError,
+)
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import which
 from vpt.libvirt_plugin._document import domain_element
 from vpt.libvirt_plugin._domain import Target
+from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.metadata import Plug, plugs_in
 from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
 from vpt.libvirt_plugin.watch import is_watched
 from vpt.libvirt_plugin.xml import add_port, diff, remove_port
-
-_TURN_S = 60.0
-_LOOK_S = 0.05
 
 __all__ = [
     "Attached",
@@ -71,12 +74,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A port in a VM. where: "live", "config" or both."""
+    """A port in a VM. where: "live", "config" or both. changed: False if it was there already."""
 
     vm: str
     plug: Plug
     where: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    changed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +98,17 @@ class Detached:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Everything that can be known before anything is changed."""
+    """Everything that can be known before anything is changed.
+
+    where: what was asked for. live, config: what of that is to be done. port_there: vptd has the port.
+    """
 
     target: Target
     plug: Plug
+    where: tuple[str, ...]
     live: bool
     config: bool
+    port_there: bool
     before: str
     after: str
 
@@ -112,15 +121,41 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
         target.require_live()
     if config:
         target.require_config()
-    plug = make_plug(vptd, request, request.vm, small=live and rules.is_express(target.live_xml()))
+    where = tuple(name for name, wanted in (("live", live), ("config", config)) if wanted)
+    in_live, in_config = _plugs_of(target)
+    plug = _plugged_in(request, [*in_config, *in_live])
+    if plug is None:
+        small = live and rules.is_express(target.live_xml())
+        plug, there = make_plug(vptd, request, request.vm, small=small), request.existing
+    else:
+        live, config = live and plug not in in_live, config and plug not in in_config
+        there = any(port["name"] == plug.name for port in vptd.call("port.list")["ports"])
     if live:
         version = int(connection.getVersion())
         rules.check_live(target.live_xml(), plug, version)
         rules.check_domain(add_port(target.live_xml(), plug))
-    before = target.config_xml() if config else target.live_xml()
-    after = add_port(before, plug)
+    before = target.config_xml() if config or not live else target.live_xml()
+    after = add_port(before, plug) if live or config else before
     rules.check_domain(after)
-    return _Plan(target, plug, live, config, before, after)
+    return _Plan(target, plug, where, live, config, there, before, after)
+
+
+def _plugged_in(request: Request, plugs: list[Plug]) -> Plug | None:
+    """The port, if part of the VM has it already: the other part gets the same one."""
+    found = next((plug for plug in plugs if plug.name == request.port), None)
+    if found is None:
+        return None
+    same = (found.switch, found.kind) == (request.switch, request.kind)
+    if (
+        not same
+        or (request.packed and not found.packed)
+        or not request.settings.items() <= found.settings.items()
+    ):
+        raise ConflictError(
+            f"{request.vm} has a port {found.name!r} already, with other settings",
+            hint=f"another name: --port; or take that one out first: vpt detach {request.vm} {found.name}",
+        )
+    return found
 
 
 def make_plug(vptd: Client, request: Request, vm: str, *, small: bool) -> Plug:
@@ -128,7 +163,13 @@ def make_plug(vptd: Client, request: Request, vm: str, *, small: bool) -> Plug:
     if request.packed and request.kind != "vhost-user":
         raise UsageError("packed virtqueues are for vhost-user ports", hint="leave out --packed or --kind")
     status, everything = vptd.call("daemon.status"), vptd.call("port.list")
-    name = request.port or free_name(vm, {port["name"] for port in everything["ports"]})
+    taken = {port["name"] for port in everything["ports"]}
+    name = request.port or free_name(vm, taken)
+    if name in taken and not request.existing:
+        raise ExistsError(
+            f"there is a port {name!r} already",
+            hint=f"choose another name: --port; see whose it is: vpt show {name}",
+        )
     settings = {"mac": random_mac(), **request.settings}
     if small and request.kind == "passthrough" and not request.existing:
         settings.setdefault("slots", rules.live_slots(int(settings.get("pairs", 1))))
@@ -165,46 +206,19 @@ def print_diff(connection: Any, vptd: Client, request: Request) -> str:
 
 
 def attach(connection: Any, vptd: Client, request: Request) -> Attached:
-    """Make the port, plug it into the domain, and see that it is there. On any failure all is as before."""
-    with _in_turn(vptd.call("daemon.status")["runtime_dir"]):
-        return _attach(connection, vptd, request)
+    """Make the port, plug it into the domain, and see that it is there. On any failure all is as before.
 
-
-@contextmanager
-def _in_turn(runtime_dir: str) -> Iterator[None]:
-    """One command at a time changes domains for a vptd: libvirt takes a whole domain, the last one wins.
-
-    The folder itself is locked, which whoever may read it can do. Where there is none, there is no vptd
-    either.
+    What is there already stays as it is: a port that one part of the domain has is given to the other.
     """
-    try:
-        folder = os.open(runtime_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield
-        return
-    end = time.monotonic() + _TURN_S
-    try:
-        while True:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise TimeoutExpired(
-                        f"waited {_TURN_S:.0f} s for another vpt attach or detach to end",
-                        hint="pgrep -af 'vpt (attach|detach)'",
-                    ) from None
-                time.sleep(_LOOK_S)
-        yield
-    finally:
-        os.close(folder)
+    with in_turn(vptd.call("daemon.status")["runtime_dir"]):
+        return _attach(connection, vptd, request)
 
 
 def _attach(connection: Any, vptd: Client, request: Request) -> Attached:
     plan = _plan(connection, vptd, request)
     target, plug = plan.target, plan.plug
     with ExitStack() as undo:
-        if not request.existing:
+        if not plan.port_there:
             add_to_vptd(vptd, plug, target.owner)
             undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
         if plan.config:
@@ -220,8 +234,7 @@ def _attach(connection: Any, vptd: Client, request: Request) -> Attached:
             undo.callback(_quietly, lambda: _unplug_again(target, plug.name))
             target.plug_live(plug)
         undo.pop_all()
-    where = tuple(name for name, wanted in (("live", plan.live), ("config", plan.config)) if wanted)
-    return Attached(target.name, plug, where, tuple(_warnings(plan)))
+    return Attached(target.name, plug, plan.where, tuple(_warnings(plan)), changed=plan.live or plan.config)
 
 
 def _warnings(plan: _Plan) -> list[str]:
@@ -245,7 +258,11 @@ def add_to_vptd(vptd: Client, plug: Plug, owner: str) -> None:
     settings = dict(plug.settings)
     if "policy" in settings:
         settings["policy"] = {"kind": settings["policy"]}
-    vptd.call("port.add", name=plug.name, switch=plug.switch, kind=plug.kind, owner=owner, **settings)
+    try:
+        vptd.call("port.add", name=plug.name, switch=plug.switch, kind=plug.kind, owner=owner, **settings)
+    except UsageError as error:
+        # vptd names its own method, which is for programs.
+        raise UsageError(error.message, hint="vpt attach --help") from None
 
 
 def _is_valid(xml: str) -> bool:
@@ -291,7 +308,7 @@ def detach(
     A vptd that is not there keeps nobody from taking a port out of a configuration.
     """
     plug = _choose(vm, port, list(chain(*_plugs_of(Target(connection, vm)))))
-    with _in_turn(plug.runtime_dir):
+    with in_turn(plug.runtime_dir):
         return _detach(
             Target(connection, vm), open_vptd, vm, port, live=live, config=config, keep_port=keep_port
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -68,6 +69,9 @@ def remove(hooks: Path) -> bool:
     _require_ours(before)
     try:
         before.path.unlink()
+        # The folder, too, unless somebody else's hooks are in it.
+        with suppress(OSError):
+            before.path.parent.rmdir()
     except PermissionError:
         raise MissingError(
             f"no permission to remove {before.path}", hint="run as root: sudo vpt libvirt hook remove"

@@ -17,6 +17,7 @@ from typing import Any
 from vpt.daemon.client import Client
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import rules
+from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, make_plug
 from vpt.libvirt_plugin.metadata import Plug
 from vpt.qemu import RECONNECT_MS
@@ -33,7 +34,7 @@ _GONE = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
 
 def attach(path: Path, vptd: Client, request: Request) -> Attached:
     """Make the port and plug it into the running VM. On any failure all is as before."""
-    with QmpSession(path) as qemu, ExitStack() as undo:
+    with in_turn(vptd.call("daemon.status")["runtime_dir"]), QmpSession(path) as qemu, ExitStack() as undo:
         _require_running(qemu, path)
         express = "q35" in str(qemu.execute("qom-get", path="/machine", property="type"))
         plug = make_plug(vptd, request, path.stem, small=express)
@@ -43,7 +44,9 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
             rules.check_spent(_SPENT in _chardevs(qemu))
         bus = _free_root_port(qemu) if express else None
         if plug.name in _names(qemu):
-            raise ConflictError(f"{path} has a port {plug.name!r} already", hint="give another name: --port")
+            raise ConflictError(
+                f"{path} has a port {plug.name!r} already", hint="choose another name: --port"
+            )
         add_to_vptd(vptd, plug, _owner(path))
         undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
         no_vectors, milliseconds = tcg and qemu.version < _TCG_MSIX_WORKS, qemu.version >= RECONNECT_MS

@@ -33,6 +33,8 @@ from vpt.qemu import Drive, Ivshmem, Machine, Nic, UserNet, VhostUser, find_qemu
 __all__ = ["Port", "choose_accel", "image_for", "look_up", "machine_for", "prepare"]
 
 _DISK_S = 120.0
+# For vpt attach while it runs: a PCI Express machine takes a device into a root port of its own only.
+_SPARE_SLOTS = 4
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,7 @@ def machine_for(record: Record, image: BootImage, ports: list[Port], folder: Fol
         console=f"file,path={folder.console}",
         qmp=folder.qmp,
         pidfile=folder.pidfile,
+        spare_slots=_SPARE_SLOTS,
     )
 
 

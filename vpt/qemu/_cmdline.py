@@ -98,6 +98,8 @@ class Machine:
     qmp: Path | None = None
     pidfile: Path | None = None
     """Given, QEMU goes to the background when it is set up, and its process id is there."""
+    spare_slots: int = 0
+    """Devices that it can be given while it runs."""
     extra: tuple[str, ...] = ()
 
 
@@ -201,6 +203,8 @@ def command_line(machine: Machine, qemu: Qemu) -> list[str]:
         argv += ["-netdev", netdev, "-device", device]
     for i, drive in enumerate(machine.drives):
         argv += _drive(drive, i)
+    for i in range(1, machine.spare_slots + 1):
+        argv += ["-device", f"pcie-root-port,id=spare{i},chassis={i},slot={i}"]
     if machine.pidfile is not None:
         argv += ["-daemonize", "-pidfile", str(machine.pidfile)]
     return [*argv, *machine.extra]
