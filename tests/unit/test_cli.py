@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -17,8 +18,10 @@ import pytest
 
 from support.vptd import PATIENCE_S, Vptd, gone, run_vpt, vpt_json, wait_for
 from vpt import __version__
+from vpt.cli import _main, _system_errors, main
 from vpt.cli._main import vpt
 from vpt.cli._table import COMMANDS
+from vpt.daemon.transports.unix import open_app
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +202,40 @@ def test_a_full_disk_is_said_in_one_line(lab: Vptd) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "error: its output: No space left on device",
-        "hint: df -h; ls -ld on the folder",
+        "hint: the disk is full: df -h .",
     ]
+
+
+@pytest.mark.parametrize("number", sorted(_system_errors._HINTS))
+def test_what_the_host_refuses_has_its_hint(number: int, tmp_path: Path) -> None:
+    told = _system_errors.in_words(OSError(number, "", str(tmp_path / "file")))
+    assert told is not None
+    assert told.message == f"{tmp_path}/file: {os.strerror(number)}"
+    assert told.hint
+    assert "{" not in told.hint
+
+
+@pytest.mark.parametrize("number", [errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT, 0])
+def test_a_fault_of_our_own_is_not_put_down_to_the_host(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise OSError(number, "ours")
+
+    monkeypatch.setattr(_main.vpt, "main", fail)
+    with pytest.raises(OSError, match="ours"):
+        main(["ls"])
+
+
+def test_deleting_a_port_in_use_says_who_loses_it(lab: Vptd) -> None:
+    shown = lab.call("port.add", switch="sw0", name="used", kind="app", owner="qmp:/run/web.qmp")
+    with open_app(shown["socket"]):
+        wait_for(lambda: lab.call("port.show", name="used")["state"] == "up", "the port to be up")
+        done = run_vpt(lab.paths.runtime, "port", "del", "used")
+    assert (done.returncode, done.stdout) == (0, "deleted port used\n")
+    assert done.stderr == (
+        f"warning: used was in use by qmp:/run/web.qmp (process {os.getpid()}), which has lost its link\n"
+    )
+    lab.call("port.add", switch="sw0", name="used", kind="app")
+    assert run_vpt(lab.paths.runtime, "port", "del", "used").stderr == ""
 
 
 def test_a_reader_that_had_enough_is_no_error(lab: Vptd) -> None:

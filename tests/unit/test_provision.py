@@ -258,9 +258,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.needs("qemu-img")
 def test_a_cloud_image_is_known_by_its_content_and_kept_while_a_guest_needs_it(cache: Path) -> None:
     one, same, other = (cache / name for name in ("one.raw", "same.raw", "other.raw"))
-    one.write_bytes(b"a" * 512)
-    same.write_bytes(b"a" * 512)
-    other.write_bytes(b"b" * 512)
+    one.write_bytes(b"a" * 510 + b"\x55\xaa")
+    same.write_bytes(one.read_bytes())
+    other.write_bytes(b"b" * 510 + b"\x55\xaa")
     first = images.build_cloud(images.Cloud(one))
     assert images.build_cloud(images.Cloud(same)) == first
     assert images.build_cloud(images.Cloud(one), fresh=True).created > first.created
@@ -292,6 +292,11 @@ def test_a_cloud_image_is_known_by_its_content_and_kept_while_a_guest_needs_it(c
 def test_what_is_no_image_is_said_and_not_kept(cache: Path) -> None:
     with pytest.raises(UsageError, match="there is no file"):
         images.build_cloud(images.Cloud(cache / "absent"))
+    random = cache / "random"
+    for data in (b"", b"\x55\xaa", os.urandom(510) + b"no", b"#cloud-config\n" * 100):
+        random.write_bytes(data)
+        with pytest.raises(UsageError, match="is no disk image"):
+            images.build_cloud(images.Cloud(random))
     assert images.listed() == []
 
 

@@ -162,6 +162,20 @@ def test_a_file_may_come_by_a_pipe(lab: Vptd) -> None:
     assert done.stdout.endswith("done: 3 steps\n")
 
 
+def test_in_a_pipe_each_step_is_printed_when_it_is_begun(lab: Vptd) -> None:
+    """So the one that fails is there, too."""
+    assert apply(lab, TWO).splitlines() == [
+        "add switch lab",
+        "add port vm1: vhost-user on lab",
+        "add port vm2: vhost-user on lab",
+        "done: 3 steps",
+    ]
+    bad = TWO.replace("count: 2", "count: 3\n    socket: /absent/{n}")
+    said = apply(lab, bad, "--replace", code=EXIT_USAGE)
+    assert said.splitlines()[0] == "add port vm3: vhost-user on lab"
+    assert "so nothing was changed" in said
+
+
 def test_json_has_the_steps(lab: Vptd) -> None:
     file = write(lab, TWO)
     done = run_vpt(lab.paths.runtime, "diff", file, "--json")

@@ -52,6 +52,7 @@ vms:
         (["  - {name: m, ports: [{port: zzz}]}"], "7:30: machine 'm' has a port that", "add it under ports"),
         (["  - {name: m, ports: [t]}"], "7:23: 't' is a tap port", "vhost-user or passthrough"),
         (["  - {name: m, ports: [b]}"], "7:23: the passthrough port 'b' has no mac", "mac:"),
+        (["  - {domain: d, ports: [b]}"], "7:25: the passthrough port 'b' has no mac", "mac:"),
         (["  - {name: m}", "  - {name: m}"], "8:12: there are two machines of the name 'm'", "line 7"),
         (["  - {domain: d}", "  - {name: x, domain: d}"], "8:23: the domain 'd' is there twice", "line 7"),
         (["  - {name: m, image: nothing-there}"], "7:22: unknown image 'nothing-there'", "tiny, debian"),

@@ -91,24 +91,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VptError as error:
         _report(error, as_json="--json" in arguments)
         return error.exit_code
+    except BrokenPipeError:
+        # `vpt ls | head`: the reader has what it wants. Python must not try to flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            # `vpt ls | head`: the reader has what it wants. Python must not try to flush once more.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_FAILED
-        _report(_of_the_system(error), as_json="--json" in arguments)
+        from vpt.cli._system_errors import in_words
+
+        told = in_words(error)
+        if told is None:
+            raise
+        _report(told, as_json="--json" in arguments)
         return EXIT_FAILED
     except (click.Abort, KeyboardInterrupt):
         return 130
-
-
-def _of_the_system(error: OSError) -> VptError:
-    """What no command has foreseen: a disk that is full, a folder that cannot be."""
-    if error.filename is None:
-        # Most likely our own output, of which a buffer is left that nobody must try to write again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    what = error.filename or "its output"
-    return VptError(f"{what}: {error.strerror or error}", hint="df -h; ls -ld on the folder")
 
 
 def _report(error: VptError, *, as_json: bool) -> None:

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vpt.cli._common import connect, emit_json, json_option
 from vpt.cli._render import plug_lines, print_ports
 from vpt.cli._rules import rule_options, rule_params, rules_text
+from vpt.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from vpt.daemon.client import Client
 
 __all__ = ["port"]
 
@@ -107,18 +111,36 @@ def add(switch: str, name: str, as_json: bool, **options: Any) -> None:
 @click.option("--if-exists", is_flag=True, help="Succeed if there is none.")
 @json_option
 def delete(name: str, if_exists: bool, as_json: bool) -> None:
-    """Delete the port NAME and its socket; a guest that is plugged in loses its link.
+    """Delete the port NAME and its socket; a guest that is plugged in loses its link, and a warning says so.
+
+    To take it out of the guest as well, use vpt detach.
 
     \b
     Example:
       vpt port del vm1 --if-exists
     """
     with connect() as vptd:
+        user = _user_of(vptd, name)
         done = vptd.call("port.del", name=name, if_exists=if_exists)
+    if user:
+        click.echo(f"warning: {name} was in use by {user}, which has lost its link", err=True)
     if as_json:
         emit_json("changed", {"name": name, **done})
     else:
         click.echo(f"deleted port {name}" if done["changed"] else f"there was no port {name}")
+
+
+def _user_of(vptd: Client, name: str) -> str | None:
+    """Who is plugged in: the VM that the port was made for, or at least a process. None: nobody."""
+    try:
+        shown = vptd.call("port.show", name=name)
+    except NotFoundError:
+        return None
+    if shown["state"] != "up":
+        return None
+    peer = shown["transport"].get("front_end") or shown["transport"].get("peer") or {}
+    process = f"process {peer['pid']}" if peer.get("pid") else "its peer"
+    return f"{shown['owner']} ({process})" if shown["owner"] else process
 
 
 @port.command("set")

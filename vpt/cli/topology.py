@@ -92,7 +92,8 @@ def apply(
     if not dry_run:
         given = [name for name, chosen in (("replace", replace), ("prune", prune)) if chosen]
         require_options(todo, given)  # type: ignore[arg-type]
-        doer = Doer(connect, guests, progress(), wait=not no_wait, timeout_s=timeout, places=wanted.places)
+        say = progress() if _is_terminal() or as_json else click.echo
+        doer = Doer(connect, guests, say, wait=not no_wait, timeout_s=timeout, places=wanted.places)
         with stoppable():
             perform(todo, have, doer)
     if as_json:
@@ -186,9 +187,9 @@ def _plan_data(todo: Plan) -> dict[str, Any]:
 
 
 def _print_plan(todo: Plan, *, done: bool = False) -> None:
-    # On a terminal the progress has shown them.
-    for step in () if done and _is_terminal() else todo.steps:
-        needs = click.style(f"  [needs --{step.needs}]", fg="yellow") if step.needs and not done else ""
+    # What is done has been shown when it was begun.
+    for step in () if done else todo.steps:
+        needs = click.style(f"  [needs --{step.needs}]", fg="yellow") if step.needs else ""
         click.echo(f"{step}{needs}")
     count = len(todo.steps)
     if not count:

@@ -177,7 +177,9 @@ def _bind_error(path: str, error: OSError) -> Exception:
     if os.path.lexists(path):
         found = os.stat(path, follow_symlinks=False)
         if not stat.S_ISSOCK(found.st_mode):
-            return ExistsError(f"{path} exists and is not a socket", hint="choose another path with --socket")
+            return ExistsError(
+                f"{path} exists and is not a socket", hint="choose another path for the socket"
+            )
         if found.st_uid != os.geteuid():
             return ExistsError(
                 f"{path} is a socket of user {found.st_uid}", hint=f"if nothing needs it: rm {path}"
@@ -189,7 +191,7 @@ def _bind_error(path: str, error: OSError) -> Exception:
             )
         return ExistsError(f"another program listens on {path}", hint=f"see which: ss -xlp | grep {path}")
     return ConflictError(
-        f"can't listen on {path}: {error.strerror}", hint="choose another path with --socket"
+        f"can't listen on {path}: {error.strerror}", hint="choose another path for the socket"
     )
 
 

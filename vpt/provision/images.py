@@ -28,6 +28,7 @@ Progress = Callable[[str], None]
 Kind = Literal["tiny", "debian", "cloud"]
 
 _CHUNK = 1 << 20
+_SECTOR = 512
 _CONVERT_S = 1800
 _KEEP_TINY = 6
 
@@ -221,6 +222,7 @@ def build_cloud(cloud: Cloud, progress: Progress = lambda _: None, *, fresh: boo
     for path in (cloud.path, *parts):
         if not path.is_file():
             raise UsageError(f"there is no file {path}", hint="give the path of a qcow2 or raw image")
+    _require_bootable(cloud)
     inputs = [_digest(path).encode() for path in (cloud.path, *parts)]
     roles = [bool(cloud.kernel), bool(cloud.initrd), bool(cloud.user_data)]
     name, found = cached("cloud", [*inputs, repr(roles).encode(), cloud.append.encode()])
@@ -228,6 +230,18 @@ def build_cloud(cloud: Cloud, progress: Progress = lambda _: None, *, fresh: boo
         return found
     progress(f"copying {cloud.path} into the cache")
     return keep(name, lambda folder: _import(name, cloud, folder), fresh=fresh)
+
+
+def _require_bootable(cloud: Cloud) -> None:
+    """qemu-img takes any file for a raw image; firmware boots one that has a boot sector."""
+    with cloud.path.open("rb") as file:
+        start = file.read(_SECTOR)
+    qcow2, boots = start.startswith(b"QFI\xfb"), start.endswith(b"\x55\xaa") and len(start) == _SECTOR
+    if not (qcow2 or boots or cloud.kernel):
+        raise UsageError(
+            f"{cloud.path} is no disk image: neither qcow2, nor raw with a boot sector",
+            hint="give the path of your distribution's cloud image; for a disk without boot loader, --kernel",
+        )
 
 
 def _import(name: str, cloud: Cloud, folder: Path) -> BootImage:

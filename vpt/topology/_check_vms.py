@@ -77,7 +77,7 @@ class VmChecks:
                 f"{name!r} is a {port.kind} port, and no machine can be plugged into that",
                 f"a machine's port has the kind {' or '.join(_PLUGGABLE)}",
             )
-        elif port.kind == "passthrough" and port.mac is None and vm.domain is None:
+        elif port.kind == "passthrough" and port.mac is None:
             self._problems.add(
                 place,
                 f"the passthrough port {name!r} has no mac, by which the guest knows which interface it is",
