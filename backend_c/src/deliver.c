@@ -25,7 +25,7 @@ static struct vpti_rxq *pick_queue(struct vpt_port *to, uint32_t from_index)
 /* Can this destination take the frame as it is (after software offload)? */
 static bool too_big(const struct vpt_port *to, const struct vpti_pkt *p)
 {
-	return p->len > (p->hdr.gso_type == VPT_GSO_NONE ? to->max_len : VPT_MAX_FRAME);
+	return p->len > (p->hdr.gso_type == VPT_GSO_NONE ? VPTI_READ(to->max_len) : VPT_MAX_FRAME);
 }
 
 /* What vpti_offload() made, from number `at` on, as many at a time as a delivery takes. Where it ended for want of room, or n. */

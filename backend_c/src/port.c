@@ -31,6 +31,17 @@ static const struct {
 	[VPT_KIND_NULL] = { &vpti_kind_null, 1 },
 };
 
+static bool mtu_ok(uint32_t mtu)
+{
+	return mtu >= 68 && mtu <= 65535;
+}
+
+/* Workers read it while it changes: one frame is measured by either. */
+static void set_max_len(struct vpt_port *p)
+{
+	VPTI_WRITE(p->max_len, VPTI_MIN(p->opts.mtu + L2_OVERHEAD, VPT_MAX_FRAME));
+}
+
 static int policy_check(struct vpt_policy *policy)
 {
 	switch (policy->kind) {
@@ -61,7 +72,7 @@ static int opts_check(struct vpt_engine *e, struct vpt_port_opts *o)
 		return -EINVAL;
 	if (!o->mtu)
 		o->mtu = DEFAULT_MTU;
-	if (o->mtu < 68 || o->mtu > 65535)
+	if (!mtu_ok(o->mtu))
 		return -EINVAL;
 	if (!o->max_macs)
 		o->max_macs = DEFAULT_MAX_MACS;
@@ -321,7 +332,7 @@ int vpt_port_add(vpt_switch *sw, const struct vpt_port_opts *opts, vpt_port **ou
 	p->link = true;
 	vpti_rules_init(p);
 	p->lossless = p->opts.flags & VPT_PORT_LOSSLESS;
-	p->max_len = VPTI_MIN(p->opts.mtu + L2_OVERHEAD, VPT_MAX_FRAME);
+	set_max_len(p);
 	p->txq = calloc(p->opts.pairs, sizeof(*p->txq));
 	p->rxq = calloc(p->opts.pairs, sizeof(*p->rxq));
 	rc = -ENOMEM;
@@ -393,6 +404,18 @@ int vpt_port_set_policy(vpt_port *p, const struct vpt_policy *policy)
 		return rc;
 	p->opts.policy = want;
 	return vpti_port_replan(p);
+}
+
+int vpt_port_set_mtu(vpt_port *p, uint32_t mtu)
+{
+	if (p->opts.kind == VPT_KIND_PASSTHROUGH || p->opts.kind == VPT_KIND_APP)
+		return -ENOTSUP;
+	if (!mtu_ok(mtu))
+		return -EINVAL;
+	p->opts.mtu = mtu;
+	if (p->opts.kind != VPT_KIND_NULL) /* which takes all there is */
+		set_max_len(p);
+	return 0;
 }
 
 int vpt_port_set_link(vpt_port *p, int up)

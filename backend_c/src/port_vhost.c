@@ -30,6 +30,7 @@ struct vring {
 	struct vpt_vring cfg;
 	bool running;
 	bool enabled;
+	bool unheard;              /* its kicks may go where nobody hears them */
 	uint64_t log_used;         /* as SET_VRING_ADDR says; VPTI_LOG_NEVER: its writes are not to be logged */
 	struct vpti_watch *watch;
 };
@@ -254,7 +255,7 @@ static void apply(vpt_port *p)
 			struct vpti_txq *q = p->txq[i / 2];
 
 			VPTI_WRITE(q->discard, !r->enabled);
-			q->polled = r->cfg.kick_fd < 0;
+			q->polled = r->cfg.kick_fd < 0 || r->unheard;
 			if (live && !q->live) {
 				q->armed = q->dirty = false;
 				q->kicked = true;
@@ -450,6 +451,17 @@ int vpt_vhost_vring_set_kick(vpt_port *p, uint32_t index, int32_t fd)
 	return rc;
 }
 
+int vpt_vhost_vring_unheard(vpt_port *p, uint32_t index, int unheard)
+{
+	struct vhost *vh = p->priv;
+
+	if (check(p, index))
+		return -EINVAL;
+	vh->ring[index].unheard = unheard != 0;
+	apply(p);
+	return 0;
+}
+
 int vpt_vhost_vring_kick(vpt_port *p, uint32_t index)
 {
 	struct vhost *vh = p->priv;
@@ -572,7 +584,7 @@ int vpt_vhost_reset(vpt_port *p)
 	vpti_port_stop(p);
 	for (i = 0; i < 2 * p->opts.pairs; i++) {
 		close_ring(p, i);
-		vh->ring[i].enabled = false;
+		vh->ring[i].enabled = vh->ring[i].unheard = false;
 		vh->ring[i].log_used = VPTI_LOG_NEVER;
 		memset(&vh->ring[i].cfg, 0, sizeof(vh->ring[i].cfg));
 	}

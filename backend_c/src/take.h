@@ -60,7 +60,7 @@ static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
 		vpti_drop(q, p, VPT_C_TX_DROP_RUNT);
 		return;
 	}
-	if (vpti_unlikely(p->len > (p->hdr.gso_type == VPT_GSO_NONE ? port->max_len : VPT_MAX_FRAME))) {
+	if (vpti_unlikely(p->len > (p->hdr.gso_type == VPT_GSO_NONE ? VPTI_READ(port->max_len) : VPT_MAX_FRAME))) {
 		vpti_drop(q, p, VPT_C_TX_DROP_OVERSIZE);
 		return;
 	}

@@ -168,11 +168,32 @@ def test_a_changed_link_is_told_to_those_who_keep_no_configuration(
     fe = connect(port).start()
     back = channel(fe)
     for up in (False, True, False):
-        host.call(lambda up=up: port.transport.set_link(up))
+        port.adapt(link_up=up)
         assert back.take().request == BackendRequest.CONFIG_CHANGE_MSG
         config = fe.ask(Request.GET_CONFIG, DeviceConfig(6, 0, bytes(2)))
         assert isinstance(config, DeviceConfig)
         assert config.data == bytes([up, 0])
+
+
+def test_a_changed_mtu_is_told_and_is_what_may_be_set_and_sent(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel]
+) -> None:
+    port, other = host.vhost("a"), connect(host.vhost("b", mtu=9000), buffer_size=16384).start(fill=8)
+    fe = connect(port, buffer_size=16384).start(fill=8)
+    back = channel(fe)
+    for mtu in (9000, 1500, 4000):
+        port.set_mtu(mtu)
+        assert back.take().request == BackendRequest.CONFIG_CHANGE_MSG
+        config = fe.ask(Request.GET_CONFIG, DeviceConfig(10, 0, bytes(2)))
+        assert isinstance(config, DeviceConfig)
+        assert int.from_bytes(config.data, "little") == mtu
+        assert fe.try_(Request.NET_SET_MTU, U64(mtu)) == 0
+        assert fe.try_(Request.NET_SET_MTU, U64(mtu + 1)) != 0
+        fe.transmit(frame(MAC_B, MAC_A, size=4000))
+        fe.transmit(frame(MAC_B, MAC_A, size=1000))
+        sizes = [len(r.frame) for r in other.receive(1 + (mtu >= 4000))]
+        assert sizes == ([4000, 1000] if mtu >= 4000 else [1000])
+    assert port.counters["tx_drop_oversize"] == 1
 
 
 def test_changes_are_not_piled_up_for_one_who_does_not_answer(
@@ -183,7 +204,7 @@ def test_changes_are_not_piled_up_for_one_who_does_not_answer(
     fe = connect(port).start()
     back = channel(fe)
     for n in range(100):
-        host.call(lambda n=n: port.transport.set_link(bool(n % 2)))
+        port.adapt(link_up=bool(n % 2))
     first = back.take(answer=None)
     assert not back.waiting()
     back.answer(first)
@@ -198,7 +219,7 @@ def test_qemu_is_not_told_what_it_did_not_negotiate(
     port = host.vhost("a")
     fe = connect(port).start(protocol=int(ALL_PROTOCOL & ~P.CONFIG))
     back = channel(fe)
-    host.call(lambda: port.transport.set_link(False))
+    port.adapt(link_up=False)
     assert not back.waiting()
 
 
@@ -215,7 +236,7 @@ def test_a_channel_that_breaks_ends_alone(
     else:
         back.close()
     assert fe.ask_u64(Request.GET_FEATURES)
-    host.call(lambda: port.transport.set_link(False))
+    port.adapt(link_up=False)
     assert port.state().up
 
 

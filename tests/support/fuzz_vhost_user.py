@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from vpt.conform.front_end import PLAIN, USUAL
 from vpt.conform.guest_memory import GPA_BASE, MIB, PAGE, UVA_OFFSET
+from vpt.daemon.transports.base import Settings
 from vpt.daemon.transports.vhost.session import OFFERED_PROTOCOL, Session
 from vpt.dataplane import Engine, Kind, Policy
 from vpt.vhost_user import (
@@ -122,7 +123,8 @@ class Target:
         """One connection, until it ends."""
         self._port.vhost_reset()
         counters: Counter[str] = Counter()
-        session = Session(self._port, max_pairs=PAIRS, mtu=1500, counters=counters, in_band=True)
+        settings = Settings(mtu=1500, polls=True)
+        session = Session(self._port, max_pairs=PAIRS, settings=settings, counters=counters, in_band=True)
         decoder = Decoder()
         try:
             while source:

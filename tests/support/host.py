@@ -14,15 +14,16 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from vpt.daemon.ratelimit import PortLog
+from vpt.daemon.transports.base import Settings
 from vpt.daemon.transports.vhost import Memory
 from vpt.daemon.transports.vhost_user import VhostUserTransport
-from vpt.dataplane import Engine, Event, Kind, Policy, Port, PortState, Rules, StatsReader, Switch
+from vpt.dataplane import Engine, Event, Kind, Policy, PolicyKind, Port, PortState, Rules, StatsReader, Switch
 
 T = TypeVar("T")
 LOG = logging.getLogger("vpt.test")
@@ -36,10 +37,26 @@ class VhostPort:
     port: Port
     transport: VhostUserTransport
     path: Path
+    settings: Settings
 
     def state(self) -> PortState:
         """As the data plane has it."""
         return self.host.call(self.port.state)
+
+    def adapt(self, **changes: Any) -> None:
+        """Change settings that concern the front-end, as vptd does; by the names of Settings."""
+        self.settings = replace(self.settings, **changes)
+        self.host.call(lambda: self.transport.adapt(self.settings))
+
+    def set_mtu(self, mtu: int) -> None:
+        """Change the MTU, as vptd does."""
+        self.host.call(lambda: self.port.set_mtu(mtu))
+        self.adapt(mtu=mtu)
+
+    def set_policy(self, policy: Policy) -> None:
+        """Change the policy, as vptd does."""
+        self.host.call(lambda: self.port.set_policy(policy))
+        self.adapt(polls=policy.kind is PolicyKind.POLL)
 
     def set_rules(self, rules: Rules) -> None:
         """What its peer may send, and gets."""
@@ -107,6 +124,7 @@ class Host:
         in_band: bool = False,
         message_timeout_s: float = 10.0,
         watch_s: float = 2.0,
+        calm_s: float = 1.0,
         remember: bool = False,
         switch: Switch | None = None,
         **port: Any,
@@ -116,21 +134,23 @@ class Host:
         port.setdefault("policy", Policy.adaptive(20))
         p = self.call(lambda: sw.add_port(name, Kind.VHOST_USER, pairs=pairs, mtu=mtu, mac=mac, **port))
         path = self._directory / f"{name}.sock"
+        settings = Settings(mtu=mtu, polls=port["policy"].kind is PolicyKind.POLL)
         transport = VhostUserTransport(
             p,
             socket_path=path,
             log=PortLog(LOG, name),
             max_pairs=pairs,
-            mtu=mtu,
+            settings=settings,
             mac=bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac,
             in_band=in_band,
             message_timeout_s=message_timeout_s,
             memory=Memory(self._directory / f"{name}.negotiated") if remember else None,
             watch_s=watch_s,
+            calm_s=calm_s,
         )
         self.run(transport.start())
         self._transports[p.id] = transport
-        return VhostPort(self, p, transport, path)
+        return VhostPort(self, p, transport, path, settings)
 
     def null(self, name: str) -> Port:
         """Add a port that swallows all."""

@@ -187,6 +187,7 @@ def test_ports_come_back_after_a_kill(vptd: Vptd) -> None:
     for name, options in asked.items():
         vptd.call("port.add", switch="sw0", name=name, **options)
     vptd.call("port.set", name="n1", link="down")
+    vptd.call("port.set", name="vm1", mtu=4000)
     vptd.call("port.add", switch="sw0", name="gone", kind="app")
     vptd.call("port.del", name="gone")
     before, switches = vptd.call("port.list"), vptd.call("switch.list")

@@ -96,6 +96,8 @@ def test_rules_are_set_shown_changed_and_taken_away(vptd: Vptd) -> None:
     assert (port["vlan"], port["rate"]["tx"], port["anti_spoofing"]) == (None, None, False)
     switch = vpt_json(folder, "switch", "set", "sw0", "--mac-age", "9", "--no-isolation")
     assert (switch["mac_age_s"], switch["isolation"]) == (9, False)
+    assert vpt_json(folder, "port", "set", "p", "--mtu", "9000")["mtu"] == 9000
+    assert vpt_json(folder, "port", "list")["ports"][0]["mtu"] == 9000
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,8 @@ def test_rules_are_set_shown_changed_and_taken_away(vptd: Vptd) -> None:
         ("port set q --anti-spoofing", "anti_spoofing needs a mac", EXIT_USAGE),
         ("port set q --burst-tx 9", "give bits_per_s or packets_per_s", EXIT_USAGE),
         ("port set q --no-vlan --vlan 3", "exclude each other", EXIT_USAGE),
+        ("port set q --mtu 67", "mtu", EXIT_USAGE),
+        ("port set r --mtu 9000", "written down in its region", EXIT_FAILED),
         ("port set q", "nothing to change", EXIT_USAGE),
         ("switch set lab", "nothing to change", EXIT_USAGE),
         ("switch set none --mac-age 5", "no switch 'none'", EXIT_FAILED),
@@ -115,6 +119,7 @@ def test_rules_are_set_shown_changed_and_taken_away(vptd: Vptd) -> None:
 def test_what_can_not_be_changes_nothing(vptd: Vptd, command: str, said: str, code: int) -> None:
     vptd.call("switch.add", name="lab", may_exist=True)
     vptd.call("port.add", switch="lab", name="q", kind="null", may_exist=True)
+    vptd.call("port.add", switch="lab", name="r", kind="passthrough", may_exist=True)
     before = vptd.call("config")
     done = run_vpt(vptd.paths.runtime, *command.split())
     assert (done.returncode, said in done.stderr) == (code, True), done.stderr

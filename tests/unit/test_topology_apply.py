@@ -149,6 +149,20 @@ def test_a_port_that_is_replaced_is_still_its_vms(lab: Vptd) -> None:
     assert {port["name"]: port["owner"] for port in lab.call("port.list")["ports"]} == owners
 
 
+def test_an_mtu_is_changed_while_packets_flow(lab: Vptd) -> None:
+    def mtus() -> list[int]:
+        return [port["mtu"] for port in lab.call("port.list")["ports"]]
+
+    apply(lab, TWO)
+    jumbo = TWO + "    mtu: 4000\n"
+    assert "change port vm2: mtu 1500 -> 4000" in apply(lab, jumbo)
+    assert mtus() == [4000, 4000]
+    diff(lab, jumbo, code=EXIT_OK)
+    apply(lab, TWO)
+    assert mtus() == [1500, 1500]
+    diff(lab, TWO, code=EXIT_OK)
+
+
 def test_what_the_file_does_not_have_is_said_and_left_alone(lab: Vptd) -> None:
     apply(lab, TWO)
     lab.call("port.add", switch="lab", name="mine", kind="null")

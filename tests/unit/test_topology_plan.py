@@ -6,10 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpt.daemon.models import PolicyConfig, PortConfig, PortSet, SwitchConfig, SwitchSet
+from vpt.daemon.models import RING_KINDS, PolicyConfig, PortConfig, PortSet, SwitchConfig, SwitchSet
 from vpt.daemon.port_methods import changed_port
 from vpt.daemon.switch_methods import changed_switch
 from vpt.topology import Actual, Plan, Step, Wanted, plan
@@ -116,6 +117,21 @@ def test_an_mtu_is_the_switch_s_where_the_port_says_none() -> None:
     assert plan(wanted(jumbo, port("a")), running(LAB, port("a"))).needing("replace") == ["a", "lab"]
 
 
+@pytest.mark.parametrize("kind", ["vhost-user", "null", "tap"])
+def test_an_mtu_changes_while_packets_flow(kind: str) -> None:
+    todo = plan(wanted(LAB, port("a", kind=kind, mtu=9000)), running(LAB, port("a", kind=kind)))
+    assert [str(step) for step in todo.steps] == ["change port a: mtu 1500 -> 9000"]
+    assert todo.steps[0].params == {"mtu": 9000}
+    back = plan(wanted(LAB, port("a", kind=kind)), running(LAB, port("a", kind=kind, mtu=9000)))
+    assert back.steps[0].params == {"mtu": None}
+
+
+@pytest.mark.parametrize("kind", ["passthrough", "app"])
+def test_the_mtu_of_a_region_takes_a_new_port(kind: str) -> None:
+    todo = plan(wanted(LAB, port("a", kind=kind, mtu=9000)), running(LAB, port("a", kind=kind)))
+    assert todo.needing("replace") == ["a"]
+
+
 def test_what_is_in_the_way_needs_prune() -> None:
     have = running(LAB, port("a", socket="/tmp/s"), port("b", kind="tap", ifname="t0"))
     todo = plan(wanted(LAB, port("n", socket="/tmp/s"), port("t0", kind="tap")), have)
@@ -161,6 +177,7 @@ class Model:
         self.owners |= owner
 
     def set_port(self, name: str, params: dict[str, Any]) -> None:
+        assert "mtu" not in params or self.ports[name].kind not in RING_KINDS
         self.ports[name] = changed_port(self.ports[name], PortSet(name=name, **params))
 
     def set_switch(self, name: str, params: dict[str, Any]) -> None:
@@ -194,7 +211,7 @@ def states(draw: st.DrawFn) -> Wanted:
     ]
     ports: list[PortConfig] = []
     for name in names[cut:] if switches else []:
-        kind = draw(st.sampled_from(["vhost-user", "tap", "null"]))
+        kind = draw(st.sampled_from(["vhost-user", "tap", "null", "passthrough"]))
         new = PortConfig(
             name=name,
             switch=draw(st.sampled_from(switches)).name,

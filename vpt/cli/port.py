@@ -146,6 +146,7 @@ def _user_of(vptd: Client, name: str) -> str | None:
 @port.command("set")
 @click.argument("name")
 @click.option("--link", type=click.Choice(["up", "down"]), help="Down: nothing is delivered, nothing taken.")
+@click.option("--mtu", type=int, help="vhost-user, tap, null: largest IP packet.")
 @click.option("--policy", type=_POLICIES, help="When the host's side spins, sleeps or notifies.")
 @click.option("--spin-us", type=int, help="adaptive: microseconds to spin before sleeping.")
 @click.option("--sleep-us", type=int, help="sleep: microseconds to sleep when idle.")
@@ -161,6 +162,7 @@ def set_(name: str, no_vlan: bool, as_json: bool, **options: Any) -> None:
     \b
     Examples:
       vpt port set vm1 --link down
+      vpt port set vm1 --mtu 9000
       vpt port set vm1 --policy adaptive --spin-us 20
       vpt port set vm1 --vlan 20 --isolated
       vpt port set vm1 --rate-rx 100M --packets-rx 20k --broadcast-limit 100
@@ -179,7 +181,8 @@ def set_(name: str, no_vlan: bool, as_json: bool, **options: Any) -> None:
         emit_json("port", changed)
     else:
         more = "".join(f", {what} {value}" for what, value in rules_text(changed))
-        click.echo(f"port {name}: link {changed['link']}, policy {changed['policy']['kind']}{more}")
+        policy = changed["policy"]["kind"]
+        click.echo(f"port {name}: link {changed['link']}, mtu {changed['mtu']}, policy {policy}{more}")
 
 
 @port.command("list")

@@ -15,6 +15,7 @@ from vpt.daemon.config_models import (
     Link,
     MacAge,
     Microseconds,
+    Mtu,
     Name,
     Owner,
     PolicyConfig,
@@ -148,6 +149,7 @@ class PortSet(Strict):
 
     name: Name
     link: Link | None = None
+    mtu: Mtu | None = Field(default=None, description="null: the switch's; not for passthrough and app")
     policy: Literal["poll", "sleep", "notify", "adaptive"] | None = None
     spin_us: Microseconds | None = None
     sleep_us: Annotated[int, Field(ge=1, le=1_000_000)] | None = None

@@ -13,7 +13,7 @@ from vpt.daemon import models
 from vpt.daemon.inventory import Inventory, check_same
 from vpt.daemon.keeping import Keeping
 from vpt.daemon.models import Acknowledged, PortConfig, PortDetail, PortView
-from vpt.daemon.ports import Context, ManagedPort, bring_up, policy_of, rules_of, socket_path
+from vpt.daemon.ports import Context, ManagedPort, bring_up, policy_of, rules_of, settings_of, socket_path
 from vpt.daemon.ratelimit import PortLog
 from vpt.dataplane import Feature, Reason
 from vpt.errors import ConflictError, ExistsError, UsageError, VptError
@@ -26,7 +26,7 @@ _log = logging.getLogger("vpt.daemon")
 # What PortSet calls the parts of a policy.
 _POLICY = {"kind": "policy", "spin_us": "spin_us", "sleep_us": "sleep_us"}
 # Null is a setting of these, and not the absence of a wish.
-_MAY_BE_NONE = ("vlan", "isolated")
+_MAY_BE_NONE = ("mtu", "vlan", "isolated")
 
 
 class Ports:
@@ -170,15 +170,17 @@ class Ports:
         """Change what can be changed while packets flow."""
         assert managed.port is not None
         switch = self._there.switch(config.switch).config
-        before, after = rules_of(managed.config.on(switch)), rules_of(config.on(switch))
-        if before != after:
-            managed.port.set_rules(after)
+        before, after = managed.config.on(switch), config.on(switch)
+        if before.mtu != after.mtu:
+            managed.port.set_mtu(_live_mtu(after))
+        if rules_of(before) != rules_of(after):
+            managed.port.set_rules(rules_of(after))
         if config.policy != managed.config.policy:
             managed.port.set_policy(policy_of(config.policy))
         if config.link != managed.config.link:
             managed.port.set_link(config.link == "up")
-            if managed.transport is not None:
-                managed.transport.set_link(config.link == "up")
+        if managed.transport is not None and settings_of(before) != settings_of(after):
+            managed.transport.adapt(settings_of(after))
         managed.config = config
 
     async def list_all(self, request: models.NullableName) -> models.PortList:
@@ -261,6 +263,16 @@ class Ports:
                 raise ExistsError(
                     f"port {other.config.name!r} uses the socket {path}", hint="choose another path"
                 )
+
+
+def _live_mtu(config: PortConfig) -> int:
+    assert config.mtu is not None
+    if config.kind in models.RING_KINDS:
+        raise ConflictError(
+            f"the mtu of a {config.kind} port is written down in its region, which its peer has mapped",
+            hint=f"delete the port and add it again with the other: vpt port del {config.name}",
+        )
+    return config.mtu
 
 
 def changed_port(config: PortConfig, request: models.PortSet) -> PortConfig:

@@ -15,7 +15,7 @@ from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.runtime import RuntimePaths
 from vpt.daemon.shelf import Holder, Record
 from vpt.daemon.sockets import check_free
-from vpt.daemon.transports.base import Transport
+from vpt.daemon.transports.base import Settings, Transport
 from vpt.daemon.transports.ring import RingTransport, record_meta
 from vpt.daemon.transports.tap import TapTransport
 from vpt.daemon.transports.vhost import Memory
@@ -34,7 +34,7 @@ from vpt.dataplane import (
 )
 from vpt.errors import UsageError
 
-__all__ = ["Context", "ManagedPort", "bring_up", "policy_of", "rules_of", "socket_path"]
+__all__ = ["Context", "ManagedPort", "bring_up", "policy_of", "rules_of", "settings_of", "socket_path"]
 
 _log = logging.getLogger("vpt.daemon")
 
@@ -83,7 +83,7 @@ class _NullTransport:
     def on_event(self, event: Event) -> None:
         pass
 
-    def set_link(self, up: bool) -> None:
+    def adapt(self, settings: Settings) -> None:
         pass
 
     def describe(self) -> dict[str, Any]:
@@ -126,6 +126,12 @@ def policy_of(config: PolicyConfig) -> Policy:
         spin_us=config.spin_us if config.kind == "adaptive" else 0,
         sleep_us=config.sleep_us if config.kind == "sleep" else 0,
     )
+
+
+def settings_of(config: PortConfig) -> Settings:
+    """What a transport is told of a port that is PortConfig.on()'s."""
+    assert config.mtu is not None
+    return Settings(mtu=config.mtu, link_up=config.link == "up", polls=config.policy.kind == "poll")
 
 
 def rules_of(config: PortConfig) -> Rules:
@@ -193,9 +199,8 @@ def _vhost_user(config: PortConfig, port: Port, context: Context, log: PortLog) 
         socket_path=path,
         log=log,
         max_pairs=config.pairs,
-        mtu=config.mtu or 0,
+        settings=settings_of(config),
         mac=bytes.fromhex(config.mac.replace(":", "")) if config.mac else None,
-        link_up=config.link == "up",
         socket_mode=int(config.socket_mode, 8),
         group=context.group,
         replace_stale=_owned(path, context),

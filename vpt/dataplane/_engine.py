@@ -280,6 +280,10 @@ class Port:
         hints = {errno.EINVAL: "adaptive: spin_us 0..1000000; sleep: sleep_us 1..1000000"}
         self._check(lib.vpt_port_set_policy(self._handle(), c_policy), f"policy {policy.kind.label}", hints)
 
+    def set_mtu(self, mtu: int) -> None:
+        """The longest packet that the peer may send, and gets. Not for ports with a region: it says so."""
+        self._check(lib.vpt_port_set_mtu(self._handle(), mtu), f"mtu {mtu}")
+
     def set_link(self, up: bool) -> None:
         """Administrative link state; down: nothing is delivered, nothing taken."""
         self._check(lib.vpt_port_set_link(self._handle(), up), f"link {'up' if up else 'down'}")
@@ -416,6 +420,10 @@ class Port:
     def vring_set_call(self, index: int, fd: int) -> None:
         """Replace the call eventfd of a running ring; -1: nobody listens."""
         self._check(lib.vpt_vhost_vring_set_call(self._handle(), index, fd), f"call of ring {index}")
+
+    def vring_unheard(self, index: int, unheard: bool) -> None:
+        """A ring's kicks may end in a page of the guest's: look without waiting for them."""
+        self._check(lib.vpt_vhost_vring_unheard(self._handle(), index, unheard), f"kicks of ring {index}")
 
     def vring_kick(self, index: int) -> None:
         """See to it that the port is served, and return when what was in its rings has been taken."""

@@ -29,11 +29,15 @@ RECONNECT_MS = (9, 2, 0)
 
 @dataclass(frozen=True)
 class VhostUser:
-    """A virtio-net device on a vhost-user socket that must exist before QEMU starts (QEMU is the client)."""
+    """A virtio-net device on a vhost-user socket that must exist before QEMU starts (QEMU is the client).
+
+    doorbell_pages: each queue's doorbell has a page of its own, in whose place the back-end's may be mapped
+    """
 
     socket: Path
     mac: str
     queues: int = 1
+    doorbell_pages: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ def _vhost_user(nic: VhostUser, i: int, machine: Machine, qemu: Qemu) -> list[st
         device += f",vectors={2 * nic.queues + 2}"
     if nic.queues > 1:
         device += ",mq=on"
+    if nic.doorbell_pages:
+        device += ",page-per-vq=on"
     return [
         "-chardev", f"socket,id=chr{i},path={option_value(nic.socket)},{reconnect}",
         "-netdev", f"vhost-user,id=net{i},chardev=chr{i},queues={nic.queues}",

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vpt.daemon.models import SOCKET_KINDS, PortConfig, SwitchConfig
+from vpt.daemon.models import RING_KINDS, SOCKET_KINDS, PortConfig, SwitchConfig
 from vpt.provision.config import VmConfig
 
 __all__ = ["Actual", "Plan", "Step", "Wanted", "claims", "plan"]
@@ -164,7 +164,8 @@ class _Planner:
             have = self._have_ports.get(port.name)
             if have is None:
                 continue
-            changed = _differences(self._on_its_switch(have), self._on_its_switch(port), without=_LIVE)
+            old, new = self._on_its_switch(have), self._on_its_switch(port)
+            changed = _differences(old, new, without=_live(port))
             if port.name in self._actual.failed and port.name in self._want_ports:
                 # Nobody can be plugged into it.
                 yield port.name, (f"it failed: {self._actual.failed[port.name]}", None)
@@ -251,15 +252,16 @@ class _Planner:
             have = self._have_ports.get(port.name)
             if have is None or port.name in self._replaced:
                 continue
+            old, new = self._on_its_switch(have), self._on_its_switch(port)
             params: dict[str, Any] = {}
             if port.policy != have.policy:
                 policy = port.policy
                 params = {"policy": policy.kind, "spin_us": policy.spin_us, "sleep_us": policy.sleep_us}
-            for key in sorted(_LIVE - {"policy"}):
-                if getattr(port, key) != getattr(have, key):
+            for key in sorted(_live(port) - {"policy"}):
+                if getattr(new, key) != getattr(old, key):
                     params |= port.model_dump(include={key})
             if params:
-                why = _differences(self._on_its_switch(have), self._on_its_switch(port))
+                why = _differences(old, new)
                 yield Step("set-port", port.name, params, why)
 
     def _deletions(self, names: set[str]) -> Iterable[Step]:
@@ -270,6 +272,11 @@ class _Planner:
         for switch in self._actual.switches:
             if switch.name in names:
                 yield Step("del-switch", switch.name, {}, why, self._gone[switch.name])
+
+
+def _live(port: PortConfig) -> frozenset[str]:
+    """A region, which the peer has mapped, says which MTU its port has."""
+    return _LIVE if port.kind in RING_KINDS else _LIVE | {"mtu"}
 
 
 def _add_switch(switch: SwitchConfig, needs: Needs | None = None) -> Step:

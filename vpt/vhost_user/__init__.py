@@ -33,6 +33,7 @@ from vpt.vhost_user.messages import (
     Rule,
     RuleError,
     VringAddr,
+    VringArea,
     VringFd,
     VringState,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "RuleError",
     "VirtioFeature",
     "VringAddr",
+    "VringArea",
     "VringFd",
     "VringState",
     "close_fds",

@@ -14,6 +14,8 @@ class ProtocolFeature(IntFlag):
     NET_MTU = 1 << 4
     BACKEND_REQ = 1 << 5
     CONFIG = 1 << 9
+    BACKEND_SEND_FD = 1 << 10
+    HOST_NOTIFIER = 1 << 11
     INFLIGHT_SHMFD = 1 << 12
     RESET_DEVICE = 1 << 13
     INBAND_NOTIFICATIONS = 1 << 14

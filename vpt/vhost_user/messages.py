@@ -121,6 +121,7 @@ class BackendRequest(IntEnum):
     """Back-end to front-end requests, on the socket of SET_BACKEND_REQ_FD."""
 
     CONFIG_CHANGE_MSG = 2
+    VRING_HOST_NOTIFIER_MSG = 3
     VRING_CALL = 4
     VRING_ERR = 5
 
@@ -219,6 +220,21 @@ class VringFd(Payload):
         """One descriptor, unless NOFD."""
         if count != (0 if self.nofd else 1):
             raise RuleError(Rule.BAD_FD_COUNT, f"{count} with NOFD {'set' if self.nofd else 'clear'}")
+
+
+@dataclass(frozen=True, slots=True)
+class VringArea(VringFd):
+    """A ring, and where in a file the page is that its kicks shall go to; with NOFD, that there is none."""
+
+    WIRE: ClassVar[Struct] = Struct("=QQQ")
+    size: int
+    offset: int
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """Refuses the bits of the first number that have no meaning."""
+        value, size, offset = cls.WIRE.unpack(data)
+        return cls(VringFd.unpack(VringFd.WIRE.pack(value)).value, size, offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,6 +510,12 @@ SPECS: Mapping[int, MessageSpec] = MappingProxyType({int(spec.request): spec for
 
 _BACKEND_SPECS = (
     MessageSpec(BackendRequest.CONFIG_CHANGE_MSG, needs=_F.CONFIG),
+    MessageSpec(
+        BackendRequest.VRING_HOST_NOTIFIER_MSG,
+        VringArea,
+        fds=(0, 1),
+        needs=_F.HOST_NOTIFIER | _F.BACKEND_SEND_FD,
+    ),
     MessageSpec(BackendRequest.VRING_CALL, VringState, needs=_F.INBAND_NOTIFICATIONS),
     MessageSpec(BackendRequest.VRING_ERR, VringState, needs=_F.INBAND_NOTIFICATIONS),
 )

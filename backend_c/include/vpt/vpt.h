@@ -234,6 +234,8 @@ int vpt_port_add(vpt_switch *sw, const struct vpt_port_opts *opts, vpt_port **ou
 void vpt_port_del(vpt_port *p);
 uint32_t vpt_port_id(const vpt_port *p);          /* unique within the engine, never reused while it lives */
 int vpt_port_set_policy(vpt_port *p, const struct vpt_policy *policy);
+/* Longest packet that its peer may send, and gets. -EINVAL: not 68..65535; -ENOTSUP: written down in the peer's region. */
+int vpt_port_set_mtu(vpt_port *p, uint32_t mtu);
 /* Administrative link state. Down: nothing is delivered, nothing taken. Ring peers are told by a CFG interrupt. */
 int vpt_port_set_link(vpt_port *p, int up);
 /*
@@ -394,6 +396,11 @@ int vpt_vhost_vring_enable(vpt_port *p, uint32_t index, int enable);
 /* Replace the notification fds of a running ring. Waits for workers. */
 int vpt_vhost_vring_set_kick(vpt_port *p, uint32_t index, int32_t fd);
 int vpt_vhost_vring_set_call(vpt_port *p, uint32_t index, int32_t fd);
+/*
+ * Kicks of this ring may end in a page of the guest's (a host notifier), where nobody hears them: whoever serves it looks now and
+ * then, as if it had no kick fd, whatever the port's policy. Until that is taken back, or a reset. Waits for workers.
+ */
+int vpt_vhost_vring_unheard(vpt_port *p, uint32_t index, int unheard);
 
 /*
  * The dirty log of live migration (VHOST_F_LOG_ALL): a bit for each 4 KiB of guest-physical address space, in a file of the

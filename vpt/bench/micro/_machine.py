@@ -55,6 +55,8 @@ def _virtio_net(nic: VhostUser, machine: Machine, qemu: Qemu) -> list[str]:
     else:
         vectors = 3 if machine.accel == "kvm" or qemu.tcg_vhost_msix else 0
         device = ["-device", f"virtio-net-pci,{common},disable-legacy=on,romfile=,vectors={vectors}"]
+        if nic.doorbell_pages:
+            device[-1] += ",page-per-vq=on"
     return [
         "-chardev", f"socket,id=peer,path={option_value(nic.socket)}",
         "-netdev", "vhost-user,id=net,chardev=peer",

@@ -3,13 +3,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from vpt.daemon.ratelimit import PortLog
     from vpt.dataplane import Event
 
-__all__ = ["Transport", "say_broken"]
+__all__ = ["Settings", "Transport", "say_broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What may change of a port while its peer is there, and concerns that peer.
+
+    mtu: the longest IP packet. link_up: the administrative link. polls: the policy asks for no kicks.
+    """
+
+    mtu: int
+    link_up: bool = True
+    polls: bool = False
 
 
 def say_broken(log: PortLog, event: Event) -> None:
@@ -29,8 +42,8 @@ class Transport(Protocol):
     def on_event(self, event: Event) -> None:
         """An event of this port from the data plane."""
 
-    def set_link(self, up: bool) -> None:
-        """The data plane knows of the port's administrative link: tell a peer that it cannot reach."""
+    def adapt(self, settings: Settings) -> None:
+        """Settings have changed, as the data plane knows: tell a peer what it cannot see there."""
 
     def describe(self) -> dict[str, Any]:
         """State and counters, ready for JSON."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.shelf import Holder, Record
 from vpt.daemon.sockets import close_fds
-from vpt.daemon.transports.base import say_broken
+from vpt.daemon.transports.base import Settings, say_broken
 from vpt.daemon.transports.peer import Bundle
 from vpt.dataplane import EventType, Reason, RegionOptions, region_create, vec_count
 from vpt.errors import VptError
@@ -127,7 +127,7 @@ class RingTransport:
             self._log.info("driver reset")
         self._ready = ready
 
-    def set_link(self, up: bool) -> None:
+    def adapt(self, settings: Settings) -> None:
         """Nothing to add to what the data plane does."""
 
     def describe(self) -> dict[str, Any]:

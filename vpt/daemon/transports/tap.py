@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from vpt.daemon.ratelimit import PortLog
-from vpt.daemon.transports.base import say_broken
+from vpt.daemon.transports.base import Settings, say_broken
 from vpt.dataplane import Feature
 from vpt.errors import DataplaneError, ExistsError, MissingError, UsageError
 
@@ -72,7 +72,7 @@ class TapTransport:
     def on_event(self, event: Event) -> None:
         say_broken(self._log, event)
 
-    def set_link(self, up: bool) -> None:
+    def adapt(self, settings: Settings) -> None:
         """Nothing to add to what the data plane does."""
 
     def describe(self) -> dict[str, Any]:

@@ -13,10 +13,12 @@ import asyncio
 import os
 import socket
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.sockets import Listener, listen_unix, peer_credentials
+from vpt.daemon.transports.base import Settings
 from vpt.daemon.transports.vhost import Memory, Negotiated, Reply, Session, process_of
 from vpt.daemon.watched import WatchedListener
 from vpt.dataplane import EventType
@@ -148,11 +150,12 @@ class VhostUserTransport:
 
     port: of kind vhost-user, with at least max_pairs queue pairs; nobody else may use its vhost functions.
     socket_path: where to listen; replace_stale: a socket there that nobody listens on is our own. log:
-    rate-limited, as PortLog is, since peers can cause its lines. mtu: the largest that a front-end may set.
-    mac, link_up: what the configuration space says, to front-ends that have none of their own. in_band: offer
+    rate-limited, as PortLog is, since peers can cause its lines. settings: those of the port that may change;
+    mac: what the configuration space says, to front-ends that have none of their own. in_band: offer
     in-band notifications, which QEMU accepts without having them.
     message_timeout_s: how long a message may take to arrive, or a reply to be taken. memory: where what was
-    negotiated is remembered, none: nowhere. watch_s: how often to look after the socket's file.
+    negotiated is remembered, none: nowhere. watch_s: how often to look after the socket's file. calm_s: how
+    long nothing has to change before a page for kicks is given.
 
     All methods are for the event loop's thread. Embeddable: needs no daemon, only someone who passes the
     engine's events of this port to on_event().
@@ -165,9 +168,8 @@ class VhostUserTransport:
         socket_path: str | os.PathLike[str],
         log: PortLog,
         max_pairs: int,
-        mtu: int,
+        settings: Settings,
         mac: bytes | None = None,
-        link_up: bool = True,
         in_band: bool = False,
         socket_mode: int = 0o660,
         group: int | None = None,
@@ -175,20 +177,22 @@ class VhostUserTransport:
         message_timeout_s: float = 10.0,
         memory: Memory | None = None,
         watch_s: float = 2.0,
+        calm_s: float = 1.0,
     ) -> None:
         self._port = port
         self._path = os.fspath(socket_path)
         self._log = log
         self._max_pairs = max_pairs
-        self._mtu = mtu
         self._mac = mac
-        self._link_up = link_up
+        self._settings = settings
         self._in_band = in_band
         self._mode = socket_mode
         self._group = group
         self._replace_stale = replace_stale
         self._timeout_s = message_timeout_s
         self._memory = memory
+        self._calm_s = calm_s
+        self._last = memory.recall() if memory is not None else None
         self._socket = WatchedListener(self._listen, self._accept, log, every_s=watch_s)
         self._client: _Connection | None = None
         self._problem: str | None = None  # why the front-end that wants to come back can't
@@ -223,11 +227,11 @@ class VhostUserTransport:
             event.detail,
         )
 
-    def set_link(self, up: bool) -> None:
-        """The port's link was set: a front-end that asks for the configuration is told."""
-        self._link_up = up
+    def adapt(self, settings: Settings) -> None:
+        """Settings have changed: a front-end that has something to do with them is told."""
+        self._settings = settings
         if self._client is not None:
-            self._client.session.set_link(up)
+            self._client.session.adapt(settings)
 
     def describe(self) -> dict[str, Any]:
         """State and counters, ready for JSON."""
@@ -287,12 +291,14 @@ class VhostUserTransport:
         session = Session(
             self._port,
             max_pairs=self._max_pairs,
-            mtu=self._mtu,
+            settings=self._settings,
             mac=self._mac,
-            link_up=self._link_up,
             in_band=self._in_band,
             counters=self._counters,
-            on_features=lambda features: self._remember(process, features),
+            on_features=lambda features: self._remember(process, features=features),
+            pages_refused=self._known(process).pages_refused,
+            on_pages_refused=lambda: self._pages_refused(process),
+            calm_s=self._calm_s,
         )
         if self._lacks(process, session.offered):
             session.close()
@@ -304,8 +310,7 @@ class VhostUserTransport:
 
     def _lacks(self, process: str | None, offered: int) -> bool:
         """Is this front-end's guest using features that are not offered any more? Then it is refused."""
-        had = self._memory.recall() if self._memory is not None else None
-        lost = had.features & ~offered if had is not None and had.process == process else 0
+        lost = self._known(process).features & ~offered
         self._problem = None
         if not lost:
             return False
@@ -318,11 +323,23 @@ class VhostUserTransport:
         )
         return True
 
-    def _remember(self, process: str | None, features: int) -> None:
-        if self._memory is None or process is None:
+    def _known(self, process: str | None) -> Negotiated:
+        """What this process has negotiated before; nothing, if it is hidden or another one."""
+        if process is not None and self._last is not None and self._last.process == process:
+            return self._last
+        return Negotiated(process or "")
+
+    def _pages_refused(self, process: str | None) -> None:
+        self._counters["pages_refused"] += 1
+        self._log.info("the front-end has no place for a page; virtio-net-pci: page-per-vq=on")
+        self._remember(process, pages_refused=True)
+
+    def _remember(self, process: str | None, **what: Any) -> None:
+        now = replace(self._known(process), **what)
+        if process is None or now == self._last:
             return
-        now = Negotiated(process, features)
-        if now == self._memory.recall():
+        self._last = now
+        if self._memory is None:
             return
         try:
             self._memory.remember(now)

@@ -27,7 +27,8 @@ LINK_UP = 1
 
 def net_config(state: State) -> bytes:
     """struct virtio_net_config up to the MTU; speed and the rest are not offered."""
-    fields = pack("<6sHHH", state.mac or bytes(6), LINK_UP * state.link_up, state.max_pairs, state.mtu_limit)
+    settings = state.settings
+    fields = pack("<6sHHH", state.mac or bytes(6), LINK_UP * settings.link_up, state.max_pairs, settings.mtu)
     return fields.ljust(SPACE, b"\0")
 
 

@@ -43,8 +43,8 @@ def _get_status(state: State, _message: Message) -> Payload:
 
 def _net_set_mtu(state: State, message: Message) -> None:
     value = u64_of(message)
-    if not MIN_MTU <= value <= state.mtu_limit:
-        raise RuleError(Rule.BAD_VALUE, f"MTU {value}, {MIN_MTU}..{state.mtu_limit} allowed")
+    if not MIN_MTU <= value <= state.settings.mtu:
+        raise RuleError(Rule.BAD_VALUE, f"MTU {value}, {MIN_MTU}..{state.settings.mtu} allowed")
     state.mtu = value
 
 

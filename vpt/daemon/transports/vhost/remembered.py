@@ -23,10 +23,14 @@ _MAX_SIZE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """Who negotiated (process_of() of the front-end), and which virtio features."""
+    """Who negotiated (process_of() of the front-end), and which virtio features.
+
+    pages_refused: it has refused a page for its kicks.
+    """
 
     process: str
-    features: int
+    features: int = 0
+    pages_refused: bool = False
 
 
 def process_of(pid: int) -> str | None:
@@ -59,5 +63,6 @@ class Memory:
     def remember(self, negotiated: Negotiated) -> None:
         """In the place of what there was; whole or not at all."""
         beside = self._path.with_suffix(".new")
-        beside.write_text(json.dumps({"schema": _SCHEMA, **asdict(negotiated)}))
+        content = {key: value for key, value in asdict(negotiated).items() if value is not False}
+        beside.write_text(json.dumps({"schema": _SCHEMA, **content}))
         os.replace(beside, self._path)

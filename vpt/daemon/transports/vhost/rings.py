@@ -135,6 +135,7 @@ def start(state: State, ring: Ring, kick_fd: int) -> None:
     with port_refuses(Rule.BAD_RING, f"ring {ring.index}", or_by={errno.EILSEQ: Rule.BAD_INFLIGHT}):
         state.port.vring_start(ring.index, vring)
     ring.running = True
+    state.pages.ring_started(ring.index)
 
 
 GROUP = Group(

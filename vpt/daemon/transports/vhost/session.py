@@ -17,6 +17,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
+from vpt.daemon.transports.base import Settings
 from vpt.daemon.transports.vhost import (
     announce,
     backend,
@@ -77,7 +78,9 @@ _ACK = U64(0)
 class Session:
     """Back-end side of one connection. The caller resets the port before the first and after the last one.
 
-    on_features: told what the front-end has accepted, each time.
+    on_features: told what the front-end has accepted, each time. pages_refused: it has refused a page for its
+    kicks in an earlier connection; on_pages_refused: told when it does.
+    calm_s: how long nothing has to change before it is given one.
     """
 
     def __init__(
@@ -85,22 +88,26 @@ class Session:
         port: Port,
         *,
         max_pairs: int,
-        mtu: int,
+        settings: Settings,
         counters: Counter[str],
         mac: bytes | None = None,
-        link_up: bool = True,
         in_band: bool = False,
         on_features: Callable[[int], None] = lambda _features: None,
+        pages_refused: bool = False,
+        on_pages_refused: Callable[[], None] = lambda: None,
+        calm_s: float = 1.0,
     ) -> None:
         self._counters = counters
         self._state = State(
             port,
             offered_protocol=OFFERED_PROTOCOL if in_band else OFFERED_PROTOCOL & ~_ON_REQUEST,
+            settings=settings,
             max_pairs=max_pairs,
-            mtu=mtu,
             mac=mac,
-            link_up=link_up,
             on_features=on_features,
+            pages_refused=pages_refused,
+            on_pages_refused=on_pages_refused,
+            calm_s=calm_s,
         )
 
     @property
@@ -112,10 +119,15 @@ class Session:
         """Let go of the descriptors."""
         self._state.close()
 
-    def set_link(self, up: bool) -> None:
-        """The port's link was set; the front-end is told, if it keeps its configuration here."""
-        self._state.link_up = up
-        config.tell_changed(self._state)
+    def adapt(self, settings: Settings) -> None:
+        """The port's settings have changed; the front-end is told what concerns it."""
+        state = self._state
+        before = config.net_config(state)
+        was, state.settings = state.settings, settings
+        if config.net_config(state) != before:
+            config.tell_changed(state)
+        if settings.polls != was.polls:
+            state.pages.policy_set(settings.polls)
 
     def tell_broken(self, pair: int) -> None:
         """Tell the front-end that rings of this pair broke."""
@@ -135,6 +147,7 @@ class Session:
                     "num": r.num,
                     "enabled": r.enabled or state.always_enabled,
                     "running": r.running,
+                    "kicks_to_page": r.index in state.pages.out,
                 }
                 for r in state.rings
                 if r.num

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from vpt.daemon.transports.base import Settings
+from vpt.daemon.transports.vhost.pages import OFFERS as PAGES
+from vpt.daemon.transports.vhost.pages import Pages
 from vpt.dataplane import vhost_features
 from vpt.errors import DataplaneError
 from vpt.vhost_user import (
@@ -96,20 +99,28 @@ class State:
         self,
         port: Port,
         *,
+        settings: Settings,
         offered_protocol: int,
         max_pairs: int,
-        mtu: int,
         mac: bytes | None = None,
-        link_up: bool = True,
         on_features: Callable[[int], None],
+        pages_refused: bool = False,
+        on_pages_refused: Callable[[], None] = lambda: None,
+        calm_s: float = 1.0,
     ) -> None:
         self.on_features = on_features
         self.port = port
-        self.offered_protocol = int(offered_protocol)
-        self.mtu_limit = mtu
+        self.settings = settings
+        self.pages = Pages(
+            self,
+            polls=settings.polls,
+            refused=pages_refused,
+            on_refused=on_pages_refused,
+            calm_s=calm_s,
+        )
+        self.offered_protocol = int(offered_protocol) & ~(0 if self.pages.offered else int(PAGES))
         self.max_pairs = max_pairs
         self.mac = mac
-        self.link_up = link_up
         self.offered = vhost_features() | VirtioFeature.PROTOCOL_FEATURES.value
         if mac is None:
             self.offered &= ~int(VirtioFeature.MAC)
@@ -154,6 +165,7 @@ class State:
             ring.set_err(-1)
         if self.channel is not None:
             self.channel.close()
+        self.pages.close()
         self.drop_transfer()
 
     def drop_transfer(self) -> None:
