@@ -179,7 +179,7 @@ CASES = {
         attach("brief"), 1, "domain is not running", "virsh domstate", ends_meanwhile
     ),
     "a file at the socket's path": Case(
-        attach("left"), 1, "exists and is not a socket", "--socket", taken_by_a_file
+        attach("left"), 1, "exists and is not a socket", "another name for the port", taken_by_a_file
     ),
     "a program at the socket's path": Case(
         attach("left"), 1, "another program listens on", "ss -xlp", taken_by_a_program
@@ -195,7 +195,7 @@ CASES = {
     "no such switch": Case(attach("left", switch="nosuch"), 1, "no switch 'nosuch'", "vpt switch add"),
     "a name that is none": Case(attach("left", "--port", "x" * 32), 2, "1 to 31 letters", ""),
     "a name that a switch has": Case(
-        attach("left", "--port", "sw0"), 1, "there is a switch 'sw0' already", "vpt show sw0"
+        attach("left", "--port", "sw0"), 1, "there is a switch 'sw0' already", "--port"
     ),
     "a multicast address": Case(attach("left", "--mac", "01:00:00:00:00:01"), 2, "multicast", ""),
     "an address that the domain has": Case(
@@ -203,7 +203,8 @@ CASES = {
         "two devices with the MAC address", "--mac", other_network_card,
     ),
     "a port that the domain has": Case(
-        attach("left", "--port", "left"), 1, "has a port 'left' already", "--port", other_network_card
+        attach("left", "--port", "left", "--pairs", "2"), 1,
+        "has a port 'left' already, with other settings", "--port", other_network_card,
     ),
     "more slots than fit": Case(
         attach("right", *PASSTHROUGH, "--slots", "4096"), 1, "do not fit", "--slots"

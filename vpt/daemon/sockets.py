@@ -178,7 +178,8 @@ def _bind_error(path: str, error: OSError) -> Exception:
         found = os.stat(path, follow_symlinks=False)
         if not stat.S_ISSOCK(found.st_mode):
             return ExistsError(
-                f"{path} exists and is not a socket", hint="choose another path for the socket"
+                f"{path} exists and is not a socket",
+                hint="choose another path for the socket, or another name for the port",
             )
         if found.st_uid != os.geteuid():
             return ExistsError(
@@ -191,7 +192,8 @@ def _bind_error(path: str, error: OSError) -> Exception:
             )
         return ExistsError(f"another program listens on {path}", hint=f"see which: ss -xlp | grep {path}")
     return ConflictError(
-        f"can't listen on {path}: {error.strerror}", hint="choose another path for the socket"
+        f"can't listen on {path}: {error.strerror}",
+        hint="choose another path for the socket, or another name for the port",
     )
 
 

@@ -163,11 +163,12 @@ def make_plug(vptd: Client, request: Request, vm: str, *, small: bool) -> Plug:
     if request.packed and request.kind != "vhost-user":
         raise UsageError("packed virtqueues are for vhost-user ports", hint="leave out --packed or --kind")
     status, everything = vptd.call("daemon.status"), vptd.call("port.list")
-    taken = {port["name"] for port in everything["ports"]}
-    name = request.port or free_name(vm, taken)
+    taken = {found["name"]: "switch" for found in vptd.call("switch.list")["switches"]}
+    taken |= {port["name"]: "port" for port in everything["ports"]}
+    name = request.port or free_name(vm, set(taken))
     if name in taken and not request.existing:
         raise ExistsError(
-            f"there is a port {name!r} already",
+            f"there is a {taken[name]} {name!r} already",
             hint=f"choose another name: --port; see whose it is: vpt show {name}",
         )
     settings = {"mac": random_mac(), **request.settings}
@@ -261,8 +262,10 @@ def add_to_vptd(vptd: Client, plug: Plug, owner: str) -> None:
     try:
         vptd.call("port.add", name=plug.name, switch=plug.switch, kind=plug.kind, owner=owner, **settings)
     except UsageError as error:
-        # vptd names its own method, which is for programs.
-        raise UsageError(error.message, hint="vpt attach --help") from None
+        # Of what the method takes, which is for programs, people see the options.
+        if "vpt daemon methods" in (error.hint or ""):
+            raise UsageError(error.message, hint="vpt attach --help") from None
+        raise
 
 
 def _is_valid(xml: str) -> bool:
