@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -38,21 +39,25 @@ class RateLimit:
 
 
 class PortLog(logging.LoggerAdapter[logging.Logger]):
-    """Logger of one port: names it in front of each line, and lets only so many through."""
+    """Logger of one port: names it in front of each line, and lets only so many of each level through.
 
-    def __init__(self, logger: logging.Logger, name: str, limit: RateLimit | None = None) -> None:
+    Each level has a limit of its own, so that a peer that comes and goes without end does not hide its faults
+    behind that, nor with those an error of ours.
+    """
+
+    def __init__(self, logger: logging.Logger, name: str) -> None:
         super().__init__(logger, {"port": name})
         self._name = name
-        self._limit = limit or RateLimit()
+        self._limits: defaultdict[int, RateLimit] = defaultdict(RateLimit)
         self._note = ""
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         if not self.isEnabledFor(level):
             return
-        suppressed = self._limit.admit()
+        suppressed = self._limits[level].admit()
         if suppressed is None:
             return
-        self._note = f" ({suppressed} lines left out)" if suppressed else ""
+        self._note = f" ({suppressed} like it left out)" if suppressed else ""
         super().log(level, msg, *args, **kwargs)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
