@@ -183,7 +183,7 @@ uint32_t vpti_deliver(struct vpti_worker *w, struct vpti_txq *from, struct vpt_p
 	for (i = 0; vpti_unlikely(vlans) && i < n; i++)
 		vpti_vlan_untag(list[i]);
 	vpti_worker_dirty(w, q);
-	vpti_port_check_memory(to, q->index);
+	vpti_rxq_check_memory(q);
 	if (vpti_unlikely(done < n) && !may_wait) {
 		vpti_count_rx(q, VPT_C_RX_DROP_FULL, n - done);
 		done = n;

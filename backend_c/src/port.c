@@ -229,17 +229,28 @@ void vpti_port_stop(struct vpt_port *p)
 
 /* ---- breakdown ---- */
 
-void vpti_port_break(struct vpt_port *p, uint32_t reason, uint32_t queue, uint64_t detail)
+static void port_break(struct vpt_port *p, uint32_t reason, struct vpt_event ev)
 {
-	struct vpt_event ev = { .type = VPT_EVENT_BROKEN, .port_id = p->id, .queue = queue, .detail = detail };
 	uint32_t none = VPT_REASON_NONE;
 
 	/* Zeros in place of memory that vanished look like other faults: an index that went back, a descriptor of nothing. */
 	if (VPTI_READ(p->sigbus))
 		reason = VPT_REASON_SIGBUS;
+	ev.type = VPT_EVENT_BROKEN;
+	ev.port_id = p->id;
 	ev.reason = reason;
 	if (__atomic_compare_exchange_n(&p->broken, &none, reason, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		vpti_events_post(&p->engine->events, &ev);
+}
+
+void vpti_txq_break(struct vpti_txq *q, uint32_t reason, uint64_t detail)
+{
+	port_break(q->port, reason, (struct vpt_event){ .queue = q->index, .detail = detail });
+}
+
+void vpti_rxq_break(struct vpti_rxq *q, uint32_t reason, uint64_t detail)
+{
+	port_break(q->port, reason, (struct vpt_event){ .queue = q->index, .rx = 1, .detail = detail });
 }
 
 void vpti_port_taken_down(struct vpt_port *p)

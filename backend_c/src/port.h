@@ -71,7 +71,7 @@ struct vpti_room {
 /**
  * struct vpti_txq_ops - the peer transmits, one worker takes
  * @take:	fill a burst with what the peer has published, without giving anything back; entries that are not to be forwarded have
- *		dst VPTI_DST_DROP. Malformed input: vpti_port_break() and what was good so far
+ *		dst VPTI_DST_DROP. Malformed input: vpti_txq_break() and what was good so far
  * @release:	give the first n packets of the burst back to the peer (n may be less than taken: the rest is taken again)
  * @arm:	C1 of notify.h: ask for a kick on the next packet
  * @pending:	C3: is there anything to take?
@@ -192,8 +192,9 @@ void vpti_port_stop(struct vpt_port *p);           /* all queues; waits for work
 int vpti_port_replan(struct vpt_port *p);          /* of all that serve it, after a change; waits for workers */
 void vpti_port_revive(struct vpt_port *p);
 
-/* Any worker: take a port down. The first reason wins. */
-void vpti_port_break(struct vpt_port *p, uint32_t reason, uint32_t queue, uint64_t detail);
+/* Any worker: take a port down, for what was seen on this queue of it. The first reason wins. */
+void vpti_txq_break(struct vpti_txq *q, uint32_t reason, uint64_t detail);
+void vpti_rxq_break(struct vpti_rxq *q, uint32_t reason, uint64_t detail);
 
 /* Control thread, once per breakdown: stop the queues, count, tell the peer. */
 void vpti_port_taken_down(struct vpt_port *p);
@@ -221,10 +222,16 @@ static inline void vpti_rxq_unlock(struct vpti_rxq *q)
 }
 
 /* After touching a peer's memory: did any of it vanish? */
-static inline void vpti_port_check_memory(struct vpt_port *p, uint32_t queue)
+static inline void vpti_txq_check_memory(struct vpti_txq *q)
 {
-	if (vpti_unlikely(VPTI_READ(p->sigbus)))
-		vpti_port_break(p, VPT_REASON_SIGBUS, queue, 0);
+	if (vpti_unlikely(VPTI_READ(q->port->sigbus)))
+		vpti_txq_break(q, VPT_REASON_SIGBUS, 0);
+}
+
+static inline void vpti_rxq_check_memory(struct vpti_rxq *q)
+{
+	if (vpti_unlikely(VPTI_READ(q->port->sigbus)))
+		vpti_rxq_break(q, VPT_REASON_SIGBUS, 0);
 }
 
 extern const struct vpti_kind_ops vpti_kind_ring, vpti_kind_vhost, vpti_kind_tap, vpti_kind_null;

@@ -46,7 +46,7 @@ static bool read_packet(struct tap_txq *t)
 	if (n < (ssize_t)sizeof(struct vpt_vnet_hdr)) {
 		t->q.ready = false; /* until epoll says otherwise */
 		if (n < 0 && errno != EAGAIN && errno != EIO && errno != EINTR) /* EIO: the interface is down */
-			vpti_port_break(t->q.port, VPT_REASON_IO, t->q.index, (uint64_t)errno);
+			vpti_txq_break(&t->q, VPT_REASON_IO, (uint64_t)errno);
 		return false;
 	}
 	t->len[t->end++] = n;

@@ -330,12 +330,14 @@ static int take_up_record(struct vpt_port *p, uint32_t index)
 		return -EILSEQ;
 	if (region && layout->resume(v, region, area->queue_size))
 		return -EILSEQ;
-	vpti_port_check_memory(p, index / 2); /* the file may have been cut while we read it */
 	v->inflight.region = region;
-	if (is_tx(index))
+	if (is_tx(index)) {
 		p->txq[index / 2]->ops = region ? layout->recorded_tx : layout->tx;
-	else
+		vpti_txq_check_memory(p->txq[index / 2]); /* the file may have been cut while we read it */
+	} else {
 		p->rxq[index / 2]->ops = region ? layout->recorded_rx : layout->rx;
+		vpti_rxq_check_memory(p->rxq[index / 2]);
+	}
 	return 0;
 }
 

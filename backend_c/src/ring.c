@@ -91,7 +91,7 @@ static void ring_take(struct vpti_txq *q, struct vpti_burst *b)
 	if (head == r->seen && head == r->cur)
 		return;
 	if (vpti_unlikely(head >= r->n)) {
-		vpti_port_break(q->port, VPT_REASON_BAD_INDEX, q->index, head);
+		vpti_txq_break(q, VPT_REASON_BAD_INDEX, head);
 		return;
 	}
 	avail = distance(r, at, head);
@@ -99,7 +99,7 @@ static void ring_take(struct vpti_txq *q, struct vpti_burst *b)
 		int used = take_one(t, b, at, avail);
 
 		if (vpti_unlikely(used < 0)) {
-			vpti_port_break(q->port, (uint32_t)-used, q->index, at);
+			vpti_txq_break(q, (uint32_t)-used, at);
 			break;
 		}
 		if (vpti_unlikely(!used))
@@ -190,7 +190,7 @@ static uint32_t reserve(struct vpti_ring_rxq *x, struct vpti_room *room, struct 
 	uint32_t at = r->tail, free_slots, i;
 
 	if (vpti_unlikely(head >= r->n)) {
-		vpti_port_break(x->q.port, VPT_REASON_BAD_INDEX, x->q.index, head);
+		vpti_rxq_break(&x->q, VPT_REASON_BAD_INDEX, head);
 		return 0;
 	}
 	free_slots = distance(r, at, head ? head - 1 : r->n - 1);
@@ -208,7 +208,7 @@ static uint32_t reserve(struct vpti_ring_rxq *x, struct vpti_room *room, struct 
 			uint32_t idx = VPTI_READ(r->slot[at].buf_idx);
 
 			if (vpti_unlikely(idx >= r->num_bufs || idx < 2)) {
-				vpti_port_break(x->q.port, VPT_REASON_BAD_SLOT, x->q.index, at);
+				vpti_rxq_break(&x->q, VPT_REASON_BAD_SLOT, at);
 				return i;
 			}
 			room->run[room->nrun++] = (struct vpti_run){ r->bufs + (size_t)idx * r->buf_size, k };

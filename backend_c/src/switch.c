@@ -305,7 +305,7 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 	b->nfrag = 0;
 	q->waiting = false;
 	q->ops->take(q, b);
-	vpti_port_check_memory(q->port, q->index);
+	vpti_txq_check_memory(q);
 	if (!b->n)
 		return 0;
 	vpti_count(q->c, VPT_C_TX_BATCHES, 1);

@@ -305,7 +305,7 @@ VPTI_INLINE uint32_t vpti_virtq_reserve(struct vpti_virtq_rxq *x, struct vpti_ro
 		return 0;
 	}
 	if (vpti_unlikely(budget < 0)) {
-		vpti_port_break(x->q.port, VPT_REASON_BAD_INDEX, x->q.index, (uint64_t)~budget);
+		vpti_rxq_break(&x->q, VPT_REASON_BAD_INDEX, (uint64_t)~budget);
 		*why = VPTI_FIT_BROKEN;
 		return 0;
 	}

@@ -325,7 +325,7 @@ static void packed_take(struct vpti_txq *q, struct vpti_burst *b)
 	}
 	v->near = near;
 	if (vpti_unlikely(rc < 0))
-		vpti_port_break(q->port, (uint32_t)-rc, q->index, index_of(v, at));
+		vpti_txq_break(q, (uint32_t)-rc, index_of(v, at));
 	vpti_gather_end_all(q, b, header);
 }
 
@@ -452,7 +452,7 @@ VPTI_OUTLINE enum vpti_fit packed_fit(struct vpti_virtq_rxq *x, struct vpti_room
 		s.got = 0;
 		rc = walk(v, at, flags, VPTI_DESC_WRITE, vpti_scatter_piece, &s, &id, &count, &steps);
 		if (vpti_unlikely(rc < 0)) {
-			vpti_port_break(x->q.port, (uint32_t)-rc, x->q.index, index_of(v, at));
+			vpti_rxq_break(&x->q, (uint32_t)-rc, index_of(v, at));
 			return VPTI_FIT_BROKEN;
 		}
 		if (vpti_unlikely(rc & VPTI_ROOM_FULL))

@@ -198,7 +198,7 @@ static void split_take(struct vpti_txq *q, struct vpti_burst *b)
 	if (n == 0)
 		return;
 	if (vpti_unlikely(n < 0)) {
-		vpti_port_break(q->port, VPT_REASON_BAD_INDEX, q->index, (uint64_t)~n);
+		vpti_txq_break(q, VPT_REASON_BAD_INDEX, (uint64_t)~n);
 		return;
 	}
 	n = VPTI_MIN(n, (int)VPTI_BURST);
@@ -215,9 +215,9 @@ static void split_take(struct vpti_txq *q, struct vpti_burst *b)
 	}
 	v->near = near;
 	if (vpti_unlikely(rc < 0))
-		vpti_port_break(q->port, (uint32_t)-rc, q->index, head[i]);
+		vpti_txq_break(q, (uint32_t)-rc, head[i]);
 	else if (vpti_unlikely(i < (uint32_t)n && rc))
-		vpti_port_break(q->port, VPT_REASON_BAD_DESC, q->index, head[good]);
+		vpti_txq_break(q, VPT_REASON_BAD_DESC, head[good]);
 	vpti_gather_end_all(q, b, header);
 }
 
@@ -341,7 +341,7 @@ VPTI_OUTLINE enum vpti_fit split_fit(struct vpti_virtq_rxq *x, struct vpti_room 
 		if (vpti_likely(head < v->num))
 			rc = walk(v, read_desc(&v->desc[head]), VPTI_DESC_WRITE, vpti_scatter_piece, &s, &steps);
 		if (vpti_unlikely(rc < 0)) {
-			vpti_port_break(x->q.port, (uint32_t)-rc, x->q.index, head);
+			vpti_rxq_break(&x->q, (uint32_t)-rc, head);
 			return VPTI_FIT_BROKEN;
 		}
 		if (vpti_unlikely(rc == VPTI_ROOM_FULL))

@@ -108,7 +108,7 @@ class Engine:
         ev = ffi.new("struct vpt_event *")
         if not check(lib.vpt_engine_next_event(self._handle(), ev), "next event"):
             return None
-        return Event(EventType(ev.type), ev.port_id, Reason(ev.reason), ev.queue, ev.detail)
+        return Event(EventType(ev.type), ev.port_id, Reason(ev.reason), ev.queue, bool(ev.rx), ev.detail)
 
     def events(self) -> Iterator[Event]:
         """All events that are waiting."""

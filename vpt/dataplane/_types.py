@@ -144,6 +144,7 @@ class Event:
     port_id: int
     reason: Reason
     queue: int
+    rx: bool
     detail: int
 
 

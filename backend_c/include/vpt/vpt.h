@@ -94,7 +94,8 @@ struct vpt_event {
 	uint32_t type;             /* enum vpt_event_type */
 	uint32_t port_id;          /* vpt_port_id() */
 	uint32_t reason;           /* enum vpt_reason */
-	uint32_t queue;            /* queue pair it was seen on */
+	uint32_t queue;            /* queue pair it was seen on, */
+	uint32_t rx;               /* and whether on its receive queue */
 	uint64_t detail;           /* the offending value: index, address, ... */
 };
 

@@ -27,7 +27,8 @@ class Settings:
 
 def say_broken(log: PortLog, event: Event) -> None:
     """The one line about a port that was taken down."""
-    log.warning("broken: %s queue=%d detail=%#x", event.reason.label, event.queue, event.detail)
+    side = "rx" if event.rx else "tx"
+    log.warning("broken: %s queue=%d %s detail=%#x", event.reason.label, event.queue, side, event.detail)
 
 
 class Transport(Protocol):

@@ -218,12 +218,13 @@ class VhostUserTransport:
         if event.type != EventType.BROKEN or not reason or self._client is None:
             return
         self._counters["broken"] += 1
-        self._client.session.tell_broken(event.queue)
+        ring = 2 * event.queue + (not event.rx)
+        self._client.session.tell_broken(ring)
         self._end(self._client)
         self._log.warning(
-            "port broken, front-end dropped: %s, queue %d, detail %#x",
+            "port broken, front-end dropped: %s, ring %d, detail %#x",
             reason.label,
-            event.queue,
+            ring,
             event.detail,
         )
 

@@ -58,10 +58,9 @@ def forward(state: State) -> None:
             ring.inband_call.forward()
 
 
-def tell_broken(state: State, pair: int) -> None:
-    """Rings of this pair broke; the data plane does not say which."""
-    for ring in state.rings[2 * pair : 2 * pair + 2]:
-        if ring.err_fd >= 0:
-            signal_eventfd(ring.err_fd)
-        elif state.has(ProtocolFeature.INBAND_NOTIFICATIONS) and state.channel is not None:
-            state.channel.request(BackendRequest.VRING_ERR, VringState(ring.index, 0))
+def tell_broken(state: State, ring: Ring) -> None:
+    """This ring broke."""
+    if ring.err_fd >= 0:
+        signal_eventfd(ring.err_fd)
+    elif state.has(ProtocolFeature.INBAND_NOTIFICATIONS) and state.channel is not None:
+        state.channel.request(BackendRequest.VRING_ERR, VringState(ring.index, 0))

@@ -129,9 +129,9 @@ class Session:
         if settings.polls != was.polls:
             state.pages.policy_set(settings.polls)
 
-    def tell_broken(self, pair: int) -> None:
-        """Tell the front-end that rings of this pair broke."""
-        calls.tell_broken(self._state, pair)
+    def tell_broken(self, index: int) -> None:
+        """Tell the front-end that this ring broke."""
+        calls.tell_broken(self._state, self._state.rings[index])
 
     def describe(self) -> dict[str, Any]:
         """What was negotiated and how the rings are, for people and for ``vpt show``."""
