@@ -436,7 +436,7 @@ VPTI_OUTLINE enum vpti_fit packed_fit(struct vpti_virtq_rxq *x, struct vpti_room
 {
 	struct vpti_virtq *v = &x->v;
 	struct vpti_scatter s = { .room = room, .left = len + v->hdr_len };
-	uint32_t at = v->next_avail, used = v->next_used, nused = room->nused, steps = 0;
+	uint32_t at = v->next_avail, used = v->next_used, nused = room->nused, steps = 0, taken = 0;
 
 	(void)budget;
 	do {
@@ -457,6 +457,11 @@ VPTI_OUTLINE enum vpti_fit packed_fit(struct vpti_virtq_rxq *x, struct vpti_room
 		}
 		if (vpti_unlikely(rc & VPTI_ROOM_FULL))
 			return i ? VPTI_FIT_NO_ROOM : VPTI_FIT_TOO_BIG;
+		taken += count;
+		if (vpti_unlikely(taken > v->num)) { /* made available again under our eyes; the record has no room for more */
+			vpti_rxq_break(&x->q, VPT_REASON_BAD_INDEX, index_of(v, at));
+			return VPTI_FIT_BROKEN;
+		}
 		if (vpti_unlikely(s.left && !vpti_may_merge(v, steps)))
 			return VPTI_FIT_TOO_BIG;
 		room->used[nused++] = (struct vpti_used_mark){ .position = used, .len = s.got, .id = id };

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import threading
@@ -302,6 +303,41 @@ def test_q23_garbage_in_the_event_areas_costs_notifications_only(scene: Scene) -
         scene.one.poll()
     assert scene.villain.counters["tx_packets"] == 200
     scene.check(logged=False)
+
+
+def test_q28_a_packet_takes_no_more_descriptors_than_there_are_however_they_flip(scene: Scene) -> None:
+    """A receive ring of one, made available again while a packet looks for a second buffer.
+
+    The record has room for a ring's worth of descriptors, and behind it lies the next queue's.
+    """
+    fe = scene.enter(num=1, features=PLAIN | F.RING_PACKED | F.MRG_RXBUF, buffer_size=256)
+    fe.start(record=True, fill=0)
+    assert fe.record is not None
+    rx = packed(fe.pairs[0].rx)
+    rx.put(0, fe.pairs[0].rx_buffers, 256, WRITE | USED, 0)
+    over = False
+
+    def flip() -> None:
+        at = rx.desc + 14
+        while not over:
+            fe.memory.store16(at, WRITE | AVAIL)
+            fe.memory.store16(at, WRITE | USED)
+
+    with mmap.mmap(fe.record.fd, fe.record.info.mmap_size) as record:
+        others = record[64:]
+        thread = threading.Thread(target=flip)
+        thread.start()
+        try:
+            for n in range(3000):
+                scene.one.transmit(frame(BROADCAST, MAC_A, n, 400))
+                scene.two.poll()
+                if not scene.villain.describe["connected"]:
+                    break
+        finally:
+            over = True
+            thread.join()
+        assert record[64:] == others
+    scene.check(logged=False)  # a host with one core for all may not have seen it
 
 
 def test_q24_suppression_toggled_all_the_time(scene: Scene) -> None:
