@@ -106,22 +106,35 @@ static int fill(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_tx *g, uint3
 	return (int)i;
 }
 
-/* Until the next burst is due. Returns false if that is not before `end`. */
+static void sleep_until(uint64_t ns)
+{
+	struct timespec ts = { (time_t)(ns / 1000000000u), (long)(ns % 1000000000u) };
+
+	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL);
+}
+
+/* Until the next burst is due, or to the end of the slice: then it returns false. */
 static bool wait_due(const struct vpt_gen_tx *g, uint64_t end)
 {
-	uint64_t now = vpti_now_ns();
-
-	if (g->due_ns >= end)
+	if (g->due_ns >= end) {
+		sleep_until(end);
 		return false;
-	if (g->due_ns > now + SLEEP_GAP_NS) {
-		uint64_t until = g->due_ns - SLEEP_GAP_NS / 2;
-		struct timespec ts = { (time_t)(until / 1000000000u), (long)(until % 1000000000u) };
-
-		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL);
 	}
+	if (g->due_ns > vpti_now_ns() + SLEEP_GAP_NS)
+		sleep_until(g->due_ns - SLEEP_GAP_NS / 2);
 	while (vpti_now_ns() < g->due_ns)
 		vpti_cpu_relax();
 	return true;
+}
+
+/* A burst was published. */
+static void account(struct vpt_gen_tx *g, uint32_t n, uint64_t now)
+{
+	if (!g->first_ns) {
+		g->first_ns = now;
+		g->first = n;
+	}
+	g->last_ns = now;
 }
 
 /* When the burst after this one is due. A sender that was held up catches up, but not for longer than CATCH_UP_NS. */
@@ -148,6 +161,7 @@ int vpt_gen_send(vpt_app *a, uint32_t ring, struct vpt_gen_tx *g, uint64_t slice
 		build_headers(headers[i], g, g->sizes[i]);
 	while (!g->packets || g->sent < g->packets) {
 		uint32_t want = g->burst;
+		uint64_t now;
 
 		if (g->packets)
 			want = (uint32_t)VPTI_MIN(want, g->packets - g->sent);
@@ -161,7 +175,10 @@ int vpt_gen_send(vpt_app *a, uint32_t ring, struct vpt_gen_tx *g, uint64_t slice
 			return rc;
 		if (rc)
 			vpti_app_publish(a, r, VPT_VEC_TX(a->pairs, ring));
-		schedule(g, (uint32_t)rc, vpti_now_ns());
+		now = vpti_now_ns();
+		if (rc)
+			account(g, (uint32_t)rc, now);
+		schedule(g, (uint32_t)rc, now);
 		if ((uint32_t)rc < want) {
 			g->full++;
 			rc = vpt_app_wait(a, ring, 0, 1);
@@ -215,7 +232,7 @@ static void note(struct vpt_gen_rx *g, const struct stamp *s, uint64_t now)
 /* All that is there. Returns how many packets; -EPROTO. */
 static int drain(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_rx *g)
 {
-	uint64_t now = vpti_now_ns();
+	uint64_t now = vpti_now_ns(), before = g->received;
 	int n = 0;
 
 	while (r->head != r->tail) {
@@ -235,6 +252,13 @@ static int drain(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_rx *g)
 		}
 		r->head = r->head + 1 == r->n ? 0 : r->head + 1;
 		n++;
+	}
+	if (g->received != before) {
+		if (!before) {
+			g->first = g->received;
+			g->first_ns = now;
+		}
+		g->last_ns = now;
 	}
 	if (n) {
 		VPTI_WRITE(r->atok->cur, r->head);

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from support.vptd import Vptd, run_vpt, vpt_json
 from vpt.dataplane import Engine, Feature, Policy, Receiver, Sender
 from vpt.dataplane._native import lib
 from vpt.errors import DataplaneError
+from vpt.gen import Traffic
 
 EVENT_IDX = int(Feature.EVENT_IDX)
 STAMP = struct.Struct("<HQQ")
@@ -132,6 +134,40 @@ def test_what_no_generator_can_send_is_refused(
         sender(pair[0], packets=1, **options).run(0.01)
 
 
+def test_packets_of_a_rate_come_one_by_one_from_the_first_on(pair: tuple[AppPeer, AppPeer]) -> None:
+    """A slice of a millisecond at a packet a second has room for the first, and lasts its millisecond."""
+    source, sink = pair
+    traffic = Traffic(pps=1)
+    send = sender(source, packets=2, pps=traffic.pps, burst=traffic.together)
+    began = time.monotonic()
+    assert not send.run(0.001)
+    assert time.monotonic() - began >= 0.001
+    assert (send.sent, send.pps) == (1, None)
+    receive = Receiver(sink.app)
+    while not receive.received:
+        receive.run(0.01)
+    assert (receive.received, receive.pps, receive.seconds) == (1, None, 0.0)
+
+
+def test_a_rate_is_that_of_the_packets_after_the_first(pair: tuple[AppPeer, AppPeer]) -> None:
+    """Two packets at 50 a second are 20 ms apart: at most 50 pps, not the 100 that two in 20 ms would be."""
+    source, sink = pair
+    send, receive = sender(source, packets=2, pps=50, burst=1), Receiver(sink.app)
+    run_to_end(send)
+    while receive.received < 2:
+        receive.run(0.01)
+    assert send.pps is not None
+    assert 0 < send.pps <= 51
+
+
+@pytest.mark.parametrize(
+    ("pps", "burst", "together"),
+    [(0, 0, 32), (1, 0, 1), (100_000, 0, 1), (1_000_000, 0, 10), (10_000_000, 0, 32), (1, 8, 8)],
+)
+def test_a_burst_is_what_a_rate_makes_due_in_10_us(pps: int, burst: int, together: int) -> None:
+    assert Traffic(pps=pps, burst=burst).together == together
+
+
 def test_latency_buckets_are_in_order_and_six_percent_wide() -> None:
     lower = [lib.vpt_gen_bucket_ns(i) for i in range(900)]
     assert lower == sorted(set(lower))
@@ -166,6 +202,7 @@ def test_pair_sends_and_receives_and_leaves_no_port(lab: Vptd) -> None:
         (["send", "--switch", "sw0", "--port", "x"], 2),
         (["send", "--switch", "sw0", "--size", "59"], 2),
         (["send", "--switch", "sw0", "--rate", "fast"], 2),
+        (["send", "--switch", "sw0", "--rate", "0.5"], 2),
         (["send", "--switch", "none", "--count", "1"], 1),
         (["recv", "--port", "none", "--count", "1"], 1),
     ],

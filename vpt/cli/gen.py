@@ -47,6 +47,8 @@ def _rate(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
         raise click.BadParameter("packets per second: 5000, 100k or 2.5M; 0: as fast as it goes") from None
     if not 0 <= rate <= 1e9:
         raise click.BadParameter("0 to 1000M packets per second")
+    if 0 < rate < 1:
+        raise click.BadParameter("a packet per second is the slowest; 0: as fast as it goes")
     return int(rate)
 
 
@@ -88,8 +90,8 @@ def _what(function: F) -> F:
                      help="Frame length without FCS, or several, sent in turn."),
         click.option("--flows", type=click.IntRange(1, 50_000), default=1, show_default=True,
                      help="Distinct UDP source ports."),
-        click.option("--burst", type=click.IntRange(1, 256), default=32, show_default=True,
-                     help="Packets published together."),
+        click.option("--burst", type=click.IntRange(1, 256),
+                     show_default="32, with a rate those due in 10 us", help="Packets published together."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -103,7 +105,7 @@ def _what(function: F) -> F:
 @json_option
 def send(
     switch: str | None, port: str | None, seconds: float, count: int, rate: int, sizes: tuple[int, ...],
-    flows: int, burst: int, dst: str | None, as_json: bool,
+    flows: int, burst: int | None, dst: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Send packets until a limit is met, or Ctrl-C.
 
@@ -114,7 +116,7 @@ def send(
     from vpt import gen as core
 
     _one_of(switch, port)
-    traffic = core.Traffic(dst or core.RECEIVER_MAC, core.SENDER_MAC, sizes, flows, burst, rate)
+    traffic = core.Traffic(dst or core.RECEIVER_MAC, core.SENDER_MAC, sizes, flows, burst or 0, rate)
     with connect() as vptd, core.plug(vptd, switch=switch, port=port, mac=core.SENDER_MAC) as link:
         _show({"sender": core.send(link.app, traffic, _limits(count, seconds), _live("sent"))}, as_json)
 
@@ -146,7 +148,7 @@ def recv(switch: str | None, port: str | None, seconds: float, count: int, poll:
 @click.option("--poll", is_flag=True, help="The receiver spins instead of sleeping while nothing comes.")
 @json_option
 def pair(
-    switch: str, seconds: float, count: int, rate: int, sizes: tuple[int, ...], flows: int, burst: int,
+    switch: str, seconds: float, count: int, rate: int, sizes: tuple[int, ...], flows: int, burst: int | None,
     poll: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Send from one port and receive on another: loss and latency of a switch.
@@ -159,7 +161,7 @@ def pair(
 
     if not count and not seconds:
         raise UsageError("pair needs an end", hint="add --seconds 5, or --count 1000000")
-    traffic = core.Traffic(core.RECEIVER_MAC, core.SENDER_MAC, sizes, flows, burst, rate)
+    traffic = core.Traffic(core.RECEIVER_MAC, core.SENDER_MAC, sizes, flows, burst or 0, rate)
     limits = _limits(count, seconds)
     with (
         connect() as vptd,
@@ -217,11 +219,21 @@ def _live(what: str) -> Report | None:
 
     def show(seconds: float, packets: int, lost: int) -> None:
         nonlocal before
-        rate = (packets - before) / seconds / 1e6
+        rate = (packets - before) / seconds
         before = packets
-        click.echo(f"{what} {packets:,}  {rate:.3f} Mpps  lost {lost:,}", err=True)
+        click.echo(f"{what} {packets:,}  {_speed(rate)}  lost {lost:,}", err=True)
 
     return show
+
+
+def _speed(pps: float | None) -> str:
+    """A rate in the unit that suits it. None: fewer than two packets have none."""
+    if pps is None:
+        return "rate n/a"
+    for unit, name in ((1e6, "Mpps"), (1e3, "kpps")):
+        if pps >= unit:
+            return f"{pps / unit:.3f} {name}"
+    return f"{pps:.1f} pps"
 
 
 def _show(result: dict[str, dict[str, Any]], as_json: bool) -> None:
@@ -230,12 +242,12 @@ def _show(result: dict[str, dict[str, Any]], as_json: bool) -> None:
         return
     if sent := result.get("sender"):
         click.echo(
-            f"sent {sent['sent']:,} packets in {sent['seconds']:.2f} s, {sent['pps'] / 1e6:.3f} Mpps;"
+            f"sent {sent['sent']:,} packets in {sent['seconds']:.2f} s, {_speed(sent['pps'])};"
             f" ring full {sent['ring_full']:,} times"
         )
     if got := result.get("receiver"):
         click.echo(
-            f"received {got['received']:,} in {got['seconds']:.2f} s, {got['pps'] / 1e6:.3f} Mpps;"
+            f"received {got['received']:,} in {got['seconds']:.2f} s, {_speed(got['pps'])};"
             f" lost {got['lost']:,}, late {got['late']:,}, other {got['other']:,}"
         )
         if got["received"]:

@@ -14,6 +14,12 @@ __all__ = ["Receiver", "Sender"]
 _BUCKETS = 1024
 
 
+def _pps(g: Any, packets: int) -> float | None:
+    """Of the packets after the first ones; None: there were none."""
+    took = int(g.last_ns) - int(g.first_ns)
+    return (packets - int(g.first)) * 1e9 / took if took else None
+
+
 class Sender:
     """What to send, and how far it has come.
 
@@ -68,6 +74,11 @@ class Sender:
         """How often there was no room in the ring."""
         return int(self._g.full)
 
+    @property
+    def pps(self) -> float | None:
+        """Packets per second from the first burst to the last; None: there was one burst at most."""
+        return _pps(self._g, self.sent)
+
 
 class Receiver:
     """What has come of a Sender's packets."""
@@ -104,6 +115,16 @@ class Receiver:
     def late(self) -> int:
         """Packets that came after a later one: reordered or duplicated."""
         return int(self._g.late)
+
+    @property
+    def pps(self) -> float | None:
+        """Packets per second from the first to the last; None: they came together, or not at all."""
+        return _pps(self._g, self.received)
+
+    @property
+    def seconds(self) -> float:
+        """From the first packet to the last."""
+        return (int(self._g.last_ns) - int(self._g.first_ns)) / 1e9
 
     def latency_us(self, percent: float) -> float | None:
         """Percentile of the one-way latency in microseconds, to 6%; None: no packet came."""

@@ -514,6 +514,9 @@ struct vpt_gen_tx {
 	uint64_t sent;             /* from here on state and result: zero before the first slice */
 	uint64_t bytes;            /* of frames */
 	uint64_t full;             /* times there was no room */
+	uint64_t first;            /* packets of the first burst: the rate is that of those after it */
+	uint64_t first_ns;         /* CLOCK_MONOTONIC: when the first burst was published, and the last */
+	uint64_t last_ns;
 	uint64_t due_ns;
 };
 /* Send for slice_ns at most. 1: all packets sent; 0: the slice is over; -EINVAL, -ENOLINK, -EPROTO. */
@@ -526,6 +529,9 @@ struct vpt_gen_rx {
 	uint64_t lost;             /* gaps in the sequence that nothing has filled yet */
 	uint64_t late;             /* came after a higher number: reordered or duplicated */
 	uint64_t next_seq;
+	uint64_t first;            /* of ours that came together, first */
+	uint64_t first_ns;         /* CLOCK_MONOTONIC: when those came, and the last */
+	uint64_t last_ns;
 	uint64_t latency_min_ns;
 	uint64_t latency_max_ns;
 	/* Histogram: below 16 ns one bucket each, above it 16 per power of two, so 6% wide (as HdrHistogram). */
