@@ -70,6 +70,7 @@ struct pc_side {
 	uint64_t slept;            /* ticks: it began */
 	uint64_t notify_ticks, start_ticks, idle_ticks, cpu_ns;
 	uint64_t *starts;          /* samples of start_ticks, ns */
+	uint64_t *batches;         /* samples of the items between two notifications */
 	struct vpt_bench_pc_side out;
 	int err;
 };
@@ -212,6 +213,17 @@ static const struct pc_ops pc_ops[] = {
 	[VPT_PC_EMULATED] = { pc_signal_emulated, pc_wait_emulated },
 };
 
+static void pc_account_batch(struct pc_side *me, uint64_t item)
+{
+	uint64_t n = me->out.notifications++;
+
+	if (!n)
+		me->out.first_notified = item;
+	else if (n <= me->run->b->batch_samples)
+		me->batches[n - 1] = item - me->out.last_notified;
+	me->out.last_notified = item;
+}
+
 /**
  * pc_publish() - move the own index and notify the other side if that is what it waits for
  * @me:		the side whose index moves by one
@@ -233,9 +245,7 @@ static void pc_publish(struct pc_side *me, struct pc_side *other, uint64_t item)
 	me->lap = pc_ticks();
 	VPTI_WRITE(other->told, me->lap);
 	me->notify_ticks += me->lap - begin;
-	if (!me->out.notifications++)
-		me->out.first_notified = item;
-	me->out.last_notified = item;
+	pc_account_batch(me, item);
 }
 
 /* Has the other side left the index that stops this one? Pairs with the release in pc_publish(). */
@@ -494,7 +504,7 @@ static void pc_side_init(struct pc_run *r, struct pc_side *side, int32_t cpu, ui
 	side->start = (uint64_t)((double)start * r->ticks_per_ns);
 }
 
-static int pc_init(struct pc_run *r, struct vpt_bench_pc *b, uint64_t *latency, uint64_t *starts)
+static int pc_init(struct pc_run *r, struct vpt_bench_pc *b, uint64_t *latency, uint64_t *starts, uint64_t *batches)
 {
 	r->b = b;
 	r->latency = latency;
@@ -507,6 +517,8 @@ static int pc_init(struct pc_run *r, struct vpt_bench_pc *b, uint64_t *latency, 
 	pc_side_init(r, &r->consumer, b->cpu_consumer, b->work_c_ns, b->notify_c_ns, b->start_c_ns);
 	r->consumer.starts = starts;
 	r->producer.starts = starts ? starts + b->start_samples : NULL;
+	r->consumer.batches = batches;
+	r->producer.batches = batches ? batches + b->batch_samples : NULL;
 	r->ring = calloc(r->slots, sizeof(*r->ring));
 	if (!r->ring)
 		return -ENOMEM;
@@ -560,12 +572,12 @@ out:
 	return err;
 }
 
-int vpt_bench_pc(struct vpt_bench_pc *b, uint64_t *latency_ns, uint64_t *start_ns)
+int vpt_bench_pc(struct vpt_bench_pc *b, uint64_t *latency_ns, uint64_t *start_ns, uint64_t *batches)
 {
 	struct pc_run *r;
 	int err;
 
-	if (!pc_valid(b) || (b->samples && !latency_ns) || (b->start_samples && !start_ns))
+	if (!pc_valid(b) || (b->samples && !latency_ns) || (b->start_samples && !start_ns) || (b->batch_samples && !batches))
 		return -EINVAL;
 	r = aligned_alloc(VPTI_CACHELINE, VPTI_ALIGN(sizeof(*r), VPTI_CACHELINE));
 	if (!r)
@@ -573,7 +585,7 @@ int vpt_bench_pc(struct vpt_bench_pc *b, uint64_t *latency_ns, uint64_t *start_n
 	memset(r, 0, sizeof(*r));
 	r->producer.fd = r->consumer.fd = -1;
 	b->bad = 0;
-	err = pc_init(r, b, latency_ns, start_ns);
+	err = pc_init(r, b, latency_ns, start_ns, batches);
 	if (!err)
 		err = pc_threads(r);
 	if (!err) {

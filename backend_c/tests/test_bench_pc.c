@@ -13,7 +13,7 @@
 
 static void check_run(uint32_t policy, uint32_t notify_by, uint64_t work_p, uint64_t work_c)
 {
-	static uint64_t latency[SAMPLES], starts[2 * SAMPLES];
+	static uint64_t latency[SAMPLES], starts[2 * SAMPLES], batches[2 * SAMPLES];
 	struct vpt_bench_pc b = {
 		.policy = policy,
 		.notify_by = notify_by,
@@ -23,6 +23,7 @@ static void check_run(uint32_t policy, uint32_t notify_by, uint64_t work_p, uint
 		.cpu_consumer = -1,
 		.samples = SAMPLES,
 		.start_samples = SAMPLES,
+		.batch_samples = SAMPLES,
 		.sample_every = 1,
 		.warmup = 10,
 		.items = 500,
@@ -36,7 +37,7 @@ static void check_run(uint32_t policy, uint32_t notify_by, uint64_t work_p, uint
 		.sleep_ns = 10000,
 	};
 
-	CHECK_EQ(vpt_bench_pc(&b, latency, starts), 0);
+	CHECK_EQ(vpt_bench_pc(&b, latency, starts, batches), 0);
 	CHECK_EQ(b.bad, 0);
 	CHECK(b.producer.late == 0 && b.consumer.late == 0);
 	CHECK(b.producer.notifications <= b.consumer.wishes + 1);

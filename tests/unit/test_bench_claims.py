@@ -69,6 +69,17 @@ def test_adaptive_must_not_be_later_than_notify(p99: float, verdict: str) -> Non
     assert said(points, "p99")[0].startswith(verdict)
 
 
+def test_more_but_by_less_than_it_varies_is_neither_reached_nor_missed() -> None:
+    """A claim that holds only because the samples scatter is not held."""
+    repeated = [
+        Variant(name=name, samples=[Sample(repetition=i, at=0, values={"p99": v}) for i, v in enumerate(p99)])
+        for name, p99 in (("notify", (90.0, 100.0, 130.0)), ("adaptive", (95.0, 110.0, 140.0)))
+    ]
+    (line,) = said([Point(params={"device": "passthrough", "rate": 1000}, variants=repeated)], "p99")
+    assert line.startswith("Undecided")
+    assert line.endswith("110 (102..125) us against 100 (95..115) us.")
+
+
 def test_under_tcg_kicks_are_judged_and_exits_are_not() -> None:
     points = [
         point({"device": "passthrough", "batch": 1}, notify={"kicks": 1.0, "dispatches": 0.0}),

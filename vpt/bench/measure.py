@@ -25,8 +25,8 @@ __all__ = ["Observation", "Threads", "measure_costs"]
 
 #: A run is kept below this, times the scale: real-time threads must not hold two CPUs for long.
 _RUN_NS = 60e6
-#: Start-up times kept of each side.
-_STARTS = 4096
+#: Start-up times and batches kept of each side.
+_CYCLES = 4096
 _KINDS = {
     Kind.POLL: PolicyKind.POLL,
     Kind.SLEEP: PolicyKind.SLEEP,
@@ -39,7 +39,8 @@ _KINDS = {
 class Observation:
     """What two threads did, in the terms of the model.
 
-    `costs` are those that this very run met with; `starts` all start-up times of the side that was notified.
+    `costs` are those that this very run met with; `starts` all start-up times of the side that was notified;
+    `batches` the items from each notification to the next.
     """
 
     period: float
@@ -51,11 +52,17 @@ class Observation:
     preempted: int
     costs: Costs
     starts: tuple[int, ...]
+    batches: tuple[int, ...]
 
     @property
     def notifications(self) -> float:
         """Notifications per item, both ways."""
         return self.kicks + self.interrupts
+
+    @property
+    def per_batch(self) -> float:
+        """1/b of the median cycle: one in which a CPU was taken away for some microseconds does not count."""
+        return 1 / _median(self.batches) if self.batches else self.notifications
 
 
 def _amount(c: Costs, expected: Prediction, scale: float) -> tuple[int, int]:
@@ -135,7 +142,8 @@ class Threads:
                 notify_after=c.wake_after,
                 cpu_producer=self.cpus[0],
                 cpu_consumer=self.cpus[1],
-                start_samples=_STARTS,
+                start_samples=_CYCLES,
+                batch_samples=_CYCLES,
             )
         )
         p, q = result.producer, result.consumer
@@ -149,6 +157,7 @@ class Threads:
             preempted=p.preempted + q.preempted,
             costs=_costs_met(c, policy, result),
             starts=result.starts_consumer or result.starts_producer,
+            batches=max(result.batches_producer, result.batches_consumer, key=len),
         )
 
     def _run(self, spec: PcSpec) -> PcResult:

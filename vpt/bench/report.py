@@ -37,7 +37,9 @@ dt{opacity:.75}dd{margin:0;overflow-wrap:anywhere}
 @media
 print{:root{--ink:#000;--grid:#bbb;--back:#fff;--soft:#eee}body{max-width:none;padding:0;font-size:10pt}
 .plots{grid-template-columns:1fr
-1fr}.wide{overflow:visible}table{font-size:8pt}h2{break-after:avoid}tr{break-inside:avoid}}
+1fr}.wide{overflow:visible}h2,h3{break-after:avoid}tr{break-inside:avoid}
+table{font-size:7pt;width:100%}th,td{white-space:normal;padding:.1rem .2rem}td small{display:block}
+summary{display:none}details::details-content{content-visibility:visible;block-size:auto}}
 """
 
 
@@ -146,6 +148,7 @@ def _made(result: Result) -> str:
         *result.versions.items(),
         *result.settings.items(),
     ]
+    facts = [(name, value) for name, value in facts if value not in ("", None)]
     names = ", ".join(s.name for s in result.scenarios)
     return f"<h3>{escape(names)}</h3>{_facts(facts)}"
 

@@ -39,6 +39,7 @@ class PcSpec:
     samples: int = 0
     sample_every: int = 1
     start_samples: int = 0
+    batch_samples: int = 0
     warmup: int = 0
     notify_p_ns: int = 0
     notify_c_ns: int = 0
@@ -69,8 +70,8 @@ class PcSide:
 
 @dataclass(frozen=True, slots=True)
 class PcResult:
-    """What happened to `items` items after the warm-up. `latency` and `starts_*`: nanoseconds, the samples
-    asked for.
+    """What happened to `items` items after the warm-up. `latency` and `starts_*`: nanoseconds, `batches_*`:
+    items from one notification that this side sent to the next; the samples asked for.
     """
 
     items: int
@@ -83,10 +84,18 @@ class PcResult:
     latency: tuple[int, ...]
     starts_producer: tuple[int, ...]
     starts_consumer: tuple[int, ...]
+    batches_producer: tuple[int, ...]
+    batches_consumer: tuple[int, ...]
 
 
 def _side(c: Any) -> PcSide:
     return PcSide(*(int(getattr(c, name)) for name in PcSide.__dataclass_fields__))
+
+
+def _halves(samples: Any, cap: int, consumer: int, producer: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(producer's, consumer's) of an array in which the consumer's come first."""
+    consumer, producer = (min(cap, max(0, n)) for n in (consumer, producer))
+    return tuple(samples[cap : cap + producer]), tuple(samples[0:consumer])
 
 
 def bench_pc(spec: PcSpec) -> PcResult:
@@ -94,16 +103,16 @@ def bench_pc(spec: PcSpec) -> PcResult:
     b = new("struct vpt_bench_pc *", asdict(spec))
     latency = ffi.new("uint64_t[]", max(1, spec.samples))
     starts = ffi.new("uint64_t[]", max(1, 2 * spec.start_samples))
+    batches = ffi.new("uint64_t[]", max(1, 2 * spec.batch_samples))
     hints = {
         errno.EINVAL: "length 2..65536, notify_after 1..length, times up to 1 s; real time needs two CPUs",
         errno.EPERM: "real-time priority needs root or CAP_SYS_NICE",
     }
-    check(lib.vpt_bench_pc(b, latency, starts), "run a producer and a consumer", hints)
+    check(lib.vpt_bench_pc(b, latency, starts, batches), "run a producer and a consumer", hints)
     taken = min(spec.samples, -(-spec.items // spec.sample_every)) if spec.samples else 0
-    cap = spec.start_samples
-    consumer, producer = min(cap, b.consumer.starts), min(cap, b.producer.starts)
     return PcResult(
         spec.items, b.ns, b.latency_sum_ns, b.latency_max_ns, b.bad,
         _side(b.producer), _side(b.consumer), tuple(latency[0:taken]),
-        tuple(starts[cap : cap + producer]), tuple(starts[0:consumer]),
+        *_halves(starts, spec.start_samples, b.consumer.starts, b.producer.starts),
+        *_halves(batches, spec.batch_samples, b.consumer.notifications - 1, b.producer.notifications - 1),
     )  # fmt: skip

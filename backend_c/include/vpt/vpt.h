@@ -625,6 +625,7 @@ struct vpt_bench_pc {
 	uint32_t realtime;         /* SCHED_FIFO; needs two different CPUs */
 	uint32_t samples;          /* latencies wanted in latency_ns */
 	uint32_t start_samples;    /* starts wanted in start_ns, of each side: consumer's, then producer's */
+	uint32_t batch_samples;    /* items from one notification to the next wanted in batches, likewise, by who sent them */
 	uint64_t sample_every;     /* items between them */
 	uint64_t warmup;           /* items before counting starts */
 	uint64_t items;            /* items counted */
@@ -644,7 +645,7 @@ struct vpt_bench_pc {
 	struct vpt_bench_pc_side consumer; /* out */
 };
 /* Runs until all items have passed. -EINVAL values; -EPERM realtime; others from pthread_create() and eventfd(). */
-int vpt_bench_pc(struct vpt_bench_pc *b, uint64_t *latency_ns, uint64_t *start_ns); /* any thread */
+int vpt_bench_pc(struct vpt_bench_pc *b, uint64_t *latency_ns, uint64_t *start_ns, uint64_t *batches); /* any thread */
 
 /* Litmus of the two fence halves: rounds by two threads on two CPUs; returns lost wake-ups. fence 0: compiled out. */
 int64_t vpt_bench_litmus(uint64_t rounds, int fence, int cpu_a, int cpu_b); /* any thread */

@@ -55,8 +55,20 @@ class _Points:
         ]
 
 
-def _said(reached: bool, claim: str, numbers: str) -> str:
-    return f"{'Reached' if reached else 'MISSED'}: {claim}: {numbers}."
+def _said(reached: bool | None, claim: str, numbers: str) -> str:
+    verdict = "Undecided" if reached is None else "Reached" if reached else "MISSED"
+    return f"{verdict}: {claim}: {numbers}."
+
+
+def _no_more(ours: Summary, theirs: Summary, few: float = 0.0) -> bool | None:
+    """Are our numbers no larger? None: they are not, but by less than each varies by."""
+    if ours.median <= theirs.median + few:
+        return True
+    return None if ours.overlaps(theirs) else False
+
+
+def _spread(s: Summary, digits: str) -> str:
+    return f"{s.median:{digits}} ({s.low:{digits}}..{s.high:{digits}})"
 
 
 def _control(found: _Points, counted: str) -> Iterator[str]:
@@ -101,9 +113,9 @@ def _against_event_index(found: _Points) -> Iterator[str]:
         cpu = found.get("adaptive", "cpu", device=_RING, rate=rate)
         cost = f"; adaptive takes {cpu.median:.0f}% of a core" if cpu else ""
         yield _said(
-            ours.median <= theirs.median + _FEW or ours.overlaps(theirs),
+            _no_more(ours, theirs, _FEW),
             f"at {rate:g} packets/s, adaptive passthrough no more exits than virtio-net with event index",
-            f"{ours.median:.4f} against {theirs.median:.4f}{beside}{cost}",
+            f"{_spread(ours, '.4f')} against {_spread(theirs, '.4f')}{beside}{cost}",
         )
 
 
@@ -113,9 +125,9 @@ def _latency(found: _Points) -> Iterator[str]:
         theirs = found.get("notify", "p99", device=_RING, rate=rate)
         if ours is not None and theirs is not None:
             yield _said(
-                ours.median <= theirs.median or ours.overlaps(theirs),
+                _no_more(ours, theirs),
                 f"at {rate:g} round trips/s, adaptive's p99 no worse than notify's",
-                f"{ours.median:.0f} us against {theirs.median:.0f} us",
+                f"{_spread(ours, '.0f')} us against {_spread(theirs, '.0f')} us",
             )
 
 

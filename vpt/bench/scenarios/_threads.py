@@ -20,9 +20,13 @@ THREADS, MODEL, FED = "threads", "model", "model, start-ups of the run"
 METRICS = (
     Metric(name="rate", unit="items/s", better="higher", title="Throughput"),
     Metric(name="notifications", unit="per item", better="lower", title="Notifications"),
+    Metric(name="per_batch", unit="per item", better="lower", title="1/b, median cycle"),
     Metric(name="latency", unit="us", better="lower", title="Average latency"),
     Metric(name="preempted", unit="times", title="Threads preempted"),
 )
+
+
+_TOLD = {"notifications": "notifications per item", "per_batch": "1/b"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ def _observed(o: Observation, slow: int) -> Measured:
         {
             "rate": 1e9 / o.period * slow,
             "notifications": o.notifications,
+            "per_batch": o.per_batch,
             "latency": o.latency / 1000 / slow,
             "preempted": float(o.preempted),
         }
@@ -46,7 +51,8 @@ def _observed(o: Observation, slow: int) -> Measured:
 
 
 def _predicted(p: Prediction) -> Measured:
-    return Measured({"rate": p.rate, "notifications": p.notifications, "latency": p.latency / 1000})
+    told = {"notifications": p.notifications, "per_batch": p.notifications}
+    return Measured({"rate": p.rate, **told, "latency": p.latency / 1000})
 
 
 def _slowed(c: Costs, by: int) -> Costs:
@@ -81,20 +87,22 @@ def against_model(
     yield variants
 
 
-def agreement(points: Sequence[Point], against: str = MODEL, within: float = 0.10) -> list[str]:
-    """How many points agree with the model, and which do not, in sentences.
+def agreement(
+    points: Sequence[Point], against: str = MODEL, told: str = "notifications", within: float = 0.10
+) -> list[str]:
+    """How many points agree with the model, in throughput and in the metric `told`, and which do not.
 
     Where the model has no notifications at all there is nothing to divide by: fewer than one in 100 items
     agrees, for an interrupt of the host's own may keep a spinning thread from its clock.
     """
     off = []
     for point in points:
-        errors = {m: _error(point, m, against) for m in ("rate", "notifications")}
+        errors = {m: _error(point, m, against) for m in ("rate", told)}
         if any(abs(e) > within for e in errors.values()):
             off.append(point.label + ": " + ", ".join(f"{m} {e:+.1%}" for m, e in errors.items()))
     head = (
         f"{len(points) - len(off)} of {len(points)} points agree with '{against}' within {within:.0%}, "
-        "in throughput and in notifications per item (medians)."
+        f"in throughput and in {_TOLD[told]} (medians)."
     )
     return [head, *(f"Off: {line}" for line in off)]
 
@@ -106,5 +114,6 @@ def _error(point: Point, metric: str, against: str) -> float:
     if seen is None or said is None:
         return 0.0
     if said.median == 0:
-        return 0.0 if seen.median < 1e-2 else float("inf")
+        told = threads.summary("notifications") if threads else None
+        return 0.0 if told and told.median < 1e-2 else float("inf")
     return seen.median / said.median - 1
