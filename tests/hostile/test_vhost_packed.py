@@ -17,8 +17,8 @@ from support.scene import MAC_X, Scene, good
 from vpt.conform.frames import BROADCAST, MAC_A, frame
 from vpt.conform.front_end import PLAIN, USUAL, VNET_HDR, FrontEnd, Queue, eventually
 from vpt.conform.guest_memory import GPA_BASE, MIB
-from vpt.conform.packed_queue import AVAIL, DESC, USED, WRAP, PackedQueue
-from vpt.conform.split_queue import INDIRECT, NEXT, WRITE, Buffer
+from vpt.conform.packed_queue import AVAIL, USED, WRAP, PackedQueue
+from vpt.conform.virtqueue import DESC, INDIRECT, NEXT, WRITE, Buffer
 from vpt.dataplane import Reason
 from vpt.vhost_user import U64, Request, VirtioFeature, VringState
 

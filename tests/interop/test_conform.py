@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from support.host import Host
 from support.vptd import Vptd
 from vpt.conform.cases import all_cases
+from vpt.dataplane import Policy
 
 CORES = sorted(os.sched_getaffinity(0))
 
@@ -60,10 +62,28 @@ def test_vptd_passes_every_case() -> None:
             "10",
         )
         bad = [(case["id"], case["why"]) for case in printed["cases"] if case["verdict"] != "passed"]
-        assert (code, bad) == (0, [])
-        assert printed["summary"]["passed"] == len(all_cases())
+        pages = "not offered: BACKEND_SEND_FD, HOST_NOTIFIER"
+        assert (code, bad) == (
+            0,
+            [
+                ("V54-in-band", "not offered: INBAND_NOTIFICATIONS"),
+                ("V55-page", pages),
+                ("V55-page-refused", pages),
+            ],
+        )
+        assert printed["summary"]["passed"] == len(all_cases()) - len(bad)
     finally:
         vptd.close()
+
+
+@pytest.mark.native
+def test_what_is_not_always_offered_is_kept_where_it_is(tmp_path: Path) -> None:
+    """In-band notifications, which QEMU 7.2 accepts and does not have; pages, of use to a port that polls."""
+    with Host(tmp_path) as host:
+        path = host.vhost("a", in_band=True, policy=Policy.poll()).path
+        code, printed = conform("--socket", str(path), "--case", "V54", "--case", "V55", "--timeout", "10")
+    assert code == 0
+    assert set(verdicts(printed).values()) == {"passed"}
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ Act = Callable[["Stage"], object]
 GROUPS = (
     "protocol",
     "device",
+    "features",
     "socket",
     "requests",
     "memory",

@@ -359,6 +359,14 @@ class FrontEnd:
         self.ask(Request.GET_FEATURES)
         return self
 
+    def start_rings(self) -> None:
+        """Start all rings, enabled where that has to be said, as a driver does when it is ready."""
+        for index in range(len(self.queues())):
+            self.start_ring(index)
+            if self.features & F.PROTOCOL_FEATURES:
+                self.enable_ring(index)
+        self.driver_ok()
+
     def driver_ok(self) -> None:
         """Tell that the driver is at work, where that is told: there are back-ends that wait for it."""
         if self.protocol & ProtocolFeature.STATUS:
@@ -379,11 +387,7 @@ class FrontEnd:
         if record:
             self.ask_record()
             self.give_record()
-        for index in range(len(self.queues())):
-            self.start_ring(index)
-            if self.features & F.PROTOCOL_FEATURES:
-                self.enable_ring(index)
-        self.driver_ok()
+        self.start_rings()
         for pair in range(len(self.pairs)):
             self.fill(pair, fill)
         self.ask(Request.GET_FEATURES)  # what went unacknowledged has been acted on when the answer is there

@@ -7,40 +7,26 @@ counter is 1. A test that misbehaves uses the parts (``put``, ``flags_for``) and
 
 from __future__ import annotations
 
-import os
-import select
 from collections import deque
 from collections.abc import Iterator, Sequence
-from struct import Struct
 
 from vpt.conform.guest_memory import GuestMemory
-from vpt.conform.split_queue import INDIRECT, MAX_INDIRECT, NEXT, WRITE, Buffer
-from vpt.vhost_user import VringAddr
+from vpt.conform.virtqueue import DESC, INDIRECT, NEXT, WRITE, Buffer, Virtqueue
 
 AVAIL = 1 << 7
 USED = 1 << 15
 ENABLE, DISABLE, AT_DESC = 0, 1, 2  # event suppression (2.8.14)
 WRAP = 1 << 15  # in an event structure's first half, and in either half of a base
-DESC = Struct("<QIHH")
 
 
-class PackedQueue:
+class PackedQueue(Virtqueue):
     """One queue: memory, descriptors, eventfds. avail, used: the driver's and the device's event area."""
 
     def __init__(
         self, memory: GuestMemory, num: int, *, event_idx: bool = False, in_order: bool = False
     ) -> None:
-        self.memory = memory
-        self.num = num
-        self.event_idx = event_idx
+        super().__init__(memory, num, event_idx=event_idx, avail=(4, 4), used=(4, 4))
         self.in_order = in_order
-        self.desc = memory.alloc(16 * num, 16)
-        self.avail = memory.alloc(4, 4)
-        self.used = memory.alloc(4, 4)
-        self.tables = 0  # indirect tables, made when first asked for
-        self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.call_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.kicks = 0
         self.restart()
 
     def restart(self, base: int = WRAP | WRAP << 16) -> None:
@@ -61,30 +47,6 @@ class PackedQueue:
         )
         self.memory.write(self.avail, bytes(4))
         self.memory.write(self.used, bytes(4))
-
-    def close(self) -> None:
-        """Close the eventfds."""
-        os.close(self.kick_fd)
-        os.close(self.call_fd)
-
-    def addresses(self, index: int) -> VringAddr:
-        """What SET_VRING_ADDR says about it."""
-        uva = self.memory.uva
-        return VringAddr(index, 0, uva(self.desc), uva(self.used), uva(self.avail), 0)
-
-    @property
-    def free(self) -> int:
-        """Descriptors not in flight."""
-        return len(self._free)
-
-    @property
-    def unfinished(self) -> int:
-        """Chains that the device has not given back yet."""
-        return len(self._chains) - (self.used_idx - self.last_used & 0xFFFF)
-
-    def peek_free(self, count: int) -> list[int]:
-        """The ids that the next chain of `count` will take, the one it goes by first."""
-        return self._free[: -count - 1 : -1]
 
     # ---- positions ----
 
@@ -134,7 +96,7 @@ class PackedQueue:
             raise IndexError("no free descriptors")
         ids = [self._free.pop() for _ in range(count)]
         if indirect:
-            buffers = [self._table(ids[0], buffers)]
+            buffers = [self._indirect(ids[0], buffers)]
         for i, buffer in enumerate(buffers):
             position = self.later(self.position, i)
             flags = (WRITE if buffer.device_writes else 0) | (NEXT if i + 1 < count else 0)
@@ -148,12 +110,8 @@ class PackedQueue:
         self.position = self.later(self.position, count)
         return ids[0]
 
-    def _table(self, slot: int, buffers: Sequence[Buffer]) -> Buffer:
-        if len(buffers) > MAX_INDIRECT:
-            raise IndexError(f"an indirect table has {MAX_INDIRECT} entries here")
-        if not self.tables:
-            self.tables = self.memory.alloc(16 * MAX_INDIRECT * self.num)
-        table = self.tables + 16 * MAX_INDIRECT * slot
+    def _indirect(self, slot: int, buffers: Sequence[Buffer]) -> Buffer:
+        table = self._table(slot, len(buffers))
         for i, buffer in enumerate(buffers):
             flags = WRITE if buffer.device_writes else 0
             self.memory.write(table + 16 * i, DESC.pack(buffer.gpa, buffer.size, 0, flags))
@@ -171,8 +129,7 @@ class PackedQueue:
         self.publish()
         if not (force or self._kick_wanted(old)):
             return False
-        os.eventfd_write(self.kick_fd, 1)
-        self.kicks += 1
+        self._ring_doorbell()
         return True
 
     def _kick_wanted(self, old: int) -> bool:
@@ -225,9 +182,3 @@ class PackedQueue:
         if how == AT_DESC:
             self.memory.store16(self.avail, self.wire(self.later(self.used_position, after)))
         self.memory.store16(self.avail + 2, how)
-
-    def take_calls(self, timeout_s: float = 0.0) -> int:
-        """Interrupts since last asked; waits up to timeout_s for the first."""
-        if not select.select([self.call_fd], [], [], timeout_s)[0]:
-            return 0
-        return os.eventfd_read(self.call_fd)

@@ -7,47 +7,24 @@ out.
 
 from __future__ import annotations
 
-import os
-import select
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from struct import Struct
 
 from vpt.conform.guest_memory import GuestMemory
-from vpt.vhost_user import VringAddr
+from vpt.conform.virtqueue import DESC, INDIRECT, MAX_INDIRECT, NEXT, WRITE, Buffer, Virtqueue
 
-NEXT = 1
-WRITE = 2
-INDIRECT = 4
+__all__ = ["DESC", "INDIRECT", "MAX_INDIRECT", "NEXT", "WRITE", "Buffer", "SplitQueue", "pieces"]
+
 NO_INTERRUPT = 1  # in avail.flags
 NO_NOTIFY = 1  # in used.flags
-DESC = Struct("<QIHH")
-MAX_INDIRECT = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """A piece of guest memory that a descriptor names."""
-
-    gpa: int
-    size: int
-    device_writes: bool = False
-
-
-class SplitQueue:
+class SplitQueue(Virtqueue):
     """One queue: memory, descriptors, and the two eventfds."""
 
     def __init__(self, memory: GuestMemory, num: int, *, event_idx: bool = False, base: int = 0) -> None:
-        self.memory = memory
-        self.num = num
-        self.event_idx = event_idx
-        self.desc = memory.alloc(16 * num, 16)
-        self.avail = memory.alloc(4 + 2 * num + 2, 2)
-        self.used = memory.alloc(4 + 8 * num + 2, 4)
-        self.tables = 0  # indirect tables, made when first asked for
-        self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.call_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.kicks = 0
+        super().__init__(
+            memory, num, event_idx=event_idx, avail=(4 + 2 * num + 2, 2), used=(4 + 8 * num + 2, 4)
+        )
         self._restart(base)
 
     def _restart(self, base: int) -> None:
@@ -65,34 +42,10 @@ class SplitQueue:
         """Forget what is in flight, as a driver does that has been reset."""
         self._restart(base)
 
-    def close(self) -> None:
-        """Close the eventfds."""
-        os.close(self.kick_fd)
-        os.close(self.call_fd)
-
-    def addresses(self, index: int) -> VringAddr:
-        """What SET_VRING_ADDR says about it."""
-        uva = self.memory.uva
-        return VringAddr(index, 0, uva(self.desc), uva(self.used), uva(self.avail), 0)
-
     @property
     def base(self) -> int:
         """For SET_VRING_BASE: go on after what has been made available."""
         return self.avail_idx
-
-    @property
-    def free(self) -> int:
-        """Descriptors not in flight."""
-        return len(self._free)
-
-    @property
-    def unfinished(self) -> int:
-        """Chains that the device has not given back yet."""
-        return len(self._chains) - (self.used_idx - self.last_used & 0xFFFF)
-
-    def peek_free(self, count: int) -> list[int]:
-        """The descriptors that the next chain of `count` will take, its head first."""
-        return self._free[: -count - 1 : -1]
 
     # ---- parts, for those that misbehave ----
 
@@ -128,12 +81,8 @@ class SplitQueue:
         return chain[0]
 
     def _add_indirect(self, buffers: Sequence[Buffer]) -> int:
-        if len(buffers) > MAX_INDIRECT:
-            raise IndexError(f"an indirect table has {MAX_INDIRECT} entries here")
-        if not self.tables:
-            self.tables = self.memory.alloc(16 * MAX_INDIRECT * self.num)
+        table = self._table(self._free[-1], len(buffers))
         head = self._free.pop()
-        table = self.tables + 16 * MAX_INDIRECT * head
         for i, buffer in enumerate(buffers):
             flags = (WRITE if buffer.device_writes else 0) | (NEXT if i + 1 < len(buffers) else 0)
             self.memory.write(table + 16 * i, DESC.pack(buffer.gpa, buffer.size, flags, i + 1))
@@ -148,8 +97,7 @@ class SplitQueue:
         self.publish()
         if not (force or self._kick_wanted(old)):
             return False
-        os.eventfd_write(self.kick_fd, 1)
-        self.kicks += 1
+        self._ring_doorbell()
         return True
 
     def _kick_wanted(self, old: int) -> bool:
@@ -180,12 +128,6 @@ class SplitQueue:
             self.memory.store16(self.avail + 4 + 2 * self.num, at)
         else:
             self.memory.store16(self.avail, 0 if wanted else NO_INTERRUPT)
-
-    def take_calls(self, timeout_s: float = 0.0) -> int:
-        """Interrupts since last asked; waits up to timeout_s for the first."""
-        if not select.select([self.call_fd], [], [], timeout_s)[0]:
-            return 0
-        return os.eventfd_read(self.call_fd)
 
 
 def pieces(gpa: int, sizes: Iterable[int], *, device_writes: bool = False) -> list[Buffer]:

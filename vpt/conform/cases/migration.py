@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from vpt.conform.case import Cases
 from vpt.conform.dirty_log import LOG_PAGE, DirtyLog, log_all, log_rings, set_log, start_log, stop_log
@@ -192,6 +193,17 @@ def _(stage: Stage) -> None:
 # ---- the record of what is in flight ----
 
 
+@contextmanager
+def record_file() -> Iterator[int]:
+    """A file of a MiB that says it is a record."""
+    fd = os.memfd_create("inflight")
+    os.ftruncate(fd, MIB)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 @case(
     "V38-inflight",
     "a record is made on request, and taken back before rings start",
@@ -233,12 +245,8 @@ for _name, _queues, _queue_size in (
     )
     def _(stage: Stage, queues: int = _queues, queue_size: int = _queue_size) -> None:
         fe = stage.negotiated()
-        fd = os.memfd_create("inflight")
-        os.ftruncate(fd, MIB)
-        try:
+        with record_file() as fd:
             stage.refused(fe, Request.SET_INFLIGHT_FD, Inflight(MIB, 0, queues, queue_size), [fd])
-        finally:
-            os.close(fd)
 
 
 for _name, _size, _offset in (
@@ -254,12 +262,8 @@ for _name, _size, _offset in (
     )
     def _(stage: Stage, size: int = _size, offset: int = _offset) -> None:
         fe = stage.negotiated()
-        fd = os.memfd_create("inflight")
-        os.ftruncate(fd, MIB)
-        try:
+        with record_file() as fd:
             stage.refused(fe, Request.SET_INFLIGHT_FD, Inflight(size, offset, 2, 64), [fd])
-        finally:
-            os.close(fd)
 
 
 @case(
@@ -275,10 +279,7 @@ def _(stage: Stage) -> None:
     os.pwrite(record.fd, os.urandom(record.info.mmap_size), record.info.mmap_offset)
     with suppress(ConnectionError, Failure):
         fe.give_record()
-        for index in (0, 1):
-            fe.start_ring(index)
-            fe.enable_ring(index)
-        fe.driver_ok()
+        fe.start_rings()
         fe.queue_frame(stage.frame(1))
         fe.pairs[0].tx.kick(force=True)
     stage.settles(fe)
@@ -291,9 +292,5 @@ def _(stage: Stage) -> None:
 )
 def _(stage: Stage) -> None:
     fe = stage.negotiated()
-    fd = os.memfd_create("inflight")
-    os.ftruncate(fd, MIB)
-    try:
+    with record_file() as fd:
         stage.refused(fe, Request.SET_INFLIGHT_FD, Inflight(MIB, 0, 2, 64), [fd, fd])
-    finally:
-        os.close(fd)

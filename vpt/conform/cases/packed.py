@@ -12,9 +12,9 @@ from collections.abc import Callable
 from vpt.conform.case import Cases
 from vpt.conform.front_end import PLAIN, USUAL, Failure, FrontEnd, Queue
 from vpt.conform.guest_memory import GPA_BASE, MIB
-from vpt.conform.packed_queue import AVAIL, DESC, USED, PackedQueue
-from vpt.conform.split_queue import INDIRECT, NEXT, WRITE
+from vpt.conform.packed_queue import AVAIL, USED, PackedQueue
 from vpt.conform.stage import Stage
+from vpt.conform.virtqueue import DESC, INDIRECT, NEXT, WRITE
 from vpt.vhost_user import VirtioFeature
 
 F = VirtioFeature

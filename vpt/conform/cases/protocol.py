@@ -196,10 +196,7 @@ def _(stage: Stage) -> None:
     for region in extra:
         same("taking one away", fe.remove_region(region), 0)
     fe.make_queues()
-    for index in (RX, TX):
-        fe.start_ring(index)
-        fe.enable_ring(index)
-    fe.driver_ok()
+    fe.start_rings()
     stage.works(fe)
 
 
@@ -328,8 +325,5 @@ def _(stage: Stage) -> None:
         fe.do(Request.SET_VRING_NUM, VringState(TX, num))
     fe.share_memory()
     fe.make_queues()
-    for index in (RX, TX):
-        fe.start_ring(index)
-        fe.enable_ring(index)
-    fe.driver_ok()
+    fe.start_rings()
     fe.transmit(*(stage.frame(n) for n in range(100)))
