@@ -207,10 +207,8 @@ void vpti_capture_sent(struct vpti_worker *w, const struct vpt_port *p, struct v
 	const struct vpti_tap *tap;
 	uint32_t i;
 
-	for (i = 0; i < n; i++) {
-		if (vpti_vid(&b->pkt[i])) /* with the tag that it came with */
-			vpti_vlan_tag(vlans, &b->pkt[i]);
-	}
+	for (i = 0; i < n; i++)
+		vpti_vlan_tag(vlans, &b->pkt[i]); /* that it came with */
 	for (tap = vpti_rcu_get(p->taps); tap; tap = tap->next) {
 		for (i = 0; tap->capture->directions & VPT_CAPTURE_IN && i < n; i++)
 			record(tap, w->index, &b->pkt[i], ns, VPT_CAPTURE_IN,

@@ -65,10 +65,14 @@ static inline bool vpti_vlan_leaves(const struct vpti_vlans *v, const struct vpt
 	return vpti_vlan_carries(v, vid) && !(vid == v->native && vpti_ethertype(p) == VPTI_VLAN_TYPE);
 }
 
-/* Its tag, before it is copied to a port where its VLAN is not the native one. Undone by vpti_vlan_untag(). */
+/*
+ * Its tag, before it is copied to a port where its VLAN is not the native one. Undone by vpti_vlan_untag().
+ *
+ * A frame of VLAN 0 has none anywhere. One is on its way to a port with a native VLAN if the port has just got that.
+ */
 static inline void vpti_vlan_tag(const struct vpti_vlans *v, struct vpti_pkt *p)
 {
-	if (vpti_vid(p) == v->native)
+	if (vpti_vid(p) == v->native || !vpti_vid(p))
 		return;
 	p->tag = p->tci;
 	p->len += VPTI_VLAN_HLEN;

@@ -100,6 +100,25 @@ static void one_piece_too(void)
 	cut_free(&c);
 }
 
+/* It was looked up by the rules that its receiver had; they change while it is on its way. Its priority is no tag, either. */
+static void a_frame_of_no_vlan_gets_no_tag_whatever_its_receiver_carries(void)
+{
+	const struct vpti_vlans access = { .native = 5 };
+	uint32_t priority;
+
+	for (priority = 0; priority < 8; priority++) {
+		struct cut c;
+
+		cut_make(&c, LEN, (uint32_t[3]){ LEN, LEN, LEN });
+		c.pkt.tci = (uint16_t)(priority << 13);
+		vpti_vlan_tag(&access, &c.pkt);
+		check_copy(&c.pkt, frame, LEN);
+		vpti_vlan_untag(&c.pkt);
+		check_copy(&c.pkt, frame, LEN);
+		cut_free(&c);
+	}
+}
+
 static void a_tag_cut_off_is_read_by_nobody(void)
 {
 	uint32_t len;
@@ -206,6 +225,7 @@ int main(void)
 	static const struct test_case cases[] = {
 		TEST(tags_go_off_and_on),
 		TEST(one_piece_too),
+		TEST(a_frame_of_no_vlan_gets_no_tag_whatever_its_receiver_carries),
 		TEST(a_tag_cut_off_is_read_by_nobody),
 		TEST(offsets_follow_the_tag),
 		TEST(a_bucket_gives_its_burst_then_its_rate),
