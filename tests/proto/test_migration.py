@@ -12,6 +12,7 @@ import pytest
 from support.host import Host, open_things
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, MAC_C, frame, number
 from vpt.conform.front_end import USUAL, FrontEnd, eventually
+from vpt.daemon.transports.vhost.device_state import MAX_MACS, MAX_STATE
 from vpt.vhost_user import U64, DeviceStateFd, Request, VirtioFeature, VringState
 
 Connect = Callable[..., FrontEnd]
@@ -128,6 +129,18 @@ def test_addresses_behind_a_guest_come_along(host: Host, connect: Connect) -> No
     assert third.receive(len(behind))
 
 
+def test_the_largest_state_that_is_saved_can_be_loaded(host: Host, connect: Connect) -> None:
+    """The file that it is written to where it arrives does not grow."""
+    source, target = (host.vhost(name, max_macs=MAX_MACS) for name in "ab")
+    old, new = connect(source), connect(target)
+    old.negotiate()
+    new.negotiate()
+    macs = [f"02:00:00:00:{n >> 8:02x}:{n & 0xFF:02x}" for n in range(MAX_MACS)]
+    host.call(lambda: [source.port.learn(mac, 0) for mac in macs])
+    assert load(new, save(old)) == 0
+    assert {e.mac for e in host.call(host.switch.macs) if e.port_id == target.port.id} == set(macs)
+
+
 def test_the_state_is_versioned_json(host: Host, connect: Connect) -> None:
     fe = connect(host.vhost("a")).start()
     fe.transmit(frame(BROADCAST, MAC_A))
@@ -189,7 +202,7 @@ def test_a_state_without_end_stops_its_writer(host: Host, connect: Connect) -> N
     fe.negotiate()
     _, fd = transfer(fe, LOAD)
     assert fd is not None
-    assert os.write(fd, bytes(1 << 17)) == 1 << 16
+    assert os.write(fd, bytes(2 * MAX_STATE)) == MAX_STATE
     with pytest.raises(PermissionError):
         os.write(fd, b"more")
     os.close(fd)

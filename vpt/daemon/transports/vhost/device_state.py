@@ -19,8 +19,8 @@ from vpt.daemon.transports.vhost.state import Group, Reply, State, payload_of
 from vpt.errors import DataplaneError
 from vpt.vhost_user import U64, DeviceStateFd, Message, Payload, ProtocolFeature, Request
 
-MAX_STATE = 1 << 16  # bytes
 MAX_MACS = 2048
+MAX_STATE = 64 * MAX_MACS  # bytes; an address takes 40
 _FAILED = 1
 _Mac = Annotated[str, Field(pattern=r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$")]
 
