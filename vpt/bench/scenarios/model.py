@@ -9,8 +9,8 @@ They cost too: some 60 to 200 ns per item pass between the end of an item's work
 side's index, for a cache line has to come over from the other core. To keep that small beside a gap of, say,
 68 ns per item, everything is played in slow motion, and the results are given in the model's own time.
 
-A host that takes a CPU away for a few microseconds lengthens the batch of that cycle. So 1/b is taken from
-the median cycle of a run; the notifications per item, which are the mean, stand beside it.
+A cycle in which a CPU was taken away has another batch. So 1/b is taken from the median cycle of a run; the
+notifications per item, the mean over all cycles, stand beside it, and how many points agree by them.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ class _Model(Scenario):
             if self._threads and self._threads.realtime
             else ("Without real-time priority (root, or CAP_SYS_NICE): other programs took part.")
         )
-        return [*agreement(points, told="per_batch"), *([priority] if priority else [])]
+        by_mean, *_ = agreement(points)
+        return [*agreement(points, told="per_batch"), by_mean, *([priority] if priority else [])]
 
 
 SCENARIO = _Model()
