@@ -2,7 +2,7 @@
 """Checksum and segmentation offload between ports: kept where both sides have it, done in software where not.
 
 What the software does is checked by scapy: a frame is right if scapy, made to compute its checksums again,
-gives the same bytes. Every shape of packet is in tests/unit/test_offload.py; here it is about negotiation and
+gives the same bytes. Every shape of packet is in test_offload_matrix.py; here it is about negotiation and
 the way through the switch.
 """
 
