@@ -83,6 +83,7 @@ def test_full_has_every_combination_and_the_short_set_each_ring() -> None:
     assert {p["path"] for p in short} == {"guest-host", "guest-guest"}
 
 
+@pytest.mark.native  # it starts a libvirtd where there is one
 def test_control_plane_times_every_operation() -> None:
     with control_plane.SCENARIO.session({"ports": 3}, Settings()) as variants:
         for _ in range(2):
