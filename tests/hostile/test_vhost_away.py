@@ -29,8 +29,9 @@ def test_l2_a_back_end_that_offers_less_than_before_says_so(
     assert fe.features & F.IN_ORDER
     scene.villain_leaves()
     less = vhost_features() & ~int(F.IN_ORDER)
-    monkeypatch.setattr("vpt.daemon.transports.vhost.state.vhost_features", lambda: less)
-    assert scene.enter().closed_by_peer()
+    with monkeypatch.context() as patch:
+        patch.setattr("vpt.daemon.transports.vhost.state.vhost_features", lambda: less)
+        assert scene.enter().closed_by_peer()
     assert scene.villain.faults[Rule.FEATURES_LOST] == 1
     assert any("refused" in line and "IN_ORDER" in line for line in scene.lines)
     scene.check()

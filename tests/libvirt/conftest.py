@@ -24,8 +24,8 @@ from vpt.guest import Image, build_image
 from vpt.libvirt_plugin.metadata import NAMESPACE, plugs_in
 from vpt.libvirt_plugin.xml import alias_of
 
-#: What ends with the tests of this folder, not with the run: an idle guest takes a tenth of a core, and QEMU 7.2
-#: a whole one without KVM once an ivshmem device was unplugged.
+#: What ends with the tests of this folder, not with the run: an idle guest takes a tenth of a core,
+#: one of QEMU 7.2 without KVM a whole one once an ivshmem device was unplugged.
 _while_here = ExitStack()
 
 
