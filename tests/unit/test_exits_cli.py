@@ -134,6 +134,17 @@ def test_a_recording_without_movement_ends_with_a_failure(tmp_path: Path) -> Non
     assert "did not run" in failure(cli("report", write(tmp_path / "a.json", samples=stuck)), GuestError)
 
 
+def test_what_has_no_verdict_is_absent_from_prometheus(tmp_path: Path) -> None:
+    """Neither bare HELP and TYPE lines, nor counters that stand still."""
+    nothing = tuple(Sample(at_ns=i * 10**9, units={}, cpu_ms=i * 900) for i in range(3))
+    tcg = load(write(tmp_path / "a.json", Tier.TCG)).identity.model_copy(
+        update={"quantity": Quantity.DISPATCHES, "source": "qemu-trace"}
+    )
+    result = cli("report", write(tmp_path / "b.json", samples=nothing, identity=tcg), "--prometheus")
+    assert "the counters did not move" in failure(result, GuestError)
+    assert result.stdout == ""
+
+
 def test_a_refusal_does_not_spoil_the_document(tmp_path: Path) -> None:
     stuck = tuple(Sample(at_ns=i * 10**9, units={"vcpu0": {"exits": 5, "irq_exits": 1}}) for i in range(3))
     result = cli("report", write(tmp_path / "a.json", samples=stuck), "--json")

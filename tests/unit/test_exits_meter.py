@@ -123,14 +123,25 @@ def test_exits_that_do_not_move_are_not_a_zero() -> None:
     assert "did not run" in str(halted.refused)
 
 
-def test_no_dispatch_is_a_result_where_the_guest_ran() -> None:
-    """Under TCG a guest that polls memory really makes none."""
-    who = identity(Tier.TCG, Quantity.DISPATCHES)
-    before = Sample(at_ns=0, units={}, cpu_ms=0)
-    ran = measured(who, before, Sample(at_ns=10**9, units={"serial": {"dispatches": 0}}, cpu_ms=900))
-    assert ran.counted == 0
-    idle = measured(who, before, Sample(at_ns=10**9, units={"serial": {"dispatches": 0}}, cpu_ms=0))
-    assert idle.counted is None
+@pytest.mark.parametrize(
+    ("tier", "quantity"), [(Tier.TCG, Quantity.DISPATCHES), (Tier.KVM_PVM, Quantity.USERSPACE_EXITS)]
+)
+def test_nothing_counted_is_a_result_only_where_packets_passed(tier: Tier, quantity: Quantity) -> None:
+    """A guest that polls memory makes no dispatch, and neither does a source that does not count."""
+    who = identity(tier, quantity, source="of that kind")
+    name = quantity.value
+
+    def after(packets: int | None, cpu_ms: int) -> meter.Measure:
+        before = Sample(at_ns=0, units={}, cpu_ms=0, packets=None if packets is None else 0)
+        units = {"serial": {name: 0}}
+        return measured(who, before, Sample(at_ns=10**9, units=units, cpu_ms=cpu_ms, packets=packets))
+
+    for packets in (None, 0):
+        computed = after(packets, cpu_ms=900)
+        assert computed.counted is None
+        assert "the VM used 900 ms of CPU" in str(computed.refused)
+        assert "did not run" in str(after(packets, cpu_ms=0).refused)
+    assert after(500, cpu_ms=900).per_packet == 0
 
 
 def test_no_kick_is_a_result_only_where_packets_passed() -> None:

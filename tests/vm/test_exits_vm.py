@@ -172,6 +172,15 @@ def test_dispatches_are_counted_exactly_under_tcg(boot: Callable[..., Guest]) ->
     assert m.delta.units["io"] == {"dispatches": 10_000, "reads": 0, "writes": 10_000}
 
 
+@pytest.mark.parametrize("fmt", [[], ["--csv"], ["--prometheus"]], ids=["table", "csv", "prometheus"])
+def test_a_guest_without_dispatches_gets_no_verdict(boot: Callable[..., Guest], fmt: list[str]) -> None:
+    """It polls its memory. Nothing shows that this source would count if it did anything else."""
+    guest = boot("tcg")
+    result = cli("top", guest.qmp, "--interval", 0.2, *fmt)
+    assert "no verdict" in failure(result, GuestError)
+    assert "vpt_exits" not in result.stdout
+
+
 def test_tracing_is_off_again_after_a_measurement(boot: Callable[..., Guest]) -> None:
     guest = boot("tcg")
     cli("top", guest.qmp, "--interval", 0.05)  # whether anything moved in that time is not the point

@@ -115,16 +115,16 @@ def top(
     with stoppable(), open_session(vm, source, connect, _stats_file(stats), ports) as session:
         for note in session.notes:
             click.echo(f"note: {note}", err=True)
-        if fmt == "prometheus":
-            click.echo(render.prometheus_text(session.identity, session.sample()), nl=False)
-            return
         measures = _measures(session, interval, count)
         if fmt is None:
             refused = _show(session.identity, measures, live)
         else:
             listed = list(measures)
-            _print(session.identity, listed, fmt)
             refused = listed[-1].refused
+            if fmt != "prometheus":
+                _print(session.identity, listed, fmt)
+            elif not refused:
+                click.echo(render.prometheus_text(session.identity, session.sample()), nl=False)
     _fail_if(refused, fmt)
 
 
@@ -205,11 +205,12 @@ def report(file: Path, fmt: str | None) -> None:
 
     recording = load(file)
     identity, samples = recording.identity, recording.samples
-    if fmt == "prometheus":
-        click.echo(render.prometheus_text(identity, samples[-1]), nl=False)
-        return
     whole = meter.measure(identity, meter.span(identity, samples))
-    if fmt == "json":
+    if fmt == "prometheus":
+        # What says nothing is absent.
+        if not whole.refused:
+            click.echo(render.prometheus_text(identity, samples[-1]), nl=False)
+    elif fmt == "json":
         click.echo(render.json_text(render.measures_json(identity, [whole], recording)))
     elif fmt == "csv":
         parts = [meter.measure(identity, d) for d in meter.intervals(identity, samples)]
@@ -295,14 +296,16 @@ def _print(identity: Identity, measures: list[Measure], fmt: str) -> None:
 
 
 def _fail_if(refused: str | None, fmt: str | None = None) -> None:
-    """A number without a verdict is a failure. A document stays the only thing on stdout."""
+    """A number without a verdict is a failure."""
     if not refused:
         return
     from vpt.errors import EXIT_FAILED, GuestError
 
-    if fmt is None:
-        raise GuestError(f"no verdict: {refused}", hint="docs/exits.md says what each refusal means")
-    click.echo(f"no verdict: {refused}", err=True)
+    message, hint = f"no verdict: {refused}", "docs/exits.md says what each refusal means"
+    if fmt != "json":
+        raise GuestError(message, hint=hint)
+    # The document says so, too, and stays the only thing on stdout.
+    click.echo(f"{message}\nhint: {hint}", err=True)
     raise click.exceptions.Exit(EXIT_FAILED)
 
 

@@ -14,7 +14,8 @@ The rules for reading KVM's counters are here, as code:
   verdict.
 - A counter that this KVM does not keep is None ("n/a"), never 0; under PVM that holds for `io_exits` too,
   which exists and never moves.
-- Counters that do not move are a zero only where something else shows that the guest ran.
+- Counters that do not move are a zero only where packets show that the guest worked, and exits not even
+  then.
 """
 
 from __future__ import annotations
@@ -233,19 +234,8 @@ def _refusal(identity: Identity, d: Delta, raw: int | None) -> str | None:
     """Why this interval gives no verdict, or None."""
     if raw is None:
         return f"this source has no counter of {identity.quantity.value} here (n/a)"
-    ran = d.cpu_ms is not None and d.cpu_ms >= _CPU_RAN_MS
-    if raw == 0 and identity.quantity is Quantity.EXITS:
-        # The host's timer alone makes a running vCPU exit, so that not one exit is never a good result.
-        if ran:
-            return (
-                f"the counters did not move although the VM used {d.cpu_ms} ms of CPU: "
-                "this source does not count"
-            )
-        return "not one exit: the guest did not run (paused, or every vCPU halted)"
-    if raw == 0 and identity.quantity is Quantity.KICKS and not d.packets:
-        return "no packet passed these ports, so that no kick means nothing"
-    if raw == 0 and not ran and not d.packets:
-        return "nothing moved: the guest did not run (paused, or every vCPU halted)"
+    if raw == 0:
+        return _refusal_of_zero(identity, d)
     emulated = d.total("insn_emulation")
     if emulated is not None and emulated > _MIN_EMULATED and emulated > MAX_EMULATED_PER_EXIT * raw:
         return (
@@ -253,6 +243,24 @@ def _refusal(identity: Identity, d: Delta, raw: int | None) -> str | None:
             "interpreted it, and exits count time slices there"
         )
     return None
+
+
+def _refusal_of_zero(identity: Identity, d: Delta) -> str | None:
+    """Packets show that the guest worked and did without. CPU time does not: the source may not count.
+
+    The host's timer alone makes a running vCPU exit, so that not one exit is never a good result.
+    """
+    what = identity.quantity
+    if d.packets and what is not Quantity.EXITS:
+        return None
+    if what is Quantity.KICKS:
+        return "no packet passed these ports, so that no kick means nothing"
+    if d.cpu_ms is None or d.cpu_ms < _CPU_RAN_MS:
+        return f"no {what.value}: the guest did not run (paused, or every vCPU halted)"
+    said = f"the counters did not move although the VM used {d.cpu_ms} ms of CPU: "
+    if what is Quantity.EXITS:
+        return f"{said}this source does not count"
+    return f"{said}the guest only computes, or {identity.source} does not count; --port tells them apart"
 
 
 def _notes(identity: Identity, d: Delta, raw: int | None, noise: int | None) -> tuple[str, ...]:
