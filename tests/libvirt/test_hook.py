@@ -18,8 +18,9 @@ from vpt.daemon.client import Client
 from vpt.daemon.daemon import Settings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.runtime import locate
+from vpt.errors import UsageError
 from vpt.guest import Image
-from vpt.libvirt_plugin.metadata import Plug
+from vpt.libvirt_plugin.metadata import Plug, plugs_in
 from vpt.libvirt_plugin.xml import add_port
 
 DOMAIN = (
@@ -96,6 +97,29 @@ def test_without_vptd_the_start_fails_and_says_what_to_do(hooks: Path, tmp_path:
     for operation in ("reconnect", "release", "stopped", "restore", "migrate", "started", "attach"):
         assert run(hooks, operation, xml).returncode == 0
     assert run(hooks, "reconnect", "no XML at all").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "says"),
+    [
+        ("runtime-dir='{}' ", "", "vpt port h1 has no runtime-dir"),
+        ("switch='sw0' ", "", "vpt port h1 has no switch"),
+        ("pairs='1'", "pairs='one'", "vpt port h1 has pairs 'one'"),
+    ],
+)
+def test_damaged_metadata_is_told_in_a_sentence(
+    hooks: Path, tmp_path: Path, was: str, becomes: str, says: str
+) -> None:
+    xml = plugged(DOMAIN, tmp_path)
+    damaged = xml.replace(was.format(tmp_path), becomes, 1)
+    assert damaged != xml
+    done = run(hooks, "prepare", damaged)
+    assert done.returncode == 1
+    assert done.stderr == f"vpt: the metadata of d1 is damaged: {says}; mend it: virsh edit d1\n"
+    assert run(hooks, "release", damaged).returncode == 0
+    with pytest.raises(UsageError, match="metadata is damaged") as caught:
+        plugs_in(damaged)
+    assert "virsh edit" in str(caught.value.hint)
 
 
 def test_a_domain_without_our_ports_is_none_of_our_business(hooks: Path) -> None:

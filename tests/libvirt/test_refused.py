@@ -187,7 +187,7 @@ CASES = {
     "another user's socket there": Case(
         attach("left"), 1, f"a socket of user {NOBODY}", "rm ", of_another_user
     ),
-    "no vptd": Case(attach("left"), 1, "vptd is not running", "vpt daemon start", vptd_is_down),
+    "no vptd": Case(attach("left"), 1, "vptd is not running", " daemon start", vptd_is_down),
     "no libvirt": Case(
         attach("left"), 3, "no libvirt at", "systemctl start libvirtd",
         uri="qemu+unix:///system?socket=/nonexistent/sock",

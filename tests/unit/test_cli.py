@@ -151,14 +151,15 @@ def test_wrong_usage_is_2_before_anything_is_asked_of_vptd(nowhere: Path, argume
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ls"], ["port", "list"], ["switch", "add", "x"], ["show", "x"], ["top", "--once"]]
+    "arguments",
+    [["ls"], ["port", "list"], ["switch", "add", "x"], ["show", "x"], ["top", "--once"], ["stats"]],
 )
 def test_without_vptd_the_hint_says_how_to_start_it(nowhere: Path, arguments: list[str]) -> None:
     done = run_vpt(nowhere, *arguments)
     assert done.returncode == 1
     assert done.stdout == ""
     assert "error: vptd is not running" in done.stderr
-    assert "hint: start it with: vpt daemon start" in done.stderr
+    assert f"hint: start it with: vpt --runtime-dir {nowhere} daemon start\n" in done.stderr
     done = run_vpt(nowhere, *arguments, "--json")
     assert done.returncode == 1
     error = json.loads(done.stdout)
@@ -192,6 +193,32 @@ def test_refusals_have_message_hint_and_exit_code(
     as_json = json.loads(run_vpt(lab.paths.runtime, *arguments, "--json").stdout)
     assert as_json["message"]
     assert as_json["hint"]
+
+
+def test_the_path_of_a_qmp_socket_is_no_domain_when_qemu_has_ended(lab: Vptd) -> None:
+    """QEMU has taken the file along; only the words can tell."""
+    done = run_vpt(lab.paths.runtime, "attach", "gone.qmp", "--switch", "sw0")
+    assert (done.returncode, "gone.qmp: no such QMP socket" in done.stderr) == (1, True), done.stderr
+    lab.call("port.add", switch="sw0", name="left", kind="null", owner=f"qmp:{Path('gone.qmp').absolute()}")
+    done = run_vpt(lab.paths.runtime, "detach", "gone.qmp")
+    assert (done.returncode, "the VM has ended; the port is deleted" in done.stdout) == (0, True), done.stderr
+
+
+def test_a_file_is_no_qmp_socket(lab: Vptd, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run_vpt(lab.paths.runtime, "attach", str(tmp_path / "file"), "--switch", "sw0")
+    assert (done.returncode, "is not a socket" in done.stderr) == (1, True)
+    assert "hint: QEMU makes one of the option -qmp unix:PATH" in done.stderr
+
+
+@pytest.mark.needs("py:libvirt")
+@pytest.mark.native
+@pytest.mark.parametrize("uri", ["foo:///x", "nonsense", "lxc:///system"])
+def test_a_libvirt_that_has_no_qemu_is_wrong_usage(lab: Vptd, uri: str) -> None:
+    """Nothing that is started would help."""
+    done = run_vpt(lab.paths.runtime, "attach", "web1", "--switch", "sw0", "--connect", uri)
+    assert (done.returncode, f"{uri!r} is no URI of libvirt's driver for QEMU" in done.stderr) == (2, True)
+    assert "--connect qemu:///system" in done.stderr.partition("hint:")[2]
 
 
 @pytest.mark.needs("/dev/full")
@@ -363,7 +390,7 @@ def test_start_and_stop_are_idempotent(nowhere: Path) -> None:
     assert vpt_json(nowhere, "daemon", "stop")["stopped"] is False
     status = run_vpt(nowhere, "daemon", "status")
     assert status.returncode == 1
-    assert "vpt daemon start" in status.stderr
+    assert status.stderr.endswith(f"start it with: vpt --runtime-dir {nowhere} daemon start\n")
 
 
 def test_what_was_set_up_is_there_again_after_stop_and_start(nowhere: Path) -> None:
@@ -404,7 +431,7 @@ def test_doctor_sends_packets_and_gives_each_line_a_verdict(nowhere: Path) -> No
         "name": "vptd",
         "verdict": "note",
         "what": "not running",
-        "fix": "vpt daemon start",
+        "fix": f"vpt --runtime-dir {nowhere} daemon start",
     }
     missing = [check for check in checks.values() if check["verdict"] == "missing"]
     assert done.returncode == (3 if missing else 0)

@@ -379,7 +379,7 @@ def test_each_refusal_has_a_hint_and_changes_nothing(shared: Vptd) -> None:
             {"switch": "lab", "name": "x", "kind": "vhost-user", "socket": "/tmp/" + "x" * 108},
         ),
         (
-            UsageError,
+            NotFoundError,
             "port.add",
             {"switch": "lab", "name": "x", "kind": "app", "socket": "/no/such/folder/s"},
         ),
@@ -631,7 +631,7 @@ def test_the_client_says_what_is_wrong(shared: Vptd) -> None:
     with pytest.raises(DaemonError, match="not running") as caught:
         Client(shared.folder / "nothing.sock")
     assert caught.value.code == "not-running"
-    assert caught.value.hint == "start it with: vpt daemon start"
+    assert caught.value.hint == f"start it with: vpt --runtime-dir {shared.folder} daemon start"
     with shared.client() as client:
         with pytest.raises(NotFoundError):
             client.call("port.show", name="none")

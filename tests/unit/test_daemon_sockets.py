@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vpt.daemon.aio import receive, send
-from vpt.daemon.runtime import Lock, locate, make_private_dir
+from vpt.daemon.runtime import Lock, command, locate, make_private_dir, not_running
 from vpt.daemon.sockets import (
     PeerCredentials,
     check_free,
@@ -22,7 +22,7 @@ from vpt.daemon.sockets import (
     peer_credentials,
     unix_path,
 )
-from vpt.errors import ConflictError, ExistsError, UsageError
+from vpt.errors import EXIT_FAILED, ConflictError, ExistsError, NotFoundError, UsageError
 
 
 @pytest.fixture
@@ -103,9 +103,10 @@ def test_a_path_that_does_not_fit_is_an_error_that_says_so(folder: Path) -> None
 
 
 def test_a_folder_that_is_not_there_is_named(folder: Path) -> None:
-    with pytest.raises(UsageError, match="no such folder") as caught:
+    with pytest.raises(NotFoundError, match="no such folder") as caught:
         listen_unix(folder / "no" / "s")
     assert "mkdir" in str(caught.value.hint)
+    assert caught.value.exit_code == EXIT_FAILED, "as for a path that is taken: the host is not as it must be"
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
@@ -166,6 +167,16 @@ def test_send_waits_for_a_reader_and_sends_all() -> None:
 
 
 # ---- the folders and the lock ----
+
+
+def test_a_command_names_the_vptd_that_it_is_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the environment, which the shell that it is pasted into may not have."""
+    usual = locate().runtime
+    monkeypatch.setenv("VPT_RUNTIME_DIR", str(folder))
+    assert command(folder, "ls") == f"vpt --runtime-dir {folder} ls"
+    assert command(folder / "a b", "ls") == f"vpt --runtime-dir '{folder}/a b' ls"
+    assert command(usual, "ls") == "vpt ls"
+    assert not_running(usual, "why").hint == "start it with: vpt daemon start"
 
 
 def test_a_second_lock_names_who_has_the_first(folder: Path) -> None:

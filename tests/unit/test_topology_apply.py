@@ -185,7 +185,7 @@ def test_in_a_pipe_each_step_is_printed_when_it_is_begun(lab: Vptd) -> None:
         "done: 3 steps",
     ]
     bad = TWO.replace("count: 2", "count: 3\n    socket: /absent/{n}")
-    said = apply(lab, bad, "--replace", code=EXIT_USAGE)
+    said = apply(lab, bad, "--replace", code=EXIT_FAILED)
     assert said.splitlines()[0] == "add port vm3: vhost-user on lab"
     assert "so nothing was changed" in said
 
@@ -359,7 +359,7 @@ def test_bad_input_names_the_place_and_changes_nothing(lab: Vptd) -> None:
     [
         ("socket: FOLDER/taken.sock", "7:11", "another program listens on", EXIT_FAILED),
         ("socket: FOLDER/file", "7:11", "is not a socket", EXIT_FAILED),
-        ("socket: FOLDER/absent/a.sock", "7:11", "no such folder", EXIT_USAGE),
+        ("socket: FOLDER/absent/a.sock", "7:11", "no such folder", EXIT_FAILED),
         (f"socket: /tmp/{'x' * 120}", "10:13", "the system allows 107", EXIT_USAGE),
         ("mac: 52:54:00:00:00:99", "7:11", "port 'other' on the same switch has the mac", EXIT_FAILED),
         ("worker: 31", "7:11", "this vptd has 1", EXIT_FAILED),
@@ -420,8 +420,10 @@ def test_bad_input_is_refused_without_vptd(tmp_path: Path) -> None:
     file.write_text("switches: []\n")
     done = run_vpt(tmp_path, "diff", str(file))
     assert done.returncode == EXIT_FAILED
-    assert "vpt daemon start" in done.stderr
-    assert run_vpt(tmp_path, "diff", str(tmp_path / "absent")).returncode == EXIT_USAGE
+    assert f"vpt --runtime-dir {tmp_path} daemon start" in done.stderr
+    for path, said in ((f"{tmp_path}/absent", f"ls {tmp_path}\n"), (str(tmp_path), "name a file in it\n")):
+        done = run_vpt(tmp_path, "diff", path)
+        assert (done.returncode, done.stderr.endswith(said)) == (EXIT_USAGE, True), done.stderr
 
 
 def test_the_schema_is_printed_without_a_file(tmp_path: Path) -> None:

@@ -155,6 +155,13 @@ BAD = {
     "policy as a word": (with_port(PORT + ", policy: poll}"), "4:54: policy:", "policy: {kind: poll}"),
     "missing key": (with_port("  - {name: p, switch: lab}"), "4:5: the key 'kind' is missing", "kind: ..."),
     "kind null": (with_port("  - {name: p, switch: lab, kind: null}"), "4:34: kind:", 'kind: "null"'),
+    "word that is no name": (
+        "switches: [{name: 'a b'}]\n", "1:19: name: must be 1 to 31 letters, digits, _ . -", "it is 'a b'",
+    ),
+    "no octal": (
+        with_port(PORT + ", socket_mode: rw}"), "4:59: socket_mode: must be permissions in octal", "'rw'",
+    ),
+    "empty socket": (with_port(PORT + ", socket: ''}"), "4:54: socket: must have at least 1", "--schema"),
     "number as name": ("switches: [{name: 7}]\n", "1:19: name:", 'name: "7"'),
     "word as number": (with_port(PORT + ", pairs: two}"), "4:53: pairs:", "it is 'two'"),
     "too many pairs": (with_port(PORT + ", pairs: 500}"), "4:53: pairs:", "it is 500"),

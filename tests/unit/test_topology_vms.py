@@ -50,7 +50,7 @@ vms:
         (["  - {name: m, ports: [aa]}"], "7:23: machine 'm' has a port that the file does not have: 'aa'",
          "did you mean a?"),
         (["  - {name: m, ports: [{port: zzz}]}"], "7:30: machine 'm' has a port that", "add it under ports"),
-        (["  - {name: m, ports: [t]}"], "7:23: 't' is a tap port", "vhost-user or passthrough"),
+        (["  - {name: m, ports: [t]}"], "7:23: port 't' is of kind tap, and no", "vhost-user or passthrough"),
         (["  - {name: m, ports: [b]}"], "7:23: the passthrough port 'b' has no mac", "mac:"),
         (["  - {domain: d, ports: [b]}"], "7:25: the passthrough port 'b' has no mac", "mac:"),
         (["  - {name: m}", "  - {name: m}"], "8:12: there are two machines of the name 'm'", "line 7"),

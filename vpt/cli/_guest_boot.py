@@ -203,10 +203,12 @@ def _config_errors() -> Iterator[None]:
     """What pydantic has against the options, as wrong usage."""
     from pydantic import ValidationError
 
+    from vpt.daemon.config_models import sentence
+
     try:
         yield
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
+        what = sentence(first)
         raise UsageError(f"{where}: {what}" if where else what, hint="vpt guest boot --help") from None

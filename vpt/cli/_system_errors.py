@@ -23,7 +23,7 @@ _HINTS = {
     errno.EIO: "the disk may be failing: dmesg | tail",
     errno.EACCES: "see who may: ls -ld {folder} {file}",
     errno.EPERM: "see who may: ls -ld {folder} {file}",
-    errno.ENOENT: "see what there is: ls -ld {folder}",
+    errno.ENOENT: "see what there is: ls {folder}",
     errno.ENOTDIR: "see what there is: ls -ld {folder}",
     errno.EISDIR: "name a file in it",
     errno.ELOOP: "follow the links: namei {file}",

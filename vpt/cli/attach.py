@@ -15,10 +15,6 @@ __all__ = ["attach", "detach"]
 _CONNECT = click.option("--connect", "uri", metavar="URI", help="Which libvirt.  [default: libvirt's own]")
 
 
-def _is_qmp(vm: str) -> bool:
-    return "/" in vm or Path(vm).is_socket()
-
-
 @click.command()
 @click.argument("vm")
 @click.option("--switch", required=True, help="Switch to plug it into.")
@@ -78,6 +74,7 @@ def attach(
     """
     from vpt.libvirt_plugin import attach as plugin
     from vpt.libvirt_plugin._connection import open_libvirt
+    from vpt.qemu import names_a_socket
 
     settings = {key: value for key, value in options.items() if value is not None}
     request = plugin.Request(
@@ -90,7 +87,7 @@ def attach(
         config=config,
         packed=packed,
     )
-    if _is_qmp(vm):
+    if names_a_socket(vm):
         if config or print_diff:
             raise click.UsageError(
                 "--config and --print-diff are for libvirt: a QEMU by itself has no configuration"
@@ -146,8 +143,9 @@ def detach(vm: str, port: str | None, live: bool, config: bool, uri: str | None,
     from vpt.daemon.runtime import locate
     from vpt.libvirt_plugin import attach as plugin
     from vpt.libvirt_plugin._connection import open_libvirt
+    from vpt.qemu import names_a_socket
 
-    if _is_qmp(vm):
+    if names_a_socket(vm):
         if config:
             raise click.UsageError("--config is for libvirt: a QEMU by itself has no configuration")
         from vpt.libvirt_plugin import qmp

@@ -135,13 +135,15 @@ def status(as_json: bool) -> int:
       vpt daemon status --json
     """
     from vpt.daemon.launch import running
+    from vpt.daemon.runtime import command
 
     where = paths()
     found = running(where)
     if as_json:
         emit_json("daemon", {"running": found is not None, **(found or {"runtime_dir": str(where.runtime)})})
     elif found is None:
-        click.echo(f"vptd is not running in {where.runtime}; start it with: vpt daemon start", err=True)
+        how = command(where.runtime, "daemon start")
+        click.echo(f"vptd is not running in {where.runtime}; start it with: {how}", err=True)
     else:
         _print_status(found)
     return 0 if found else EXIT_FAILED

@@ -8,7 +8,6 @@ import signal
 import click
 
 from vpt.cli._common import emit_json, json_option, paths, print_table
-from vpt.errors import DaemonError
 
 __all__ = ["stats"]
 
@@ -31,6 +30,7 @@ def stats(ctx: click.Context, prometheus: bool, as_json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
+    from vpt.daemon.runtime import not_running
     from vpt.dataplane.stats import StatsReader
     from vpt.exporter import render
 
@@ -39,9 +39,7 @@ def stats(ctx: click.Context, prometheus: bool, as_json: bool) -> None:
         with StatsReader(source) as reader:
             snapshot = reader.read()
     except FileNotFoundError:
-        raise DaemonError(
-            f"vptd is not running (no {source})", hint="start it with: vpt daemon start", code="not-running"
-        ) from None
+        raise not_running(source.parent, f"no {source}") from None
     if prometheus:
         click.echo(render(snapshot), nl=False)
         return

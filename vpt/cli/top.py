@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpt.cli._common import console, emit_json, json_option, paths
-from vpt.errors import DaemonError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,15 +66,14 @@ def _live(source: Path, interval: float) -> None:
 
 def _reading(source: Path, interval: float) -> tuple[list[PortRates], float]:
     """Rates over one interval. Opens the file each time: a vptd that came back has a new one."""
+    from vpt.daemon.runtime import not_running
     from vpt.dataplane.rates import rates
     from vpt.dataplane.stats import StatsReader
 
     try:
         reader = StatsReader(source)
     except FileNotFoundError:
-        raise DaemonError(
-            f"vptd is not running (no {source})", hint="start it with: vpt daemon start", code="not-running"
-        ) from None
+        raise not_running(source.parent, f"no {source}") from None
     with reader:
         begin, before = time.monotonic(), reader.read()
         time.sleep(interval)

@@ -173,9 +173,11 @@ def _read(file: str) -> bytes:
         with open(file, "rb") as opened:
             return opened.read(_READ)
     except OSError as error:
-        raise UsageError(
-            f"can't read {file}: {error.strerror}", hint="write what runs into a file: vpt export > FILE"
-        ) from None
+        from vpt.cli._system_errors import in_words
+
+        told = in_words(error)
+        hint = told.hint if told else "FILE is a file with a topology, or - for the standard input"
+        raise UsageError(f"can't read {file}: {error.strerror}", hint=hint) from None
 
 
 def _is_terminal() -> bool:

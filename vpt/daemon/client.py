@@ -17,12 +17,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from vpt.daemon.runtime import not_running
 from vpt.daemon.sockets import connect_unix, unix_path
 from vpt.errors import DaemonError, MissingError, TimeoutExpired, VptError, from_wire
 
 __all__ = ["Client"]
-
-_START_HINT = "start it with: vpt daemon start"
 
 
 class Client:
@@ -102,7 +101,9 @@ class Client:
         try:
             answer: dict[str, Any] = json.loads(line)
         except ValueError:
-            raise DaemonError(f"what listens on {self._path} is no vptd", hint=_START_HINT) from None
+            raise DaemonError(
+                f"what listens on {self._path} is no vptd", hint=f"see which: ss -xlp | grep {self._path}"
+            ) from None
         return answer
 
 
@@ -113,10 +114,8 @@ def _error(wire: dict[str, Any]) -> VptError:
 
 
 def _connect_error(path: str, error: OSError) -> VptError:
-    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-        return DaemonError(
-            f"vptd is not running (nothing listens on {path})", hint=_START_HINT, code="not-running"
-        )
+    if isinstance(error, FileNotFoundError | NotADirectoryError | ConnectionRefusedError):
+        return not_running(os.path.dirname(path), f"nothing listens on {path}")
     if isinstance(error, PermissionError):
         return MissingError(
             f"no permission to use {path}", hint="use sudo, or join the group that ls -l shows"

@@ -8,7 +8,8 @@ so that a user reads a sentence about the option and not an errno.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -30,6 +31,7 @@ __all__ = [
     "PortConfig",
     "PortKind",
     "SwitchConfig",
+    "sentence",
 ]
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
@@ -59,6 +61,17 @@ IN_WORDS = {
     _IFNAME: "1 to 15 characters, none of them a space, / : or %",
     _OWNER: "libvirt:WHICH:UUID, or qmp:PATH of a QEMU's QMP socket",
 }
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """What is wrong with a value, for people: of an item of pydantic's ValidationError.errors()."""
+    pattern = found.get("ctx", {}).get("pattern")
+    if pattern in IN_WORDS:
+        return f"must be {IN_WORDS[pattern]}"
+    if found["type"] == "model_type":
+        return "must be a mapping"
+    return re.sub(r"^\w+ should ", "must ", found["msg"].removeprefix("Value error, "))
+
 
 Name = Annotated[str, Field(pattern=_NAME, description=IN_WORDS[_NAME])]
 Mac = Annotated[str, AfterValidator(_check_mac), Field(description="unicast MAC address")]
@@ -155,7 +168,7 @@ class PortConfig(Strict):
         limit = MAX_PAIRS[self.kind]
         if self.pairs > limit:
             raise ValueError(
-                f"a {self.kind} port has at most {limit} queue pair{'s' if limit > 1 else ''},"
+                f"a port of kind {self.kind} has at most {limit} queue pair{'s' if limit > 1 else ''},"
                 f" not {self.pairs}"
             )
         for option, kinds in _ONLY_FOR.items():

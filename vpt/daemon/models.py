@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from vpt.daemon.config_models import (
-    IN_WORDS,
     MAX_PAIRS,
     RING_KINDS,
     SOCKET_KINDS,
@@ -22,6 +21,7 @@ from vpt.daemon.config_models import (
     PortConfig,
     PortKind,
     SwitchConfig,
+    sentence,
 )
 from vpt.daemon.port_rules import PacketsPerS, RatesConfig, StormConfig, Strict, VlanConfig
 
@@ -381,8 +381,7 @@ def explain(error: ValidationError) -> str:
     problems = []
     for item in error.errors(include_url=False, include_input=False):
         place = ".".join(str(part) for part in item["loc"])
-        words = IN_WORDS.get(item.get("ctx", {}).get("pattern", ""))
-        what = f"must be {words}" if words else item["msg"].removeprefix("Value error, ")
+        what = sentence(item)
         problems.append(f"{place}: {what}" if place else what)
     more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
     return "; ".join(problems[:3]) + more

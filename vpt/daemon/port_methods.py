@@ -15,6 +15,7 @@ from vpt.daemon.keeping import Keeping
 from vpt.daemon.models import Acknowledged, PortConfig, PortDetail, PortView
 from vpt.daemon.ports import Context, ManagedPort, bring_up, policy_of, rules_of, settings_of, socket_path
 from vpt.daemon.ratelimit import PortLog
+from vpt.daemon.runtime import command
 from vpt.dataplane import Feature, Reason
 from vpt.errors import ConflictError, ExistsError, UsageError, VptError
 
@@ -75,7 +76,8 @@ class Ports:
             raise ConflictError(
                 f"port {config.name!r} asks for worker {config.worker}, and this vptd has"
                 f" {self._workers}, counted from 0",
-                hint="leave worker out, or start vptd with more: vpt daemon start --workers NUMBER",
+                hint="leave worker out, or start vptd with more: "
+                + command(self._there.paths.runtime, "daemon start --workers NUMBER"),
             )
         if config.kind in models.RING_KINDS:
             await self._keeping.need()
@@ -269,7 +271,7 @@ def _live_mtu(config: PortConfig) -> int:
     assert config.mtu is not None
     if config.kind in models.RING_KINDS:
         raise ConflictError(
-            f"the mtu of a {config.kind} port is written down in its region, which its peer has mapped",
+            f"the mtu of a port of kind {config.kind} is written down in its region, which a peer maps",
             hint=f"delete the port and add it again with the other: vpt port del {config.name}",
         )
     return config.mtu

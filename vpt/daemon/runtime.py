@@ -11,13 +11,23 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpt.errors import ConflictError, MissingError, UsageError
+from vpt.errors import ConflictError, DaemonError, MissingError, UsageError
 
-__all__ = ["ENV_RUNTIME_DIR", "ENV_STATE_DIR", "Lock", "RuntimePaths", "locate", "make_private_dir"]
+__all__ = [
+    "ENV_RUNTIME_DIR",
+    "ENV_STATE_DIR",
+    "Lock",
+    "RuntimePaths",
+    "command",
+    "locate",
+    "make_private_dir",
+    "not_running",
+]
 
 ENV_RUNTIME_DIR = "VPT_RUNTIME_DIR"
 ENV_STATE_DIR = "VPT_STATE_DIR"
@@ -94,6 +104,22 @@ def locate(
     return RuntimePaths(runtime, runtime / "state" if chosen else _default_state_dir())
 
 
+def command(runtime: str | os.PathLike[str], words: str) -> str:
+    """What to type, in any shell, to have `vpt WORDS` mean the vptd of that folder."""
+    folder = Path(runtime).absolute()
+    where = "" if folder == _default_runtime_dir() else f"--runtime-dir {shlex.quote(str(folder))} "
+    return f"vpt {where}{words}"
+
+
+def not_running(runtime: str | os.PathLike[str], sign: str) -> DaemonError:
+    """What to raise where the vptd of that folder is needed and is not there. sign: by what that is known."""
+    return DaemonError(
+        f"vptd is not running ({sign})",
+        hint=f"start it with: {command(runtime, 'daemon start')}",
+        code="not-running",
+    )
+
+
 def _default_runtime_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/run/vpt")
@@ -146,7 +172,8 @@ class Lock:
                 raise
             raise ConflictError(
                 f"{what} is already running for {path.parent} (process {owner})",
-                hint="see it with: vpt daemon status; stop it with: vpt daemon stop",
+                hint=f"see it with: {command(path.parent, 'daemon status')};"
+                f" stop it with: {command(path.parent, 'daemon stop')}",
                 code="running",
             ) from None
         os.ftruncate(self._fd, 0)

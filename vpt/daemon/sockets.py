@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vpt.errors import ConflictError, ExistsError, MissingError, UsageError
+from vpt.errors import ConflictError, ExistsError, MissingError, NotFoundError, UsageError
 
 __all__ = [
     "MAX_FDS",
@@ -173,7 +173,7 @@ def _bind_error(path: str, error: OSError) -> Exception:
     if isinstance(error, PermissionError):
         return MissingError(f"no permission to create a socket in {folder}", hint=f"ls -ld {folder}")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UsageError(f"no such folder: {folder}", hint=f"mkdir -p {folder}")
+        return NotFoundError(f"no such folder: {folder}", hint=f"mkdir -p {folder}")
     if os.path.lexists(path):
         found = os.stat(path, follow_symlinks=False)
         if not stat.S_ISSOCK(found.st_mode):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vpt.daemon.runtime import RuntimePaths
+from vpt.daemon.runtime import RuntimePaths, command
 from vpt.doctor._check import Check
 
 __all__ = ["runtime_dir", "sockets", "vptd"]
@@ -36,10 +36,11 @@ def vptd(paths: RuntimePaths) -> Check:
 
     status = running(paths)
     if status is None:
-        return Check("vptd", "note", "not running", "vpt daemon start")
+        return Check("vptd", "note", "not running", command(paths.runtime, "daemon start"))
     what = f"version {status['version']}, process {status['pid']}, {status['ports']} ports"
     if status["version"] != __version__:
-        return Check("vptd", "note", f"{what}; this is {__version__}", "vpt daemon stop && vpt daemon start")
+        fix = f"{command(paths.runtime, 'daemon stop')} && {command(paths.runtime, 'daemon start')}"
+        return Check("vptd", "note", f"{what}; this is {__version__}", fix)
     return Check("vptd", "ok", what)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from vpt.errors import GuestError, MissingError, NotFoundError, UsageError
 from vpt.exits.model import Tier
 from vpt.exits.tier import kvm_tier, read_host_evidence
+from vpt.qemu import names_a_socket
 
 if TYPE_CHECKING:
     from vpt.exits.sources.libvirt_domstats import Domain
@@ -64,7 +65,7 @@ def open_vm(name: str, connect: str | None = None) -> Vm:
         how, what = scheme, rest
     elif name.isdigit():
         how, what = "pid", name
-    elif "/" in name or Path(name).is_socket():
+    elif names_a_socket(name):
         how, what = "qmp", name
     else:
         how, what = "libvirt", name

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, VptError
+from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 
 __all__ = ["NO_LIBVIRT", "binding", "events", "find_domain", "open_libvirt", "owner_of", "translate", "which"]
 
@@ -78,27 +78,36 @@ events = _EventLoop()
 
 @contextmanager
 def open_libvirt(uri: str | None) -> Iterator[Any]:
-    """A connection with events. MissingError: nobody there, or no permission."""
+    """A connection with events. MissingError: nobody there, or no permission. UsageError: not QEMU's URI."""
     libvirt = binding()
     with events():
         try:
             connection = libvirt.open(uri)
         except libvirt.libvirtError as error:
-            where = uri or "its default URI"
-            if "ermission denied" in str(error) or error.get_error_code() == libvirt.VIR_ERR_AUTH_FAILED:
-                raise MissingError(
-                    f"no permission to use libvirt at {where}",
-                    hint="run as root, or join the group libvirt; a user's own: --connect qemu:///session",
-                ) from error
-            raise MissingError(
-                f"no libvirt at {where}: {error}",
-                hint="systemctl start libvirtd; or name another: --connect URI, or a VM's QMP socket",
-                code=NO_LIBVIRT,
-            ) from error
+            raise _not_opened(uri, error) from error
         try:
             yield connection
         finally:
             connection.close()
+
+
+def _not_opened(uri: str | None, error: Any) -> VptError:
+    where = uri or "its default URI"
+    if "ermission denied" in str(error) or error.get_error_code() == binding().VIR_ERR_AUTH_FAILED:
+        return MissingError(
+            f"no permission to use libvirt at {where}",
+            hint="run as root, or join the group libvirt; a user's own: --connect qemu:///session",
+        )
+    parts = urlsplit(uri or "qemu:///")
+    if parts.scheme.partition("+")[0] != "qemu":
+        return UsageError(
+            f"{uri!r} is no URI of libvirt's driver for QEMU",
+            hint="the system's libvirt: --connect qemu:///system; a user's own: qemu:///session",
+        )
+    hint = "systemctl start libvirtd; or name another: --connect URI, or a VM's QMP socket"
+    if parts.netloc:
+        hint = "ports are for VMs of this host, and so is its libvirt: --connect qemu:///system"
+    return MissingError(f"no libvirt at {where}: {error}", hint=hint, code=NO_LIBVIRT)
 
 
 def find_domain(connection: Any, name: str) -> Any:
@@ -143,7 +152,7 @@ def translate(error: Exception, name: str, what: str) -> VptError:
     if "Permission denied" in text:
         return MissingError(
             f"QEMU has no permission to use the port's socket: {text}",
-            hint="give its group access: vpt daemon start --group GROUP, then attach with --socket-mode 0660",
+            hint="give its group access: start vptd with --group GROUP, attach with --socket-mode 0660",
         )
     if "No more available PCI slots" in text:
         return ConflictError(

@@ -18,9 +18,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 # Runtime dir of its vptd, the socket that QEMU will connect to, parameters of port.add.
-Ports = list[tuple[str, str | None, dict[str, Any]]]
+Ports = list[tuple[str, str, dict[str, Any]]]
 
 NAMESPACE = "{urn:vpt:domain:1}"
+FIXED = ("name", "switch", "kind", "socket", "runtime_dir")
 NUMBERS = ("pairs", "mtu", "slots", "buf_size")
 ANSWER_S = 10.0
 
@@ -29,7 +30,7 @@ class HookError(Exception):
     """What the user is to be told: what is wrong, and what helps."""
 
 
-def ports_of(text: bytes) -> Ports:
+def ports_of(name: str, text: bytes) -> Ports:
     """The ports that the metadata names."""
     found: Ports = []
     domain = ElementTree.fromstring(text)
@@ -37,19 +38,32 @@ def ports_of(text: bytes) -> Ports:
     which = f"session-{os.geteuid()}" if os.geteuid() else "system"
     owner = f"libvirt:{which}:{domain.findtext('uuid')}"
     for element in domain.iterfind(f"metadata/{NAMESPACE}ports/{NAMESPACE}port"):
-        params: dict[str, Any] = {key.replace("-", "_"): value for key, value in element.attrib.items()}
-        runtime_dir = params.pop("runtime_dir")
-        path = params.get("socket")
+        params = settings_in(name, element)
+        runtime_dir, path = params.pop("runtime_dir"), params["socket"]
         if path == f"{runtime_dir}/ports/{params['name']}.sock":
             # Where vptd puts it if it is told nothing.
             del params["socket"]
         # The device's, not the port's.
         params.pop("packed", None)
-        params.update({key: int(params[key]) for key in NUMBERS if key in params})
         if "policy" in params:
             params["policy"] = {"kind": params["policy"]}
         found.append((runtime_dir, path, {**params, "owner": owner}))
     return found
+
+
+def settings_in(name: str, element: ElementTree.Element) -> dict[str, Any]:
+    """What one port's element says. HookError: somebody has damaged it."""
+    found: dict[str, Any] = {key.replace("-", "_"): value for key, value in element.attrib.items()}
+    wrong = [f"no {key.replace('_', '-')}" for key in FIXED if key not in found]
+    numbers = {key: found[key] for key in NUMBERS if key in found}
+    wrong += [f"{key} {value!r}" for key, value in numbers.items() if not value.isdecimal()]
+    if wrong:
+        port = found.get("name", "?")
+        raise HookError(
+            f"the metadata of {name} is damaged: vpt port {port} has {', '.join(wrong)};"
+            f" mend it: virsh edit {name}"
+        )
+    return found | {key: int(value) for key, value in numbers.items()}
 
 
 def call(runtime_dir: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +77,10 @@ def call(runtime_dir: str, method: str, params: dict[str, Any]) -> dict[str, Any
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:
                 answer = json.loads(answers.readline())
+    except PermissionError as error:
+        raise HookError(
+            f"no permission to use {path}; join the group that this shows: ls -l {path}"
+        ) from error
     except (OSError, ValueError) as error:
         raise HookError(
             f"vptd does not answer at {path} ({error});"
@@ -85,13 +103,13 @@ def bring_up(name: str, ports: Ports) -> None:
             if not is_common(call(runtime_dir, "port.list", {})["ports"], path, params):
                 call(runtime_dir, "port.add", {**params, "may_exist": True})
         except HookError as error:
-            port = params.get("name", "?")
+            port = params["name"]
             raise HookError(
                 f"vpt port {port} of {name}: {error}; to start without it: vpt detach {name} {port} --config"
             ) from error
 
 
-def is_common(there: list[dict[str, Any]], path: str | None, params: dict[str, Any]) -> bool:
+def is_common(there: list[dict[str, Any]], path: str, params: dict[str, Any]) -> bool:
     """Is the port that the domain's device needs there, and no VM's?"""
     wanted = (params["name"], params["kind"], path, None)
     return wanted in [(port["name"], port["kind"], port["socket"], port["owner"]) for port in there]
@@ -107,7 +125,7 @@ def take_down(name: str, ports: Ports) -> None:
             there = {port["name"]: port["owner"] for port in call(runtime_dir, "port.list", {})["ports"]}
             if there.get(params["name"]) == params["owner"]:
                 call(runtime_dir, "port.del", {"name": params["name"], "if_exists": True})
-        except (HookError, KeyError) as error:
+        except HookError as error:
             print(f"vpt: {name}: {error}", file=sys.stderr)
 
 
@@ -118,12 +136,12 @@ def main(argv: list[str]) -> int:
     if operation not in ("prepare", "release"):
         return 0
     try:
-        ports = ports_of(sys.stdin.buffer.read())
+        ports = ports_of(name, sys.stdin.buffer.read())
         if operation == "release":
             take_down(name, ports)
         else:
             bring_up(name, ports)
-    except (HookError, KeyError, ValueError, ElementTree.ParseError) as error:
+    except (HookError, ElementTree.ParseError) as error:
         print(f"vpt: {error}", file=sys.stderr)
         return 1 if operation == "prepare" else 0
     return 0

@@ -91,11 +91,19 @@ def _plug(element: Element) -> Plug:
         )
         packed = attrs.pop("packed", "no") == "yes"
         settings = {key: int(value) if key in _NUMBERS else value for key, value in attrs.items()}
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"the domain's vpt metadata is damaged: {error}") from None
+    except KeyError as error:
+        raise _damaged(f"a port without {str(error.args[0]).replace('_', '-')}") from None
+    except ValueError as error:
+        raise _damaged(str(error)) from None
     if kind not in get_args(Kind):
-        raise UsageError(f"the domain's vpt metadata names a kind of port that no domain has: {kind!r}")
+        raise _damaged(f"it names a kind of port that no domain has, {kind!r}")
     return Plug(name, switch, kind, socket, runtime_dir, settings, packed)  # type: ignore[arg-type]
+
+
+def _damaged(what: str) -> UsageError:
+    return UsageError(
+        f"the domain's vpt metadata is damaged: {what}", hint="mend <vpt:ports> in its XML: virsh edit DOMAIN"
+    )
 
 
 def made_by_us(ours: Element) -> dict[str, str]:

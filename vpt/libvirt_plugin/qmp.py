@@ -104,7 +104,7 @@ def _execute(qemu: QmpSession, command: str, arguments: dict[str, Any]) -> None:
         if "Permission denied" in str(error):
             raise MissingError(
                 f"QEMU has no permission to use the port's socket: {error}",
-                hint="give its group access: vpt daemon start --group GROUP, and here --socket-mode 0660",
+                hint="give its group access: start vptd with --group GROUP, attach with --socket-mode 0660",
             ) from error
         raise GuestError(str(error), hint="the VM and the switch are as before") from error
 

@@ -69,7 +69,7 @@ def _port(found: dict[str, dict[str, Any]], name: str, config: VmConfig) -> Port
         )
     if port["kind"] not in ("vhost-user", "passthrough"):
         raise ConflictError(
-            f"port {name} is a {port['kind']} port, and no machine can be plugged into that",
+            f"port {name!r} is of kind {port['kind']}, and no machine can be plugged into that",
             hint="vhost-user or passthrough",
         )
     if port["state"] == "up":

@@ -17,6 +17,7 @@ from vpt.qemu._cmdline import (
     user_net,
 )
 from vpt.qemu._console import console_text
+from vpt.qemu._names import names_a_socket
 
 __all__ = [
     "RECONNECT_MS",
@@ -32,6 +33,7 @@ __all__ = [
     "console_text",
     "find_qemu",
     "kernel_arguments",
+    "names_a_socket",
     "option_value",
     "probe_accel",
     "user_net",

@@ -177,7 +177,9 @@ def _require_socket(path: Path) -> None:
             f"{path}: no permission to look at it", hint="run as QEMU's user or as root"
         ) from None
     if not stat.S_ISSOCK(mode):
-        raise NotFoundError(f"{path} is not a socket", hint="name a VM by libvirt name, QMP socket or pid")
+        raise NotFoundError(
+            f"{path} is not a socket", hint="QEMU makes one of the option -qmp unix:PATH,server=on,wait=off"
+        )
 
 
 def _connect_error(path: Path, exc: BaseException) -> NotFoundError | MissingError:

@@ -74,7 +74,7 @@ class VmChecks:
         if port.kind not in _PLUGGABLE:
             self._problems.add(
                 place,
-                f"{name!r} is a {port.kind} port, and no machine can be plugged into that",
+                f"port {name!r} is of kind {port.kind}, and no machine can be plugged into that",
                 f"a machine's port has the kind {' or '.join(_PLUGGABLE)}",
             )
         elif port.kind == "passthrough" and port.mac is None:

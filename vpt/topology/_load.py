@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from vpt.daemon.config_models import sentence
 from vpt.daemon.models import PortConfig, SwitchConfig
 from vpt.daemon.sockets import unix_path
 from vpt.errors import UsageError
@@ -194,7 +195,7 @@ class _Loader:
             try:
                 yield entry, model.model_validate(entry.data)
             except ValidationError as error:
-                for item in error.errors(include_url=False, include_context=False):
+                for item in error.errors(include_url=False):
                     self._invalid(entry.path, model, item)
 
     def _invalid(self, entry: Path, model: type[BaseModel], item: Any) -> None:
@@ -206,7 +207,7 @@ class _Loader:
             self._add(path[:-1], f"the key {key!r} is missing", f"add: {key}: ...; {_SEE}")
         else:
             where = f"{'.'.join(str(part) for part in item['loc'])}: " if item["loc"] else ""
-            self._add(path, where + _sentence(item), _hint_of(key, item))
+            self._add(path, where + sentence(item), _hint_of(key, item))
 
     # ---- all entries together ----
 
@@ -294,13 +295,6 @@ def _fill(value: Any, n: int) -> Any:
     if isinstance(value, str):
         return _PLACEHOLDER.sub(lambda found: format(n, f"{found[1] or ''}{found[2] or 'd'}"), value)
     return value
-
-
-def _sentence(item: Any) -> str:
-    if item["type"] == "model_type":
-        return "must be a mapping"
-    what: str = item["msg"].removeprefix("Value error, ").replace("Input should ", "must ", 1)
-    return what
 
 
 def _hint_of(key: str, item: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vpt.daemon.runtime import command
 from vpt.dataplane.stats import StatsReader
 from vpt.errors import GuestError, MissingError, NotFoundError
 from vpt.exits.model import Quantity
@@ -35,7 +36,7 @@ class VptCounters(Source):
         except FileNotFoundError:
             raise MissingError(
                 f"{stats}: no counters there; is vptd running?",
-                hint="vpt daemon start, or name the file with --stats",
+                hint=f"{command(stats.parent, 'daemon start')}, or name the file with --stats",
             ) from None
         except PermissionError:
             raise MissingError(
