@@ -97,6 +97,20 @@ def test_diff_gives_a_verdict(tmp_path: Path) -> None:
     assert document["factor"] == pytest.approx(0.03)
 
 
+def test_diff_says_which_recording_is_incomplete_or_of_a_command_that_failed(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.json")
+    cut, failed = write(tmp_path / "b.json", complete=False), write(tmp_path / "c.json", command_rc=7)
+    for other, said in ((cut, "incomplete: the VM went away"), (failed, "failed (ended with 7)")):
+        _, _, of_b = cli("diff", whole, other).output.partition("B  ")
+        assert said in of_b
+        before_b, _, _ = cli("diff", other, whole).output.partition("B  ")
+        assert said in before_b
+    assert "incomplete" not in cli("diff", whole, whole).output
+    document = json.loads(cli("diff", whole, cut, "--json").output)
+    assert (document["a"]["complete"], document["b"]["complete"]) == (True, False)
+    assert (document["a"]["command_rc"], document["b"]["command_rc"]) == (0, 0)
+
+
 def test_diff_refuses_two_tiers_as_wrong_usage(tmp_path: Path) -> None:
     result = cli("diff", write(tmp_path / "a.json"), write(tmp_path / "b.json", Tier.KVM_PVM))
     assert "not comparable" in failure(result, UsageError)

@@ -223,8 +223,8 @@ def report(file: Path, fmt: str | None) -> None:
         )
         click.echo(f"command: {' '.join(recording.command)} (ended with {recording.command_rc})")
         click.echo(f"tier: {identity.tier.value} ({identity.tier_evidence})")
-        if not recording.complete:
-            click.echo("incomplete: the VM went away before the command ended")
+        for note in render.unfinished(recording):
+            click.echo(note)
         _console().print(render.table(identity, whole))
     _fail_if(whole.refused, fmt)
 
@@ -246,12 +246,14 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     first, second = load(a), load(b)
     comparison = meter.compare((first.identity, first.samples), (second.identity, second.samples))
     if as_json:
-        click.echo(render.json_text(render.comparison_json(first.identity, second.identity, comparison)))
+        click.echo(render.json_text(render.comparison_json(first, second, comparison)))
         return
-    for side, path, rate in (("A", a, comparison.a), ("B", b, comparison.b)):
+    for side, path, recording, rate in (("A", a, first, comparison.a), ("B", b, second, comparison.b)):
         click.echo(
             f"{side}  {path}  {rate.whole:.4g} {rate.unit} (intervals {rate.low:.4g} .. {rate.high:.4g})"
         )
+        for note in render.unfinished(recording):
+            click.echo(f"   {note}")
     click.echo(f"{first.identity.tier.value}: {comparison.verdict}")
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "measures_json",
     "prometheus_text",
     "table",
+    "unfinished",
 ]
 
 _NA = "n/a"
@@ -50,11 +51,25 @@ def measures_json(
     return document
 
 
-def comparison_json(a: Identity, b: Identity, c: Comparison) -> dict[str, Any]:
+def unfinished(recording: Recording) -> list[str]:
+    """Why a recording is not what its command says, if so."""
+    if not recording.complete:
+        return ["incomplete: the VM went away before the command ended"]
+    if recording.command_rc:
+        return [f"its command failed (ended with {recording.command_rc})"]
+    return []
+
+
+def comparison_json(a: Recording, b: Recording, c: Comparison) -> dict[str, Any]:
     """What diff prints with --json."""
     rates = {
-        side: {"identity": identity.model_dump(mode="json"), "value": r.whole, "low": r.low, "high": r.high}
-        for side, identity, r in (("a", a, c.a), ("b", b, c.b))
+        side: {
+            **recording.model_dump(mode="json", include={"identity", "complete", "command_rc"}),
+            "value": r.whole,
+            "low": r.low,
+            "high": r.high,
+        }
+        for side, recording, r in (("a", a, c.a), ("b", b, c.b))
     }
     return {
         "schema": SCHEMA,
