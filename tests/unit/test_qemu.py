@@ -83,6 +83,12 @@ def test_several_queues_bring_their_vectors():
     assert {"mq=on", "vectors=10"} <= set(device.split(","))
 
 
+def test_a_device_has_the_properties_that_it_is_given():
+    argv = command_line(machine(VhostUser(Path("/s"), MAC, properties="packed=on,csum=off")), OLD)
+    (device,) = [value for value in options(argv, "-device") if value.startswith("virtio-net-pci")]
+    assert {"packed=on", "csum=off"} <= set(device.split(","))
+
+
 def test_missing_qemu_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setenv("VPT_QEMU", "/nonexistent/qemu")
     with pytest.raises(MissingError) as raised:

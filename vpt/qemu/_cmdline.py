@@ -32,12 +32,14 @@ class VhostUser:
     """A virtio-net device on a vhost-user socket that must exist before QEMU starts (QEMU is the client).
 
     doorbell_pages: each queue's doorbell has a page of its own, in whose place the back-end's may be mapped
+    properties: more of the device's, as in "packed=on,guest_announce=off"
     """
 
     socket: Path
     mac: str
     queues: int = 1
     doorbell_pages: bool = False
+    properties: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ def _vhost_user(nic: VhostUser, i: int, machine: Machine, qemu: Qemu) -> list[st
         device += ",mq=on"
     if nic.doorbell_pages:
         device += ",page-per-vq=on"
+    if nic.properties:
+        device += f",{nic.properties}"
     return [
         "-chardev", f"socket,id=chr{i},path={option_value(nic.socket)},{reconnect}",
         "-netdev", f"vhost-user,id=net{i},chardev=chr{i},queues={nic.queues}",

@@ -205,11 +205,20 @@ def _(stage: Stage) -> None:
         stage.settles(fe)
 
 
-@case("M12-added-twice", "a region is added once", protocol=P.CONFIGURE_MEM_SLOTS | P.REPLY_ACK)
+@case(
+    "M12-added-twice",
+    "a region is not added again with other memory",
+    protocol=P.CONFIGURE_MEM_SLOTS | P.REPLY_ACK,
+)
 def _(stage: Stage) -> None:
     fe = stage.started()
     held = fe.memory.regions[0]
-    stage.refused(fe, Request.ADD_MEM_REG, MemReg(held.info), [held.fd])
+    other = os.memfd_create("other", os.MFD_CLOEXEC)
+    os.ftruncate(other, held.info.size)
+    try:
+        stage.refused(fe, Request.ADD_MEM_REG, MemReg(held.info), [other])
+    finally:
+        os.close(other)
 
 
 @case(

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The memory table, whole or by region."""
+"""The memory table, whole or by region.
+
+A region may be added more than once, and is there until it has been taken away as often: QEMU 7.2 adds each
+one for every queue pair.
+"""
 
 from __future__ import annotations
 
-from vpt.daemon.transports.vhost.state import Group, State, payload_of, port_refuses
+import os
+
+from vpt.daemon.transports.vhost.state import Group, State, Told, payload_of, port_refuses
 from vpt.dataplane import MemRegion, vhost_max_mem_regions
 from vpt.vhost_user import U64, MemReg, MemTable, Message, Payload, ProtocolFeature, Region, Request, Rule
 
@@ -12,11 +18,22 @@ def _mem_region(region: Region, fd: int) -> MemRegion:
     return MemRegion(gpa=region.gpa, size=region.size, uva=region.uva, mmap_offset=region.mmap_offset, fd=fd)
 
 
+def _key(region: Region) -> tuple[int, int, int]:
+    """What names a region. REM_MEM_REG need not say where in its file it lies, and QEMU does not."""
+    return region.gpa, region.size, region.uva
+
+
+def _told(region: Region, fd: int) -> Told:
+    file = os.fstat(fd)
+    return Told((file.st_dev, file.st_ino, region.mmap_offset))
+
+
 def _set_mem_table(state: State, message: Message) -> None:
     table = payload_of(message, MemTable)
     regions = [_mem_region(r, fd) for r, fd in zip(table.regions, message.fds, strict=True)]
     with port_refuses(Rule.BAD_MEMORY, f"{len(regions)} regions"):
         state.port.vhost_mem_set(regions)
+    state.told = {_key(r): _told(r, fd) for r, fd in zip(table.regions, message.fds, strict=True)}
 
 
 def _get_max_mem_slots(_state: State, _message: Message) -> Payload:
@@ -25,15 +42,25 @@ def _get_max_mem_slots(_state: State, _message: Message) -> Payload:
 
 def _add_mem_reg(state: State, message: Message) -> None:
     region = payload_of(message, MemReg).region
+    now, before = _told(region, message.fds[0]), state.told.get(_key(region))
+    if before is not None and before.where == now.where:
+        before.times += 1
+        return
     with port_refuses(Rule.BAD_MEMORY, f"region {region.gpa:#x}+{region.size:#x}"):
         state.port.vhost_mem_add(_mem_region(region, message.fds[0]))
+    state.told[_key(region)] = now
 
 
 def _rem_mem_reg(state: State, message: Message) -> None:
     # Some front-ends send the descriptor along; it is closed with the message.
     region = payload_of(message, MemReg).region
+    before = state.told.get(_key(region))
+    if before is not None and before.times > 1:
+        before.times -= 1
+        return
     with port_refuses(Rule.BAD_MEMORY, f"region {region.gpa:#x}+{region.size:#x}"):
         state.port.vhost_mem_del(_mem_region(region, -1))
+    del state.told[_key(region)]
 
 
 GROUP = Group(

@@ -92,6 +92,14 @@ class Ring:
             os.close(old)
 
 
+@dataclass(slots=True)
+class Told:
+    """A region of memory: where in which file it lies, and how often the front-end has added it."""
+
+    where: tuple[int, int, int]  # device, inode, offset
+    times: int = 1
+
+
 class State:
     """One connection's state. The port's data plane has been reset when it begins."""
 
@@ -131,6 +139,7 @@ class State:
         self.protocol = 0
         self.status = 0
         self.mtu: int | None = None
+        self.told: dict[tuple[int, int, int], Told] = {}  # by guest-physical address, size, user address
         self.rings = [Ring(index) for index in range(2 * max_pairs)]
 
     @property
