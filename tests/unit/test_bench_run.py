@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 
 from vpt.bench import registry
-from vpt.bench.compare import compare, differences
+from vpt.bench.compare import LEAST_SAMPLES, compare, differences
 from vpt.bench.result import Metric, Plot, Point, Result, load, save
 from vpt.bench.runner import run
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
@@ -69,7 +69,7 @@ class Toy(Scenario):
 
 @pytest.fixture
 def result() -> Result:
-    return run([Toy()], Settings(repetitions=3))
+    return run([Toy()], Settings(repetitions=LEAST_SAMPLES))
 
 
 def test_only_the_points_that_were_asked_for_are_measured() -> None:
@@ -100,7 +100,7 @@ def test_variants_run_in_turn_after_one_that_does_not_count() -> None:
 def test_every_sample_is_kept_and_summaries_follow(result: Result) -> None:
     point = result.scenarios[0].points[1]
     switch = point.variants[0]
-    assert switch.values("ns") == [3000, 3000, 3000]
+    assert switch.values("ns") == [3000] * LEAST_SAMPLES
     assert switch.samples[0].series == {"raw": [1.0, 2.0]}
     ratio = result.scenarios[0].ratio(point, switch, "ns")
     assert ratio is not None
@@ -139,7 +139,7 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_comparison_finds_what_got_worse(result: Result) -> None:
-    slower = run([Toy(slow=1.2)], Settings(repetitions=3))
+    slower = run([Toy(slow=1.2)], Settings(repetitions=LEAST_SAMPLES))
     verdicts = {(c.point, c.variant, c.metric.name): c.verdict for c in compare(result, slower)}
     assert verdicts["bytes 64", "switch", "ns"] == "worse"
     assert verdicts["bytes 64", "plain", "ns"] == "same"
@@ -192,8 +192,11 @@ def two_files(tmp_path: Path, result: Result) -> tuple[str, str]:
 
 
 def test_compare_fails_when_asked_to(two_files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the times there are too few samples; the copies do not vary."""
     assert main(["bench", "compare", *two_files]) == 0
-    assert "worse" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "worse" in printed
+    assert "2 undecided, too few samples to tell" in printed
     assert main(["bench", "compare", *two_files, "--fail-on", "count"]) == 1
     assert main(["bench", "compare", two_files[0], two_files[0], "--fail-on", "any"]) == 0
 

@@ -53,21 +53,45 @@ RATE = Metric(name="r", unit="Mpps", better="higher")
 NEUTRAL = Metric(name="n", unit="")
 
 
+SEVEN = [100, 100, 100, 101, 102, 102, 102]
+
+
+def plus(percent: float, values: list[float] = SEVEN) -> list[float]:
+    return [v + percent for v in values]
+
+
 @pytest.mark.parametrize(
     ("metric", "before", "after", "verdict"),
     [
-        (TIME, [100, 101, 102], [101, 102, 103], "same"),
-        (TIME, [100, 100, 100], [102, 102, 102], "same"),
-        (TIME, [100, 100, 100], [110, 110, 110], "worse"),
-        (TIME, [100, 100, 100], [90, 90, 90], "better"),
-        (RATE, [100, 100, 100], [90, 90, 90], "worse"),
-        (COUNT, [1, 1, 1], [1.01, 1.01, 1.01], "worse"),
-        (COUNT, [0, 0, 0], [0, 0, 0], "same"),
-        (NEUTRAL, [1, 1, 1], [2, 2, 2], "changed"),
+        (TIME, SEVEN, plus(1), "same"),
+        (TIME, [100] * 7, [102] * 7, "same"),
+        (TIME, SEVEN, plus(10), "worse"),
+        (TIME, SEVEN, plus(-10), "better"),
+        (RATE, SEVEN, plus(-10), "worse"),
+        (COUNT, [1] * 7, [1.01] * 7, "worse"),
+        (COUNT, [0] * 7, [0] * 7, "same"),
+        (NEUTRAL, [1] * 7, [2] * 7, "changed"),
     ],
 )
 def test_a_change_is_one_when_spreads_are_apart(
     metric: Metric, before: list[float], after: list[float], verdict: str
 ) -> None:
     """A count that moves by a hundredth has changed; a time has to move by more than 3 %."""
+    assert judge(metric, summarize(before), summarize(after)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "verdict"),
+    [
+        (TIME, [100, 101], [200, 201], "undecided"),
+        (TIME, SEVEN, plus(10)[:6], "undecided"),
+        (TIME, [100, 102], [101, 103], "same"),
+        (COUNT, [1, 1.1], [2, 2.1], "undecided"),
+        (COUNT, [1, 1], [2, 2], "worse"),
+        (COUNT, [1], [2], "undecided"),
+    ],
+)
+def test_few_samples_tell_nothing_but_of_a_count_that_does_not_vary(
+    metric: Metric, before: list[float], after: list[float], verdict: str
+) -> None:
     assert judge(metric, summarize(before), summarize(after)) == verdict

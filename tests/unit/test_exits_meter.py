@@ -199,6 +199,13 @@ def test_differences_within_the_spread_or_five_percent_are_not_called_one() -> N
     assert small.verdict.startswith("no difference")
 
 
+def test_few_intervals_tell_no_difference() -> None:
+    few = meter.compare(recording(1000, 1000, 1000), recording(30, 30, 30, 30))
+    assert not few.clear
+    assert few.verdict.startswith("undecided")
+    assert meter.compare(recording(1000, 1000, 1000, 1000), recording(30, 30, 30, 30)).clear
+
+
 @pytest.mark.parametrize(
     ("a", "b"), [(Tier.KVM, Tier.KVM_PVM), (Tier.KVM, Tier.TCG), (Tier.KVM_PVM, Tier.TCG)]
 )

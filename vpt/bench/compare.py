@@ -13,7 +13,11 @@ from vpt.errors import UsageError
 
 __all__ = ["Change", "compare", "differences"]
 
-Verdict = Literal["same", "better", "worse", "changed"]
+Verdict = Literal["same", "better", "worse", "changed", "undecided"]
+
+#: Fewer samples of what varies tell no change: the middle halves of one thing measured twice are apart in one
+#: case of three with 3 samples each, in one of five with 5, in one of twelve with 7.
+LEAST_SAMPLES = 7
 
 #: Below this a change is none, whatever the spread says: the middle half of a few samples may be very narrow.
 _TIME_NOISE = 0.03
@@ -42,10 +46,16 @@ class Change:
 
 
 def judge(metric: Metric, before: Summary, after: Summary) -> Verdict:
-    """Same, unless the middle halves are apart; of times, by 3 % of the median too."""
+    """Same, unless the middle halves are apart; of times, by 3 % of the median too.
+
+    Undecided: they are, but of too few samples. Counts that do not vary from sample to sample tell with two.
+    """
     floor = _TIME_NOISE * abs(before.median) if metric.kind == "time" else 0.0
     if before.overlaps(after) or abs(after.median - before.median) <= floor:
         return "same"
+    exact = metric.kind == "count" and not before.spread and not after.spread
+    if min(before.n, after.n) < (2 if exact else LEAST_SAMPLES):
+        return "undecided"
     if metric.better == "neither":
         return "changed"
     return "better" if (after.median > before.median) == (metric.better == "higher") else "worse"

@@ -238,12 +238,14 @@ def _print_scenario(scenario: ScenarioResult) -> None:
 def compare(before: Path, after: Path, everything: bool, fail_on: str, as_json: bool) -> int:
     """Compare two result files: what changed by more than its spread.
 
+    Undecided is what seems to have changed, but has fewer than 7 samples on a side and varies.
+
     \b
     Example:
       vpt bench compare before.json after.json --fail-on count
     """
+    from vpt.bench.compare import LEAST_SAMPLES, differences
     from vpt.bench.compare import compare as changes
-    from vpt.bench.compare import differences
     from vpt.bench.result import load
 
     old, new = load(before), load(after)
@@ -256,6 +258,9 @@ def compare(before: Path, after: Path, everything: bool, fail_on: str, as_json: 
             click.echo(f"not the same machine: {difference}", err=True)
         _print_changes([c for c in found if everything or c.verdict != "same"])
         click.echo(f"{len(found)} compared, {sum(c.verdict == 'same' for c in found)} the same")
+        undecided = sum(c.verdict == "undecided" for c in found)
+        if undecided:
+            click.echo(f"{undecided} undecided, too few samples to tell: --repetitions {LEAST_SAMPLES}")
     worse = [c for c in found if c.verdict == "worse" and (fail_on == "any" or c.metric.kind == "count")]
     return 1 if worse and fail_on != "nothing" else 0
 

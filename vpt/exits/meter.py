@@ -58,6 +58,7 @@ COUNTERS = (
 MAX_EMULATED_PER_EXIT = 10
 _MIN_EMULATED = 1000  # below this, a start or a handful of ring-0 instructions: they add one exit at most
 _CLEAR_CHANGE = 0.05  # smaller differences than 5% are not called a difference
+_LEAST_INTERVALS = 4  # fewer have no quartiles, and differ by chance
 _CPU_RAN_MS = 20  # two ticks of the clock in which the kernel accounts CPU time
 
 
@@ -99,6 +100,7 @@ class Rate:
     low: float
     high: float
     unit: str  # "per packet" or "per second"
+    intervals: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ def rate(identity: Identity, samples: Sequence[Sample]) -> Rate:
     value = whole.per_packet if per_packet else whole.per_second
     assert value is not None
     low, high = _quartiles(values) if values else (value, value)
-    return Rate(value, low, high, "per packet" if per_packet else "per second")
+    return Rate(value, low, high, "per packet" if per_packet else "per second", len(values))
 
 
 def compare(a: tuple[Identity, Sequence[Sample]], b: tuple[Identity, Sequence[Sample]]) -> Comparison:
@@ -205,7 +207,8 @@ def compare(a: tuple[Identity, Sequence[Sample]], b: tuple[Identity, Sequence[Sa
     factor = rb.whole / ra.whole if ra.whole else None
     change = abs(rb.whole - ra.whole) / max(ra.whole, rb.whole) if max(ra.whole, rb.whole) else 0.0
     overlap = ra.low <= rb.high and rb.low <= ra.high
-    clear = change > _CLEAR_CHANGE and not overlap
+    enough = min(ra.intervals, rb.intervals) >= _LEAST_INTERVALS
+    clear = change > _CLEAR_CHANGE and not overlap and enough
     return Comparison(ra, rb, factor, clear, _verdict(a[0].quantity, ra, rb, change, overlap))
 
 
@@ -303,6 +306,11 @@ def _verdict(quantity: Quantity, a: Rate, b: Rate, change: float, overlap: bool)
     numbers = f"{a.whole:.4g} -> {b.whole:.4g} {quantity.value} {a.unit}"
     if change <= _CLEAR_CHANGE:
         return f"no difference: {numbers} (within {_CLEAR_CHANGE:.0%})"
+    if min(a.intervals, b.intervals) < _LEAST_INTERVALS:
+        return (
+            f"undecided: {numbers}, but of {a.intervals} and {b.intervals} intervals: too few to tell; "
+            f"record {_LEAST_INTERVALS} or more"
+        )
     if overlap:
         return f"no clear difference: {numbers}, but the intervals of the two overlap; record for longer"
     return f"B {'fewer' if b.whole < a.whole else 'more'}, by {change:.0%} of the larger: {numbers}"
