@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from support.leaks import open_fds, shared_mappings
+from support.waiting import until
 
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
@@ -78,11 +79,13 @@ def no_leaks() -> Iterator[None]:
     """Fails a test that leaves file descriptors or shared mappings behind. Ask for it first."""
     gc.collect()
     fds, maps = open_fds(), shared_mappings()
+
+    def leaked() -> list[object]:
+        return [*(open_fds().items() - fds.items()), *(shared_mappings() - maps)]
+
     yield
     gc.collect()
-    leaked = {fd: what for fd, what in open_fds().items() if fds.get(fd) != what}
-    assert not leaked, f"file descriptors left open: {leaked}"
-    assert shared_mappings() == maps, "shared mappings left behind"
+    until(lambda: not leaked(), lambda: f"what is left open to be closed: {leaked()}")
 
 
 @pytest.fixture(scope="session")

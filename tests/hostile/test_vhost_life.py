@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from support.host import Host, open_things
+from support.host import Host
+from support.leaks import open_things, until_open
 from support.lives import Lives
 from support.scene import Scene
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
@@ -91,10 +92,10 @@ def test_l9_a_thousand_ports_come_and_go(tmp_path: Path) -> None:
             host.remove(port)
 
         once()
-        before = open_things()
+        before = host.open_things()
         for _ in range(1000):
             once()
-        assert open_things() == before
+        until_open(before)
         assert host.stats.read().queues == ()
 
 
@@ -114,7 +115,7 @@ def test_l9_an_engine_that_ends_with_everything_at_work(tmp_path: Path, at_once:
     host.close()
     for fe in fes:
         fe.close()
-    assert open_things() == before
+    until_open(before)
 
 
 def test_s33_a_front_end_that_is_killed_in_the_middle_of_a_burst_250_times(scene: Scene) -> None:
@@ -124,7 +125,7 @@ def test_s33_a_front_end_that_is_killed_in_the_middle_of_a_burst_250_times(scene
             lives.begin()
             scene.two.receive(1 + n % 64)
             lives.kill()
-            eventually(lambda: not scene.villain.describe["connected"])
+            scene.villain.until_left()
             scene.one.poll()
             scene.two.poll()
             if n % 20 == 0:
@@ -151,7 +152,7 @@ def test_s33_a_front_end_that_reconnects_in_the_middle_of_a_burst_250_times(
             sent += 1
         fe.pairs[0].tx.kick(force=True)
         fe.disconnect()
-        eventually(lambda: not scene.villain.describe["connected"])
+        scene.villain.until_left()
         got += [number(r.frame) for r in scene.two.poll()]
         list(fe.pairs[0].tx.take_used())
         fe.resume(scene.villain.path)

@@ -12,7 +12,8 @@ from struct import unpack_from
 
 import pytest
 
-from support.host import Host, open_things
+from support.host import Host
+from support.leaks import until_open
 from vpt.conform.back_channel import BackChannel
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import ALL_PROTOCOL, USUAL, FrontEnd, eventually
@@ -59,7 +60,7 @@ def test_what_is_no_stream_socket_is_refused(host: Host, connect: Connect, what:
     port = host.vhost("a")
     fe = connect(port)
     fe.negotiate()
-    before = open_things()
+    before = host.open_things()
     with ExitStack() as stack:
         if what == "file":
             fd = stack.enter_context(open("/dev/null")).fileno()
@@ -80,7 +81,7 @@ def test_what_is_no_stream_socket_is_refused(host: Host, connect: Connect, what:
             fd = sock.fileno()
         assert fe.try_(Request.SET_BACKEND_REQ_FD, None, [fd]) != 0
     assert port.faults["bad_fd"] == 1
-    assert open_things() == before
+    until_open(before)
 
 
 def test_s15_replacing_it_ten_thousand_times_leaks_nothing(host: Host, connect: Connect) -> None:
@@ -90,13 +91,13 @@ def test_s15_replacing_it_ten_thousand_times_leaks_nothing(host: Host, connect: 
     ours, theirs = socket.socketpair()
     with ours, theirs:
         fe.do(Request.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
-        before = open_things()
+        before = host.open_things()
         for n in range(10_000):
             fe.send(Request.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
             if n % 50 == 0:
                 fe.ask(Request.GET_FEATURES)
         fe.ask(Request.GET_FEATURES)
-        assert open_things() == before
+        until_open(before)
 
 
 # ---- configuration ----
@@ -356,16 +357,16 @@ def test_in_band_calls_stop_with_a_descriptor_and_nothing_leaks(
     port = host.vhost("a", in_band=True)
     with FrontEnd(port.path) as probe:
         probe.start()
-    eventually(lambda: not port.describe["connected"])
-    before = open_things()
+    port.until_left()
+    before = host.open_things()
     with FrontEnd(port.path) as fe:
         start_in_band(fe, channel).close()
         for index in (0, 1):
             fe.do(Request.VRING_KICK, VringState(index, 0))
             fe.set_call(index, fe.queues()[index].call_fd)
         fe.do(Request.RESET_DEVICE)
-    eventually(lambda: not port.describe["connected"])
-    assert open_things() == before
+    port.until_left()
+    until_open(before)
 
 
 def test_in_band_a_kick_with_a_number_or_of_no_ring_is_refused(

@@ -10,7 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from support.host import Host, VhostPort, open_things
+from support.host import Host, VhostPort
+from support.leaks import open_things, until_open
+from support.waiting import until
 from vpt.conform.dirty_log import LOG_PAGE, DirtyLog, log_all, log_rings, set_log, start_log, stop_log
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, FrontEnd, eventually
@@ -278,13 +280,16 @@ def test_m16_size_and_offset_that_wrap_or_exceed_the_file_are_refused(
     size: int,
     offset: int,
 ) -> None:
-    before = open_things()
+    before = ports[1].host.open_things()
     with small(connect, ports[1]) as two:
         two.negotiate()
         refused(ports[1], two, new_log(), size, offset)
-    more = open_things() - before
-    assert [name for name in more if name.startswith("mapped")] == ["mapped /memfd:log"]  # the one here
-    assert more["mapped /memfd:log"] == 1
+
+    def mapped() -> dict[str, int]:
+        return {name: n for name, n in (open_things() - before).items() if name.startswith("mapped")}
+
+    only_ours = {"mapped /memfd:log (deleted)": 1}
+    until(lambda: mapped() == only_ours, lambda: f"no log but ours to be mapped: {mapped()}")
 
 
 @pytest.mark.parametrize("offset", [4096, 100, 8192 + 17])
@@ -347,7 +352,7 @@ def test_l5_migration_started_and_stopped_again_and_again(
 ) -> None:
     a, b = ports
     one, two = connect(a).start(), begin(small(connect, b))
-    before = open_things()
+    before = b.host.open_things()
     for n in range(20):
         with DirtyLog(END) as log:
             start_log(two, log)
@@ -359,7 +364,7 @@ def test_l5_migration_started_and_stopped_again_and_again(
             one.transmit(frame(MAC_B, MAC_A, n))
             two.receive()
             assert log.pages() == seen, "not logged any more"
-        assert open_things() == before
+        until_open(before)
 
 
 @pytest.mark.parametrize("features", LAYOUTS)

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from support.host import Host, open_things
+from support.host import Host
+from support.leaks import until_open
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, MAC_C, frame, number
-from vpt.conform.front_end import USUAL, FrontEnd, eventually
+from vpt.conform.front_end import USUAL, FrontEnd
 from vpt.daemon.transports.vhost.device_state import MAX_MACS, MAX_STATE
 from vpt.vhost_user import U64, DeviceStateFd, Request, VirtioFeature, VringState
 
@@ -229,12 +230,12 @@ def test_transfers_that_are_begun_and_left_leak_nothing(host: Host) -> None:
                 _, fd = transfer(fe, direction)
                 assert fd is not None
                 os.close(fd)
-        eventually(lambda: not port.describe["connected"])
+        port.until_left()
 
     connection()
-    before = open_things()
+    before = host.open_things()
     connection()
-    assert open_things() == before
+    until_open(before)
 
 
 def test_check_without_a_transfer_fails(host: Host, connect: Connect) -> None:

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from support.host import Host, VhostPort, open_things
+from support.host import Host, VhostPort
+from support.leaks import until_open
 from vpt.conform.back_channel import BackChannel
 from vpt.conform.frames import MAC_A, MAC_B, frame
 from vpt.conform.front_end import ALL_PROTOCOL, FrontEnd, eventually
@@ -242,7 +243,7 @@ def test_who_refuses_one_is_not_asked_again(
     fe.transmit(frame(MAC_B, MAC_A))
     assert other.receive()
     fe.disconnect()
-    eventually(lambda: not port.describe["connected"])
+    port.until_left()
     again = connect(port)
     again.negotiate(WITH_PAGES)
     assert not again.protocol & PAGES
@@ -268,13 +269,14 @@ def test_who_does_not_answer_is_sent_one_request(host: Host, connect: Connect, s
     port = host.vhost("many", pairs=4, policy=Policy.poll(), calm_s=0)
     fe = connect(port, pairs=4, num=16)
     back = begin(fe, stack)
-    before = open_things()["/memfd:vpt-kicks (deleted)"]
+    before = host.open_things()["/memfd:vpt-kicks (deleted)"]
     for index in range(8):
         fe.enable_ring(index)
         fe.start_ring(index)
     for n in range(50):
         port.set_policy(Policy.poll() if n % 2 else Policy.notify())
-    assert open_things()["/memfd:vpt-kicks (deleted)"] - before <= 3  # ours, on its way, and what we took
+    more = host.open_things()["/memfd:vpt-kicks (deleted)"] - before
+    assert more <= 3  # ours, on its way, and what we took
     _, first = given(back, answer=None)
     assert not back.waiting()
     for _ in range(10):
@@ -324,16 +326,16 @@ def test_nothing_is_left_of_it_when_the_connection_ends(
 ) -> None:
     with FrontEnd(port.path) as probe:
         probe.start()
-    eventually(lambda: not port.describe["connected"])
-    before = open_things()
+    port.until_left()
+    before = port.host.open_things()
     for _ in range(5):
         with FrontEnd(port.path) as fe, ExitStack() as here:
             back = begin(fe, here)
             start(fe)
             given(back)[1].close()
             given(back, answer=None)[1].close()
-        eventually(lambda: not port.describe["connected"])
-    assert open_things() == before
+        port.until_left()
+    until_open(before)
 
 
 def test_a_page_is_given_when_all_is_calm(host: Host, connect: Connect, stack: ExitStack) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
-from support.host import Host, open_things
+from support.host import Host
+from support.leaks import until_open
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import ALL_PROTOCOL, OFFLOADS, PLAIN, USUAL, FrontEnd, eventually
+from vpt.conform.front_end import ALL_PROTOCOL, OFFLOADS, PLAIN, USUAL, FrontEnd
 from vpt.dataplane import vhost_max_mem_regions
 from vpt.errors import ExistsError
 from vpt.vhost_user import (
@@ -157,7 +158,7 @@ def test_a_connection_that_ends_leaves_room_for_the_next(host: Host, connect: Co
             one.start()
             one.transmit(frame(MAC_B, MAC_A, n))
             assert number(two.receive()[0].frame) == n
-        eventually(lambda: not port.describe["connected"])
+        port.until_left()
         assert not port.state().up
     assert port.faults["disconnects"] == 3
     assert "protocol_errors" not in port.faults
@@ -170,7 +171,7 @@ def test_a_driver_that_comes_back_with_its_rings_goes_on_from_used(host: Host, c
     one.transmit(*(frame(MAC_B, MAC_A, n) for n in range(10)))
     two.receive(10)
     two.disconnect()
-    eventually(lambda: not b.describe["connected"])
+    b.until_left()
     again = connect(b, memory=two.memory)
     again.pairs, two.pairs = two.pairs, []
     again.negotiate()
@@ -188,13 +189,13 @@ def test_many_connections_leave_nothing_behind(host: Host) -> None:
     def once() -> None:
         with FrontEnd(port.path, num=16, buffer_size=256) as fe:
             fe.start()
-        eventually(lambda: not port.describe["connected"])
+        port.until_left()
 
     once()
-    before = open_things()
+    before = host.open_things()
     for _ in range(50):
         once()
-    assert open_things() == before
+    until_open(before)
 
 
 def test_a_second_front_end_is_turned_away(host: Host, connect: Connect) -> None:

@@ -8,9 +8,7 @@ through the loop's thread, as the data plane demands.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -19,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from support.leaks import open_things
+from support.waiting import until
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.transports.base import Settings
 from vpt.daemon.transports.vhost import Memory
@@ -38,6 +38,10 @@ class VhostPort:
     transport: VhostUserTransport
     path: Path
     settings: Settings
+
+    def until_left(self) -> None:
+        """Wait until its front-end has gone, and the transport has seen it."""
+        until(lambda: not self.describe["connected"], f"the front-end of {self.port.name} to have left")
 
     def state(self) -> PortState:
         """As the data plane has it."""
@@ -109,6 +113,10 @@ class Host:
             return function()
 
         return self.run(run())
+
+    def open_things(self) -> Counter[str]:
+        """What this process holds, looked at while the loop is not in the middle of anything."""
+        return self.call(open_things)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the loop's thread."""
@@ -183,15 +191,3 @@ class Host:
             transport = self._transports.get(event.port_id)
             if transport is not None:
                 transport.on_event(event)
-
-
-def open_things() -> Counter[str]:
-    """What this process holds, by name: descriptors, and mappings of memfds. A leak shows, and of what."""
-    with open("/proc/self/maps") as maps:
-        held = Counter(f"mapped {line.split()[5]}" for line in maps if "memfd:" in line)
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the one that listed the folder
-            held[os.readlink(f"/proc/self/fd/{fd}").split(":[")[0]] += (
-                1  # a socket's or pipe's number says nothing
-            )
-    return held

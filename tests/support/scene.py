@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.host import Host, VhostPort, open_things
+from support.host import Host, VhostPort
+from support.leaks import until_open
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import USUAL, VNET_HDR, FrontEnd, eventually
 
@@ -89,7 +90,7 @@ class Scene:
         one, two = FrontEnd(a.path).start(), FrontEnd(b.path).start()
         scene = cls(host, host.vhost("x", **villain), one, two, lines, ports=(a, b), _handler=handler)
         scene.neighbours_forward()
-        scene._open = open_things()
+        scene._open = host.open_things()
         return scene
 
     def close(self) -> None:
@@ -131,7 +132,7 @@ class Scene:
         for fe in self._guests:
             fe.close()
         self._guests.clear()
-        eventually(lambda: not self.villain.describe["connected"], "the transport to notice")
+        self.villain.until_left()
 
     def check(self, *, logged: bool = True) -> None:
         """The questions that follow every act, and a guest that behaves finds the port as new.
@@ -141,7 +142,7 @@ class Scene:
         self.neighbours_forward()
         faults = {name: n for name, n in self.villain.faults.items() if name in FAULTS}
         self.villain_leaves()
-        assert open_things() == self._open
+        until_open(self._open)
         said = [line for line in self.lines if line.startswith(f"port={self.villain.port.name} ")]
         assert most_of_a_level(said) <= MAX_LOG_LINES
         if logged or faults:
