@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -81,6 +82,24 @@ def test_both_kinds_with_traffic_and_nothing_is_left(
     assert vptd.call("port.list")["ports"] == []
 
 
+def test_what_would_be_sent_is_printed_and_not_sent(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client
+) -> None:
+    _, qmp = boot("asked", *PORTS, wait=False)
+    code, out, err = vpt("attach", qmp, "--switch", "sw0", "--port", "p1", "--print-diff")
+    assert (code, err) == (0, "")
+    commands = [json.loads(line) for line in out.splitlines()]
+    assert [line["execute"] for line in commands] == ["chardev-add", "netdev_add", "device_add"]
+    assert leftovers(qmp) == []
+    assert vptd.call("port.list")["ports"] == []
+    with QmpSession(Path(qmp)) as qemu:
+        vptd.call("port.add", switch="sw0", name="p1", kind="vhost-user")
+        for line in commands:
+            qemu.execute(line["execute"], **line["arguments"])
+    assert "vpt-p1" in leftovers(qmp), "QEMU takes them as they were printed"
+    vptd.call("port.del", name="p1")
+
+
 def test_a_vm_that_has_ended_leaves_a_port_that_can_still_be_named_by_it(
     boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client
 ) -> None:
@@ -104,6 +123,8 @@ def test_what_can_not_be_leaves_nothing(
     assert (code, "no spare pcie-root-port" in err, "hint:" in err) == (1, True, True)
     code, _, err = vpt("attach", qmp, "--switch", "sw0", "--config")
     assert (code, "no configuration" in err) == (2, True)
+    code, _, err = vpt("attach", qmp, "--switch", "nosuch")
+    assert (code, "no switch 'nosuch'" in err) == (1, True), "what was asked for comes before the VM's state"
     code, _, err = vpt("detach", qmp)
     assert (code, "has no vpt port" in err) == (1, True)
     code, _, err = vpt("attach", str(tmp_path / "none.qmp"), "--switch", "sw0")

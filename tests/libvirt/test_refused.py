@@ -149,6 +149,14 @@ def other_network_card(scene: Scene) -> Iterator[None]:
     ok(scene.vpt("detach", "left"))
 
 
+@contextmanager
+def with_another_switch(scene: Scene) -> Iterator[None]:
+    scene.vptd.call("switch.add", name="sw1")
+    with other_network_card(scene):
+        yield
+    scene.vptd.call("switch.del", name="sw1")
+
+
 def nothing(_scene: Scene) -> AbstractContextManager[None]:
     return nullcontext()
 
@@ -193,14 +201,33 @@ CASES = {
         uri="qemu+unix:///system?socket=/nonexistent/sock",
     ),
     "no such switch": Case(attach("left", switch="nosuch"), 1, "no switch 'nosuch'", "vpt switch add"),
+    "no such switch, and a domain that could not be plugged into one": Case(
+        attach("private", switch="nosuch"), 1, "no switch 'nosuch'", "vpt switch add", private
+    ),
+    "no such switch, and only asked what would be done": Case(
+        attach("left", "--print-diff", switch="nosuch"), 1, "no switch 'nosuch'", "vpt switch add"
+    ),
+    "a multicast address for a paused domain": Case(
+        attach("left", "--mac", "01:00:00:00:00:01"), 2, "multicast", "", paused
+    ),
+    "more queues than there can be, and only asked": Case(
+        attach("left", "--print-diff", "--pairs", "500"), 2, "pairs: must be less", "vpt attach --help"
+    ),
+    "a program at the socket's path, and only asked": Case(
+        attach("left", "--print-diff"), 1, "another program listens on", "ss -xlp", taken_by_a_program
+    ),
     "a name that is none": Case(attach("left", "--port", "x" * 32), 2, "1 to 31 letters", ""),
     "a name that a switch has": Case(
         attach("left", "--port", "sw0"), 1, "there is a switch 'sw0' already", "--port"
     ),
     "a multicast address": Case(attach("left", "--mac", "01:00:00:00:00:01"), 2, "multicast", ""),
     "an address that the domain has": Case(
+        attach("left", "--mac", "52:54:00:00:00:77", "--port", "second", switch="sw1"), 1,
+        "two devices with the MAC address", "--mac", with_another_switch,
+    ),
+    "an address that the switch has": Case(
         attach("left", "--mac", "52:54:00:00:00:77", "--port", "second"), 1,
-        "two devices with the MAC address", "--mac", other_network_card,
+        "port 'left' on the same switch has the mac", "an address of its own", other_network_card,
     ),
     "a port that the domain has": Case(
         attach("left", "--port", "left", "--pairs", "2"), 1,

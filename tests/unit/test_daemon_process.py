@@ -397,6 +397,12 @@ def test_each_refusal_has_a_hint_and_changes_nothing(shared: Vptd) -> None:
         (UsageError, "port.add", {"switch": "lab", "name": "x", "kind": "passthrough", "pairs": 33}),
         (VptError, "port.add", {"switch": "lab", "name": "x", "kind": "null", "worker": 7}),
     ]
+    # What adding a port would come to is known beforehand, but for what only the kernel can say of a tap.
+    requests += [
+        (kind, "port.check", params)
+        for kind, method, params in requests
+        if method == "port.add" and params["kind"] != "tap"
+    ]
     for kind, method, params in requests:
         with pytest.raises(kind) as caught:
             shared.call(method, **params)
@@ -404,6 +410,8 @@ def test_each_refusal_has_a_hint_and_changes_nothing(shared: Vptd) -> None:
     assert shared.call("list") == before
     assert shared.paths.journal.read_bytes() == journal
     assert (shared.folder / "taken").read_text() == "precious"
+    assert shared.call("port.check", switch="lab", name="x", kind="app") == {"changed": False}
+    assert shared.call("list") == before
 
 
 def test_a_socket_path_belongs_to_one_port(shared: Vptd) -> None:

@@ -30,7 +30,11 @@ _CONNECT = click.option("--connect", "uri", metavar="URI", help="Which libvirt. 
 @click.option(
     "--config", is_flag=True, help="Plug it in from the next start on.  [default: if it does not run]"
 )
-@click.option("--print-diff", is_flag=True, help="Show the change to the domain's XML, and do nothing.")
+@click.option(
+    "--print-diff",
+    is_flag=True,
+    help="Show the change to the domain's XML, of a QEMU the commands that it would get, and do nothing.",
+)
 @click.option("--mac", help="Address of the guest.  [default: a random one]")
 @click.option("--pairs", type=int, help="Queue pairs.  [default: 1]")
 @click.option("--mtu", type=int, help="Largest IP packet.  [default: the switch's]")
@@ -88,22 +92,19 @@ def attach(
         packed=packed,
     )
     if names_a_socket(vm):
-        if config or print_diff:
-            raise click.UsageError(
-                "--config and --print-diff are for libvirt: a QEMU by itself has no configuration"
-            )
+        if config:
+            raise click.UsageError("--config is for libvirt: a QEMU by itself has no configuration")
         from vpt.libvirt_plugin import qmp
 
         with connect() as vptd:
+            if print_diff:
+                _print_diff(vm, qmp.print_diff(Path(vm), vptd, request), as_json=as_json)
+                return
             done = qmp.attach(Path(vm), vptd, request)
     else:
         with connect() as vptd, open_libvirt(uri) as libvirt:
             if print_diff:
-                diff = plugin.print_diff(libvirt, vptd, request)
-                if as_json:
-                    emit_json("attach-diff", {"vm": vm, "diff": diff})
-                else:
-                    click.echo(diff, nl=False)
+                _print_diff(vm, plugin.print_diff(libvirt, vptd, request), as_json=as_json)
                 return
             done = plugin.attach(libvirt, vptd, request)
     for warning in done.warnings:
@@ -118,6 +119,13 @@ def attach(
         return
     how = "plugs" if done.changed else "already plugs"
     click.echo(f"{plug.name} ({plug.kind}, {plug.mac}) {how} {vm} into {switch}: {' and '.join(done.where)}")
+
+
+def _print_diff(vm: str, diff: str, *, as_json: bool) -> None:
+    if as_json:
+        emit_json("attach-diff", {"vm": vm, "diff": diff})
+    else:
+        click.echo(diff, nl=False)
 
 
 @click.command()

@@ -41,6 +41,13 @@ def method_table(d: Daemon) -> dict[str, Method]:
         Method(
             "port.add", m.PortAdd, m.PortView, "Add a port to a switch; its socket exists then.", d.ports.add
         ),
+        Method(
+            "port.check",
+            m.PortCheck,
+            m.Acknowledged,
+            "Refuse what port.add would refuse, as far as that shows beforehand; change nothing.",
+            d.ports.check,
+        ),
         Method("port.del", m.PortRemove, m.Acknowledged, "Delete a port and its socket.", d.ports.remove),
         Method("port.set", m.PortSet, m.PortView, "Change a port while packets flow.", d.ports.change),
         Method(

@@ -49,6 +49,7 @@ __all__ = [
     "NullableName",
     "PolicyConfig",
     "PortAdd",
+    "PortCheck",
     "PortConfig",
     "PortDetail",
     "PortKind",
@@ -121,6 +122,10 @@ class _NewPort(PortConfig):
 
 class PortAdd(_NewPort):
     may_exist: bool = Field(default=False, description="succeed if there is one with the same settings")
+
+
+class PortCheck(_NewPort):
+    """As port.add takes it."""
 
 
 class PortRemove(Strict):

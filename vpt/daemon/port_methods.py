@@ -13,9 +13,19 @@ from vpt.daemon import models
 from vpt.daemon.inventory import Inventory, check_same
 from vpt.daemon.keeping import Keeping
 from vpt.daemon.models import Acknowledged, PortConfig, PortDetail, PortView
-from vpt.daemon.ports import Context, ManagedPort, bring_up, policy_of, rules_of, settings_of, socket_path
+from vpt.daemon.ports import (
+    Context,
+    ManagedPort,
+    bring_up,
+    is_ours,
+    policy_of,
+    rules_of,
+    settings_of,
+    socket_path,
+)
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.runtime import command
+from vpt.daemon.sockets import check_free
 from vpt.dataplane import Feature, Reason
 from vpt.errors import ConflictError, ExistsError, UsageError, VptError
 
@@ -72,13 +82,7 @@ class Ports:
 
     async def _bring_up(self, config: PortConfig, *, restoring: bool) -> None:
         switch = self._there.switch(config.switch)
-        if config.worker is not None and config.worker >= self._workers:
-            raise ConflictError(
-                f"port {config.name!r} asks for worker {config.worker}, and this vptd has"
-                f" {self._workers}, counted from 0",
-                hint="leave worker out, or start vptd with more: "
-                + command(self._there.paths.runtime, "daemon start --workers NUMBER"),
-            )
+        self._check_worker(config)
         if config.kind in models.RING_KINDS:
             await self._keeping.need()
         context = Context(self._there.paths, self._keeping.holder, self._group, restoring)
@@ -91,9 +95,7 @@ class Ports:
 
     async def bring_up(self, config: PortConfig, owner: str | None) -> ManagedPort:
         """A new port. The journal does not know it yet."""
-        self._there.check_name(config.name)
-        self._check_socket(config)
-        self._check_mac(config)
+        self._check_new(config)
         await self._bring_up(config, restoring=False)
         managed = self._there.ports[config.name]
         managed.owner = owner
@@ -130,6 +132,15 @@ class Ports:
                 raise
             _log.info("port=%s added kind=%s switch=%s", config.name, config.kind, config.switch)
             return self._view(managed)
+
+    async def check(self, request: models.PortCheck) -> Acknowledged:
+        config = request.config()
+        self._check_new(config)
+        self._check_worker(config)
+        path = socket_path(config, self._there.paths)
+        if path is not None:
+            check_free(path, owned=is_ours(path, self._there.paths))
+        return Acknowledged(changed=False)
 
     async def remove(self, request: models.PortRemove) -> Acknowledged:
         async with self._there.change:
@@ -248,6 +259,20 @@ class Ports:
         else:
             view.state, view.reason = "up" if state.up else "down", None
         return view
+
+    def _check_new(self, config: PortConfig) -> None:
+        self._there.check_name(config.name)
+        self._check_socket(config)
+        self._check_mac(config)
+
+    def _check_worker(self, config: PortConfig) -> None:
+        if config.worker is not None and config.worker >= self._workers:
+            raise ConflictError(
+                f"port {config.name!r} asks for worker {config.worker}, and this vptd has"
+                f" {self._workers}, counted from 0",
+                hint="leave worker out, or start vptd with more: "
+                + command(self._there.paths.runtime, "daemon start --workers NUMBER"),
+            )
 
     def _check_mac(self, config: PortConfig) -> None:
         switch = self._there.switch(config.switch)

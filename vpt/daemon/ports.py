@@ -34,7 +34,16 @@ from vpt.dataplane import (
 )
 from vpt.errors import UsageError
 
-__all__ = ["Context", "ManagedPort", "bring_up", "policy_of", "rules_of", "settings_of", "socket_path"]
+__all__ = [
+    "Context",
+    "ManagedPort",
+    "bring_up",
+    "is_ours",
+    "policy_of",
+    "rules_of",
+    "settings_of",
+    "socket_path",
+]
 
 _log = logging.getLogger("vpt.daemon")
 
@@ -162,8 +171,13 @@ def socket_path(config: PortConfig, paths: RuntimePaths) -> str | None:
     return config.socket or str(paths.port_socket(config.name))
 
 
+def is_ours(path: str, paths: RuntimePaths) -> bool:
+    """Can only vptd have left a socket there?"""
+    return Path(path).parent == paths.ports
+
+
 def _owned(path: str, context: Context) -> bool:
-    return context.restoring or Path(path).parent == context.paths.ports
+    return context.restoring or is_ours(path, context.paths)
 
 
 def _ring(config: PortConfig, port: Port, context: Context, log: PortLog) -> Transport:

@@ -115,8 +115,10 @@ def is_stale(path: str | os.PathLike[str]) -> bool:
 
 
 def check_free(path: str, *, owned: bool) -> None:
-    """Raise what listen_unix() would raise if `path` is taken; `owned` as its replace_stale."""
+    """Raise what listen_unix() would raise if `path` is taken, or nowhere; `owned` as its replace_stale."""
     unix_path(path)
+    if not os.path.isdir(os.path.dirname(path)):
+        raise _bind_error(path, FileNotFoundError())
     if os.path.lexists(path) and not (owned and is_stale(path)):
         raise _bind_error(path, FileExistsError())
 

@@ -117,10 +117,6 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
     target = Target(connection, request.vm)
     live = request.live or (target.active and not request.config)
     config = request.config or not live
-    if live:
-        target.require_live()
-    if config:
-        target.require_config()
     where = tuple(name for name, wanted in (("live", live), ("config", config)) if wanted)
     in_live, in_config = _plugs_of(target)
     plug = _plugged_in(request, [*in_config, *in_live])
@@ -130,6 +126,11 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
     else:
         live, config = live and plug not in in_live, config and plug not in in_config
         there = any(port["name"] == plug.name for port in vptd.call("port.list")["ports"])
+    # Last, for what was asked for may be wrong whatever state the domain is in.
+    if "live" in where:
+        target.require_live()
+    if "config" in where:
+        target.require_config()
     if live:
         version = int(connection.getVersion())
         rules.check_live(target.live_xml(), plug, version)
@@ -159,7 +160,10 @@ def _plugged_in(request: Request, plugs: list[Plug]) -> Plug | None:
 
 
 def make_plug(vptd: Client, request: Request, vm: str, *, small: bool) -> Plug:
-    """The port that is to be made. vm: to name it after; small: a region that fits a running q35 guest."""
+    """The port that is to be made, and that vptd would make.
+
+    vm: to name it after; small: a region that fits a running q35 guest.
+    """
     if request.packed and request.kind != "vhost-user":
         raise UsageError("packed virtqueues are for vhost-user ports", hint="leave out --packed or --kind")
     status, everything = vptd.call("daemon.status"), vptd.call("port.list")
@@ -177,7 +181,10 @@ def make_plug(vptd: Client, request: Request, vm: str, *, small: bool) -> Plug:
     runtime = status["runtime_dir"]
     # What is there already may have been told where its socket is to be.
     socket = _port_there(everything, name)["socket"] if request.existing else f"{runtime}/ports/{name}.sock"
-    return Plug(name, request.switch, request.kind, socket, runtime, settings, request.packed)
+    plug = Plug(name, request.switch, request.kind, socket, runtime, settings, request.packed)
+    if not request.existing:
+        _ask(vptd, "port.check", plug)
+    return plug
 
 
 def _port_there(everything: dict[str, Any], name: str) -> dict[str, Any]:
@@ -256,11 +263,15 @@ def _warnings(plan: _Plan) -> list[str]:
 
 def add_to_vptd(vptd: Client, plug: Plug, owner: str) -> None:
     """Make the port in vptd, as the plug has it. owner: the VM that it must not outlive."""
+    _ask(vptd, "port.add", plug, owner=owner)
+
+
+def _ask(vptd: Client, method: str, plug: Plug, **more: str) -> None:
     settings = dict(plug.settings)
     if "policy" in settings:
         settings["policy"] = {"kind": settings["policy"]}
     try:
-        vptd.call("port.add", name=plug.name, switch=plug.switch, kind=plug.kind, owner=owner, **settings)
+        vptd.call(method, name=plug.name, switch=plug.switch, kind=plug.kind, **settings, **more)
     except UsageError as error:
         # Of what the method takes, which is for programs, people see the options.
         if "vpt daemon methods" in (error.hint or ""):

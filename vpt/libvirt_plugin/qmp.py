@@ -7,9 +7,11 @@ remembers which ports it has.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from vpt.libvirt_plugin.metadata import Plug
 from vpt.qemu import RECONNECT_MS
 from vpt.qemu.qmp import QmpCommandError, QmpSession
 
-__all__ = ["attach", "detach"]
+__all__ = ["attach", "detach", "print_diff"]
 
 _DEVICE_S = 15.0
 _TCG_MSIX_WORKS = (10, 0, 0)
@@ -32,32 +34,57 @@ _SPENT = "vpt-spent"
 _GONE = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
 
 
+# A command and its arguments.
+_Command = tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """steps: the command that adds, and the one that takes it back; in the order of adding."""
+
+    plug: Plug
+    steps: tuple[tuple[_Command, _Command], ...]
+    warnings: tuple[str, ...]
+
+
+def _plan(qemu: QmpSession, path: Path, vptd: Client, request: Request) -> _Plan:
+    express = "q35" in str(qemu.execute("qom-get", path="/machine", property="type"))
+    plug = make_plug(vptd, request, path.stem, small=express)
+    _require_running(qemu, path)
+    tcg = not qemu.execute("query-kvm")["enabled"]
+    if plug.kind == "vhost-user":
+        _require_shared_memory(qemu)
+        rules.check_spent(_SPENT in _chardevs(qemu))
+    bus = _free_root_port(qemu) if express else None
+    if plug.name in _names(qemu):
+        raise ConflictError(f"{path} has a port {plug.name!r} already", hint="choose another name: --port")
+    no_vectors, milliseconds = tcg and qemu.version < _TCG_MSIX_WORKS, qemu.version >= RECONNECT_MS
+    steps = _steps(plug, bus, no_vectors=no_vectors, milliseconds=milliseconds)
+    return _Plan(plug, tuple(steps), (*_warnings(qemu, tcg=tcg), *rules.plug_warnings(plug)))
+
+
+def print_diff(path: Path, vptd: Client, request: Request) -> str:
+    """The commands that QEMU would be given, a line each; nothing is done."""
+    with QmpSession(path) as qemu:
+        plan = _plan(qemu, path, vptd, request)
+    added = ({"execute": command, "arguments": arguments} for (command, arguments), _ in plan.steps)
+    return "".join(f"{json.dumps(line)}\n" for line in added)
+
+
 def attach(path: Path, vptd: Client, request: Request) -> Attached:
     """Make the port and plug it into the running VM. On any failure all is as before."""
     with in_turn(vptd.call("daemon.status")["runtime_dir"]), QmpSession(path) as qemu, ExitStack() as undo:
-        _require_running(qemu, path)
-        express = "q35" in str(qemu.execute("qom-get", path="/machine", property="type"))
-        plug = make_plug(vptd, request, path.stem, small=express)
-        tcg = not qemu.execute("query-kvm")["enabled"]
-        if plug.kind == "vhost-user":
-            _require_shared_memory(qemu)
-            rules.check_spent(_SPENT in _chardevs(qemu))
-        bus = _free_root_port(qemu) if express else None
-        if plug.name in _names(qemu):
-            raise ConflictError(
-                f"{path} has a port {plug.name!r} already", hint="choose another name: --port"
-            )
+        plan = _plan(qemu, path, vptd, request)
+        plug = plan.plug
         add_to_vptd(vptd, plug, _owner(path))
         undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
-        no_vectors, milliseconds = tcg and qemu.version < _TCG_MSIX_WORKS, qemu.version >= RECONNECT_MS
-        for add, remove in _steps(plug, bus, no_vectors=no_vectors, milliseconds=milliseconds):
+        for add, remove in plan.steps:
             _execute(qemu, *add)
             undo.callback(_quietly, partial(_undo, qemu, *remove))
         if plug.name not in _names(qemu):
             raise GuestError(f"QEMU says that {plug.name} is plugged in, and does not have it")
-        warnings = (*_warnings(qemu, tcg=tcg), *rules.plug_warnings(plug))
         undo.pop_all()
-    return Attached(str(path), plug, ("live",), warnings)
+    return Attached(str(path), plug, ("live",), plan.warnings)
 
 
 def _owner(path: Path) -> str:
@@ -66,8 +93,7 @@ def _owner(path: Path) -> str:
 
 def _steps(
     plug: Plug, bus: str | None, *, no_vectors: bool, milliseconds: bool
-) -> Iterator[tuple[tuple[str, dict[str, Any]], ...]]:
-    """(command, arguments) that adds, and the one that takes it back; in the order of adding."""
+) -> Iterator[tuple[_Command, _Command]]:
     device, net, chardev = f"vpt-{plug.name}", f"vpt-{plug.name}-net", f"vpt-{plug.name}-chr"
     address = {"type": "unix", "data": {"path": plug.socket}}
     backend: dict[str, Any] = {"addr": address, "server": False}
