@@ -358,6 +358,32 @@ def test_a_qmp_socket_in_use_is_not_waited_for_in_vain(
         assert "another client" in failure(cli("top", guest.qmp), ConflictError)
 
 
+def test_why_qmp_was_not_used_is_said_where_that_leaves_no_source(
+    boot: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vpt.qemu import qmp
+
+    monkeypatch.setattr(qmp, "_STEP_S", 0.5)
+    guest = boot("kvm")
+    with qmp.QmpSession(guest.qmp):
+        assert "no greeting" in failure(cli("top", guest.pid, "--source", "qmp"), MissingError)
+
+
+def test_a_vmm_that_is_stopped_is_named_with_the_way_on(
+    boot: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vpt.qemu import qmp
+
+    monkeypatch.setattr(qmp, "_STEP_S", 0.5)
+    guest = boot("tcg")
+    guest.process.send_signal(signal.SIGSTOP)
+    _await_stopped(guest.pid)
+    for vm in (guest.pid, guest.qmp):
+        result = cli("top", vm)
+        assert "is stopped" in failure(result, GuestError)
+        assert f"kill -CONT {guest.pid}" in str(getattr(result.exception, "hint", ""))
+
+
 def test_a_process_that_is_no_vm_is_refused() -> None:
     sleeper = subprocess.Popen(["sleep", "60"])
     try:

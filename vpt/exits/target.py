@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from vpt.errors import GuestError, MissingError, NotFoundError, UsageError
+from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError
 from vpt.exits.model import Tier
 from vpt.exits.tier import kvm_tier, read_host_evidence
 from vpt.qemu import names_a_socket
@@ -80,11 +80,8 @@ def open_vm(name: str, connect: str | None = None) -> Vm:
 
 def cpu_ms(pid: int | None) -> int | None:
     """CPU time that a process has used, all its threads together; None if it can't be said."""
-    if pid is None:
-        return None
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    fields = _stat(pid)
+    if not fields:
         return None
     return (int(fields[11]) + int(fields[12])) * 1000 // os.sysconf("SC_CLK_TCK")
 
@@ -133,10 +130,25 @@ def require_running(vm: Vm) -> None:
     )
 
 
+def _require_awake(pid: int | None) -> None:
+    """GuestError if the process was stopped by a signal: it would answer nothing, and nothing in it moves."""
+    if _stat(pid)[:1] == ["T"]:
+        raise GuestError(f"process {pid} is stopped (by SIGSTOP or the like)", hint=f"kill -CONT {pid}")
+
+
+def _stat(pid: int | None) -> list[str]:
+    """What the kernel says of a process from its state on (proc(5), field 3); empty if it can't be said."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def _by_pid(name: str, pid: int) -> Vm:
     proc = Path(f"/proc/{pid}")
     if not proc.is_dir():
         raise NotFoundError(f"there is no process {pid}", hint="pgrep -a qemu lists the VMs of this host")
+    _require_awake(pid)
     try:
         cmdline = (proc / "cmdline").read_bytes().decode(errors="replace").split("\0")
         links = _fd_links(proc)
@@ -182,7 +194,11 @@ def _try_qmp(vm: Vm, path: Path) -> None:
 def _by_qmp(name: str, path: Path, pid: int | None) -> Vm:
     from vpt.qemu.qmp import QmpSession, listener_pid
 
-    session = QmpSession(path)
+    try:
+        session = QmpSession(path)
+    except ConflictError:
+        _require_awake(pid or listener_pid(path))
+        raise
     try:
         kvm = session.execute("query-kvm")["enabled"]
         tier = kvm_tier(read_host_evidence()) if kvm else (Tier.TCG, "QEMU says that it does not use KVM")

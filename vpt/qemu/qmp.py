@@ -58,7 +58,8 @@ class QmpSession:
             raise ConflictError(
                 f"{path}: no greeting within {_STEP_S:.0f} s: another client holds this QMP socket, "
                 "or QEMU hangs",
-                hint="give QEMU a second -qmp socket, or disconnect the other client",
+                hint="give QEMU a second -qmp socket, or disconnect the other client (ss -xp shows it); "
+                "without one, look at QEMU",
             ) from None
         except (QMPError, OSError) as exc:
             self._runner.close()

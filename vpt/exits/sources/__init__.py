@@ -5,11 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vpt.errors import MissingError, UsageError
 from vpt.exits.model import Tier
 from vpt.exits.sources.base import Source, Units
 from vpt.exits.target import Vm
+
+if TYPE_CHECKING:
+    from vpt.qemu.qmp import QmpSession
 
 __all__ = ["NAMES", "Source", "Units", "open_source"]
 
@@ -23,9 +27,7 @@ def _stats_fd(vm: Vm) -> Source:
 def _qmp(vm: Vm) -> Source:
     from vpt.exits.sources.qmp_stats import QmpStats
 
-    if vm.qmp is None:
-        raise MissingError("the VM's QMP socket is not known", hint="name the VM by its QMP socket")
-    return QmpStats(vm.qmp)
+    return QmpStats(_session(vm))
 
 
 def _libvirt(vm: Vm) -> Source:
@@ -51,9 +53,7 @@ def _tracepoints(vm: Vm) -> Source:
 def _qemu_trace(vm: Vm) -> Source:
     from vpt.exits.sources.qemu_trace import QemuTrace
 
-    if vm.qmp is None:
-        raise MissingError("the VM's QMP socket is not known", hint="name the VM by its QMP socket")
-    return QemuTrace(vm.qmp, vm.pid)
+    return QemuTrace(_session(vm), vm.pid)
 
 
 # From the one that disturbs the VM least to the one that says least.
@@ -94,9 +94,17 @@ def open_source(vm: Vm, name: str = "auto", stats: Path | None = None, ports: tu
         except MissingError as exc:
             lacking.append(f"{candidate}: {exc}")
     raise MissingError(
-        "no source of exit counts works for this VM:\n  " + "\n  ".join(lacking + vm.notes),
-        hint="name the VM by its QMP socket (QEMU 7.1 or newer), or run as root",
+        "no source of exit counts works for this VM:\n  " + "\n  ".join(lacking),
+        hint="give QEMU (7.1 or newer) a QMP socket for this alone and name the VM by it, or run as root",
     )
+
+
+def _session(vm: Vm) -> QmpSession:
+    if vm.qmp is None:
+        raise MissingError(
+            "; ".join(vm.notes) or "the VM's QMP socket is not known", hint="name the VM by its QMP socket"
+        )
+    return vm.qmp
 
 
 def _pid(vm: Vm) -> int:
