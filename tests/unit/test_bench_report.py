@@ -5,6 +5,7 @@ anything.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import os
@@ -200,9 +201,54 @@ def test_the_picture_shows_every_curve(report: str, tmp_path: Path) -> None:
     assert set(_SERIES.values()) <= colours
 
 
+def _streams(pdf: bytes) -> list[bytes]:
+    """Decompressed streams of a PDF, those that are compressed."""
+    found = []
+    for start in re.finditer(rb"stream\r?\n", pdf):
+        with contextlib.suppress(zlib.error):
+            found.append(zlib.decompressobj().decompress(pdf[start.end() :]))
+    return found
+
+
+def _drawn(content: bytes) -> tuple[list[float], set[tuple[int, ...]]]:
+    """How far right each line, rectangle and text begins or ends, in points, and the colours of lines."""
+    matrix, saved, seen = [1.0, 0.0, 0.0, 1.0, 0.0, 0.0], [], []
+    colours: set[tuple[int, ...]] = set()
+    for line in content.decode("latin-1").splitlines():
+        *words, operator = line.split() or [""]
+        if operator == "q":
+            saved.append(matrix)
+        elif operator == "Q":
+            matrix = saved.pop()
+        elif operator in ("cm", "Tm", "m", "l", "re"):
+            numbers = [float(word) for word in words]
+            a, b, c, d, e, f = matrix
+            if operator == "cm":
+                p, q, r, s, t, u = numbers
+                matrix = [a * p + c * q, b * p + d * q, a * r + c * s, b * r + d * s, a * t + c * u + e,
+                          b * t + d * u + f]  # fmt: skip
+                continue
+            x, y = numbers[4:] if operator == "Tm" else numbers[:2]
+            width = numbers[2] if operator == "re" else 0.0
+            seen.append(a * (x + width) + c * y + e)
+        elif " RG " in line:
+            colours.add(tuple(round(255 * float(word)) for word in words[:3]))
+    return seen, colours
+
+
 @pytest.mark.needs("chromium")
-def test_it_prints(report: str, tmp_path: Path) -> None:
+def test_it_prints_with_every_plot_and_nothing_beyond_the_paper(report: str, tmp_path: Path) -> None:
+    """Read from what Chromium writes: pages, the outline that it makes of headings, and lines."""
     (tmp_path / "page.html").write_text(report)
     pdf = tmp_path / "page.pdf"
-    _chromium(tmp_path, f"--print-to-pdf={pdf}", (tmp_path / "page.html").as_uri())
-    assert pdf.read_bytes().startswith(b"%PDF")
+    address = (tmp_path / "page.html").as_uri()
+    _chromium(tmp_path, "--generate-pdf-document-outline", f"--print-to-pdf={pdf}", address)
+    printed = pdf.read_bytes()
+    headings = {title.decode() for title in re.findall(rb"/Title \((.*)\)", printed)}
+    assert headings >= {"toy", "Curves", "Logarithmic", "Bars", "Profile", "Where and with what"}
+    (width,) = {float(w) for w in re.findall(rb"/MediaBox \[0 0 ([0-9.]+)", printed)}
+    pages = [_drawn(content) for content in _streams(printed) if b" 0 0 -" in content[:20]]
+    assert len(pages) == len(re.findall(rb"/Type /Page\b", printed))
+    for seen, _ in pages:
+        assert width / 2 < max(seen) < width
+    assert set(_SERIES.values()) <= set().union(*(colours for _, colours in pages))
