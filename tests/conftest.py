@@ -93,6 +93,7 @@ def embedded_libvirt() -> Iterator[tuple[Path, Any]]:
     """libvirt's embedded driver: its root folder, a connection. A process can never have another one."""
     _need("py:libvirt", "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so")
     from support import libvirt as libvirt_support
+    from vpt.bench.scenarios._libvirtd import QEMU_CONF
     from vpt.libvirt_plugin._connection import open_libvirt
 
     if os.geteuid() != 0:
@@ -101,7 +102,7 @@ def embedded_libvirt() -> Iterator[tuple[Path, Any]]:
     # Not below pytest's own folder: sockets in it must fit an address.
     root = Path(tempfile.mkdtemp(prefix="vpt-lv-"))
     (root / "etc").mkdir()
-    (root / "etc" / "qemu.conf").write_text(libvirt_support.QEMU_CONF.format(root=root))
+    (root / "etc" / "qemu.conf").write_text(QEMU_CONF.format(root=root))
     libvirt_support.share_capabilities(root / "cache/qemu/capabilities")
     with open_libvirt(f"qemu:///embed?root={root}") as connection:
         yield root, connection

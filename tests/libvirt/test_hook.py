@@ -20,6 +20,7 @@ from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.runtime import locate
 from vpt.errors import UsageError
 from vpt.guest import Image
+from vpt.libvirt_plugin import _hook
 from vpt.libvirt_plugin.metadata import Plug, plugs_in
 from vpt.libvirt_plugin.xml import add_port
 
@@ -122,6 +123,16 @@ def test_damaged_metadata_is_told_in_a_sentence(
     assert "virsh edit" in str(caught.value.hint)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to be somebody else")
+def test_a_vptd_of_somebody_else_is_not_one_to_be_started(runtime: Path) -> None:
+    os.seteuid(NOBODY)
+    try:
+        with pytest.raises(_hook.HookError, match=r"no permission to use .*; join the group"):
+            _hook.call(str(runtime), "port.list", {})
+    finally:
+        os.seteuid(0)
+
+
 def test_a_domain_without_our_ports_is_none_of_our_business(hooks: Path) -> None:
     assert run(hooks, "prepare", DOMAIN).returncode == 0
 
@@ -167,15 +178,13 @@ def test_install_and_remove_touch_only_what_is_ours(
 
 @pytest.mark.vm
 @pytest.mark.needs(*NEEDS, "libvirtd", "unshare")
-def test_a_libvirtd_starts_a_domain_with_two_ports(
-    libvirtd: Libvirtd, runtime: Path, vptd: Client, tmp_path: Path
-) -> None:
-    cold_start(libvirtd, runtime, vptd, tmp_path)
+def test_a_libvirtd_starts_a_domain_with_two_ports(libvirtd: Libvirtd, runtime: Path, vptd: Client) -> None:
+    cold_start(libvirtd, runtime, vptd)
 
 
 @pytest.mark.vm
 @pytest.mark.needs(*NEEDS, "libvirtd", "unshare", "setpriv")
-def test_the_libvirtd_of_a_user_without_rights_does_so_too(image: Image, tmp_path: Path) -> None:
+def test_the_libvirtd_of_a_user_without_rights_does_so_too(image: Image) -> None:
     """Its hook runs as that user, and vptd's group lets it in: to vptd and to the sockets of its ports."""
     daemon = Libvirtd(image, session=True)
     paths = locate(daemon.root / "vpt")
@@ -183,15 +192,15 @@ def test_the_libvirtd_of_a_user_without_rights_does_so_too(image: Image, tmp_pat
         daemon.start()
         with EmbeddedDaemon(Settings(paths, keeper=False, group=NOBODY)), Client(paths.control) as vptd:
             vptd.call("switch.add", name="sw0")
-            cold_start(daemon, paths.runtime, vptd, tmp_path, socket_mode="0660")
+            cold_start(daemon, paths.runtime, vptd, socket_mode="0660")
     finally:
         daemon.close()
 
 
-def cold_start(daemon: Libvirtd, runtime: Path, vptd: Client, nowhere: Path, **settings: str) -> None:
+def cold_start(daemon: Libvirtd, runtime: Path, vptd: Client, **settings: str) -> None:
     import libvirt
 
-    libvirtd = daemon.libvirt
+    libvirtd, nowhere = daemon.libvirt, daemon.root / "nowhere"
     guest = libvirtd.define("cold", machine="q35")
     bare = guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     owner = f"session-{daemon.user}" if daemon.user else "system"

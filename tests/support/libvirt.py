@@ -27,16 +27,6 @@ NEEDS = ("qemu-system-x86_64", "busybox", "/boot/vmlinuz-*", "py:libvirt", "py:l
 Vpt = Callable[..., tuple[int, str, str]]
 """vpt("attach", "vm", ...): exit code, output, errors."""
 
-QEMU_CONF = """
-user = "root"
-group = "root"
-remember_owner = 0
-security_driver = "none"
-cgroup_controllers = []
-stdio_handler = "file"
-memory_backing_dir = "{root}/ram"
-"""
-
 _SHARED = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
 
 _DOMAIN = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>

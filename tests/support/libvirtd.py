@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from support.libvirt import QEMU_CONF, Libvirt, need_user, share_capabilities
+from support.libvirt import Libvirt, need_user, share_capabilities
+from vpt.bench.scenarios._libvirtd import QEMU_CONF
 from vpt.guest import Image
 from vpt.libvirt_plugin import hook
 from vpt.libvirt_plugin._connection import binding

@@ -30,6 +30,7 @@ __all__ = [
     "progress",
     "state_style",
     "stoppable",
+    "wait_options",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,6 +39,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 def json_option(function: F) -> F:
     """--json, passed on as as_json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+def wait_options(function: F) -> F:
+    """--no-wait and --timeout, of what starts machines."""
+    timeout = click.option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="For each machine to be up within.  [default: 90 tiny, 300 debian, 600 cloud]",
+    )
+    no_wait = click.option(
+        "--no-wait", is_flag=True, help="Return when machines are started, not when they are up."
+    )
+    return no_wait(timeout(function))
 
 
 def paths(state_dir: str | None = None) -> RuntimePaths:

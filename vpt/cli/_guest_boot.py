@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpt.cli._common import emit_json, json_option, progress, stoppable
+from vpt.cli._common import emit_json, json_option, progress, stoppable, wait_options
 from vpt.cli._guest_shown import guest_data, guests_here
 from vpt.errors import ExistsError, NotFoundError, UsageError
 
@@ -62,13 +62,7 @@ def _options_of_boot(function: Any) -> Any:
 @click.option(
     "--may-exist", is_flag=True, help="Succeed if there is one with the same settings; start it if need be."
 )
-@click.option("--no-wait", is_flag=True, help="Return when it is started, not when it is up.")
-@click.option(
-    "--timeout",
-    type=float,
-    metavar="SECONDS",
-    help="To be up within.  [default: 90 tiny, 300 debian, 600 cloud]",
-)
+@wait_options
 @json_option
 def boot(
     name: str,

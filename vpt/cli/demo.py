@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from vpt.cli._common import emit_json, json_option, print_table, stoppable
+from vpt.cli._common import emit_json, json_option, print_table, progress, stoppable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vpt.demo import FlowReport, PortReport, Report
 
 __all__ = ["demo"]
@@ -51,20 +49,13 @@ def demo(
 
     options = Options(None if accel == "auto" else accel, pings, mib, udp_packets, udp_pps=udp_pps)
     with stoppable():
-        report = run(options, _progress())
+        report = run(options, progress())
     if as_json:
         emit_json("demo", report.as_json())
     else:
         _print(report)
     if not report.ok:
         sys.exit(1)
-
-
-def _progress() -> Callable[[str], None]:
-    """A line per step on a terminal; silence in a pipe."""
-    if not sys.stderr.isatty():
-        return lambda _: None
-    return lambda text: click.echo(click.style("* ", fg="cyan") + text, err=True)
 
 
 def _print(report: Report) -> None:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpt.cli._common import connect, emit_json, guests_of, json_option, paths, progress, stoppable
+from vpt.cli._common import (
+    connect,
+    emit_json,
+    guests_of,
+    json_option,
+    paths,
+    progress,
+    stoppable,
+    wait_options,
+)
 from vpt.errors import EXIT_DIFFERENT, UsageError
 
 if TYPE_CHECKING:
@@ -53,13 +62,7 @@ def _print_schema(ctx: click.Context, _parameter: click.Parameter, wanted: bool)
     callback=_print_schema,
     help="Print the JSON Schema of topologies, for editors, and exit.",
 )
-@click.option("--no-wait", is_flag=True, help="Do not wait until machines are up.")
-@click.option(
-    "--timeout",
-    type=float,
-    metavar="SECONDS",
-    help="For each machine to be up within.  [default: as vpt guest boot]",
-)
+@wait_options
 @json_option
 def apply(
     file: str,

@@ -21,7 +21,7 @@ from vpt.errors import MissingError, TimeoutExpired, VptError
 from vpt.libvirt_plugin._connection import binding, open_libvirt
 from vpt.qemu import find_qemu
 
-__all__ = ["libvirtd", "running_domain"]
+__all__ = ["QEMU_CONF", "libvirtd", "running_domain"]
 
 _NAMESPACE = ("unshare", "--mount", "--propagation", "private")
 _PATIENCE_S = 60.0
@@ -45,7 +45,7 @@ done
 exec setpriv --pdeathsig TERM libvirtd --config "$root/libvirtd.conf" --pid-file "$root/libvirtd.pid"
 """
 
-_QEMU_CONF = """
+QEMU_CONF = """
 user = "root"
 group = "root"
 remember_owner = 0
@@ -97,7 +97,7 @@ def libvirtd() -> Iterator[tuple[str, Any]]:
         stack.callback(shutil.rmtree, root, ignore_errors=True)
         conf = root / "etc/libvirt/qemu.conf"
         conf.parent.mkdir(parents=True)
-        conf.write_text(_QEMU_CONF.format(root=root))
+        conf.write_text(QEMU_CONF.format(root=root))
         (root / "libvirtd.conf").write_text(_CONF.format(root=root))
         process = subprocess.Popen(
             [*_NAMESPACE, "sh", "-c", _START, "sh", str(root)], stdin=subprocess.DEVNULL
