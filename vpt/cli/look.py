@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import click
@@ -69,6 +68,8 @@ def show(name: str, as_json: bool) -> None:
         elif name in ports:
             found, what = vptd.call("port.show", name=name), "port"
         else:
+            import difflib
+
             close = difflib.get_close_matches(name, [*switches, *ports], n=1)
             hint = f"did you mean {close[0]}?" if close else "see what there is: vpt ls"
             raise NotFoundError(f"no switch or port {name!r}", hint=hint)
