@@ -122,15 +122,19 @@ BACKED = st.tuples(MIXED, BACKING, MIXED).map("".join)
 @st.composite
 def domains(draw: st.DrawFn) -> str:
     machine = ("machine", draw(st.sampled_from(["pc", "q35", "pc-q35-7.2"])))
-    parts = [
-        "<name>a</name>",
-        draw(st.just("") | element("metadata", MIXED)),
-        draw(element("memory", st.just("1"))),
-        draw(st.just("") | element("memoryBacking", BACKED)),
-        f"<os>{draw(element('type', st.just('hvm'), machine))}</os>",
-        draw(element("devices", MIXED)),
-        draw(MIXED),
-    ]
+    parts = draw(
+        st.permutations(
+            [
+                "<name>a</name>",
+                draw(st.just("") | element("metadata", MIXED)),
+                draw(element("memory", st.just("1"))),
+                draw(st.just("") | element("memoryBacking", BACKED)),
+                f"<os>{draw(element('type', st.just('hvm'), machine))}</os>",
+                draw(element("devices", MIXED)),
+                draw(MIXED),
+            ]
+        )
+    )
     content = "".join(part + draw(MIXED) for part in parts)
     declaration = draw(st.sampled_from(["", "\ufeff", "<?xml version='1.0' encoding='latin-1'?>\n"]))
     root = draw(attributes(("type", "kvm"), ("xmlns:q", "urn:q")))
@@ -162,6 +166,14 @@ def test_taking_out_what_was_put_in_gives_the_bytes_of_before(
     for i in back:
         changed = remove_port(changed, plugs[i].name)
     assert changed == xml
+
+
+def test_what_stands_side_by_side_is_not_written_twice() -> None:
+    """Something goes behind <name>, and <devices/> right there gets an inside."""
+    xml = "<domain><memory>1</memory><name>a</name><devices/></domain>"
+    changed = add_port(xml, VHOST)
+    assert (changed.count("<devices"), changed.count("</name><metadata>")) == (1, 1), changed
+    assert remove_port(changed, VHOST.name) == xml
 
 
 def foreign_in(xml: str) -> list[str]:
@@ -224,8 +236,9 @@ def test_what_contradicts_the_domain_is_refused() -> None:
         add_port(private, VHOST)
     with pytest.raises(ExistsError, match="v1"):
         add_port(add_port(PC, VHOST), VHOST)
-    with pytest.raises(NotFoundError, match=r"no port 'v2'; it has: v1"):
+    with pytest.raises(NotFoundError, match="no port 'v2'") as caught:
         remove_port(add_port(PC, VHOST), "v2")
+    assert caught.value.hint == "its vpt ports: v1"
     with pytest.raises(UsageError, match="line 1 column"):
         add_port("<domain><name>", VHOST)
     with pytest.raises(UsageError, match="document type"):
@@ -305,6 +318,28 @@ def test_names_are_quoted() -> None:
     odd = Plug("a", "sw", "passthrough", '/tmp/it\'s <a> & "b".sock', "/r&r")
     assert plugs_in(add_port(PC, odd)) == [odd]
     assert "&lt;a&gt; &amp;" in device_xml(odd)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--mac", "zz"], "mac: 'zz' is no MAC address"),
+        (["--mac", "01:00:5e:00:00:01"], "mac: 01:00:5e:00:00:01 is a multicast address"),
+        (["--pairs", "0"], "pairs: must be greater than or equal to 1"),
+        (["--slots", "64"], "slots is for ports of kind passthrough or app, not vhost-user"),
+        (["--port", "a/b"], "name: must be 1 to 31 letters"),
+        (["--kind", "passthrough", "--packed"], "packed virtqueues are for vhost-user ports"),
+    ],
+)
+def test_render_takes_no_port_that_vptd_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    """Or it would come out when the domain is started."""
+    file = tmp_path / "web1.xml"
+    file.write_text(PC)
+    assert main(["libvirt", "render", str(file), "--switch", "sw0", *options]) == 2
+    out, err = capsys.readouterr()
+    assert (out, f"error: {says}" in err, "hint: " in err) == ("", True, True), err
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])

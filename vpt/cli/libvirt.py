@@ -83,6 +83,7 @@ def render(
     settings = {"mac": random_mac()} | {key: value for key, value in options.items() if value is not None}
     where = paths()
     plug = Plug(name, switch, kind, str(where.port_socket(name)), str(where.runtime), settings, packed=packed)
+    rules.check_plug(plug)
     after = xml.add_port(before, plug)
     rules.check_domain(after)
     for warning in rules.warnings(after):

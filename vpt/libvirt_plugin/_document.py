@@ -119,9 +119,12 @@ class Document:
         self._edits.append(Edit(element.start, element.end, source.encode()))
 
     def edited(self) -> str:
-        """The text with all edits made. Of two at the same place, the one asked for first comes first."""
+        """The text with all edits made.
+
+        Of two insertions at one place, the one asked for first comes first; what begins there is behind both.
+        """
         out, at = [], 0
-        for edit in sorted(self._edits, key=lambda edit: edit.start):
+        for edit in sorted(self._edits, key=lambda edit: (edit.start, edit.end)):
             out += [self.data[at : edit.start], edit.new]
             at = edit.end
         return b"".join([*out, self.data[at:]]).decode()

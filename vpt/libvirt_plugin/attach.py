@@ -164,8 +164,7 @@ def make_plug(vptd: Client, request: Request, vm: str, *, small: bool) -> Plug:
 
     vm: to name it after; small: a region that fits a running q35 guest.
     """
-    if request.packed and request.kind != "vhost-user":
-        raise UsageError("packed virtqueues are for vhost-user ports", hint="leave out --packed or --kind")
+    rules.check_packed(request.kind, packed=request.packed)
     status, everything = vptd.call("daemon.status"), vptd.call("port.list")
     taken = {found["name"]: "switch" for found in vptd.call("switch.list")["switches"]}
     taken |= {port["name"]: "port" for port in everything["ports"]}
@@ -275,7 +274,7 @@ def _ask(vptd: Client, method: str, plug: Plug, **more: str) -> None:
     except UsageError as error:
         # Of what the method takes, which is for programs, people see the options.
         if "vpt daemon methods" in (error.hint or ""):
-            raise UsageError(error.message, hint="vpt attach --help") from None
+            raise UsageError(error.message.removeprefix(f"{method}: "), hint="vpt attach --help") from None
         raise
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "NAMESPACE",
     "PORT",
     "PREFIX",
+    "Kind",
     "Plug",
     "is_spent",
     "made_by_us",

@@ -12,15 +12,18 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from vpt.daemon.sockets import unix_path
 from vpt.errors import ConflictError, MissingError, UsageError
 from vpt.libvirt_plugin._document import Element, domain_element
-from vpt.libvirt_plugin.metadata import Plug, is_spent
+from vpt.libvirt_plugin.metadata import Kind, Plug, is_spent
 from vpt.libvirt_plugin.xml import alias_of
 
 __all__ = [
     "LIVE_WINDOW",
     "check_domain",
     "check_live",
+    "check_packed",
+    "check_plug",
     "check_spent",
     "live_slots",
     "plug_warnings",
@@ -38,6 +41,27 @@ _BUF_SIZE = 2112
 _TCG_MSIX_WORKS = 10_000_000
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _NO_VECTORS = "virtio-net-pci.vectors=0"
+
+
+def check_plug(plug: Plug) -> None:
+    """UsageError: vptd would not make such a port, whatever it has. For those who do not ask it."""
+    from pydantic import ValidationError
+
+    from vpt.daemon.models import PortConfig, explain
+
+    check_packed(plug.kind, packed=plug.packed)
+    settings = {**plug.settings, "socket": plug.socket}
+    try:
+        PortConfig.model_validate({"name": plug.name, "switch": plug.switch, "kind": plug.kind, **settings})
+    except ValidationError as error:
+        raise UsageError(explain(error), hint="vpt libvirt render --help") from None
+    unix_path(plug.socket)
+
+
+def check_packed(kind: Kind, *, packed: bool) -> None:
+    """UsageError: only a virtio device has virtqueues."""
+    if packed and kind != "vhost-user":
+        raise UsageError("packed virtqueues are for vhost-user ports", hint="leave out --packed or --kind")
 
 
 def check_domain(xml: str) -> None:

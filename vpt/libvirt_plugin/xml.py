@@ -177,7 +177,7 @@ def remove_port(xml: str, name: str) -> str:
     note = next((element for element in noted if element.attrs.get("name") == name), None)
     if device is None and note is None:
         names = ", ".join(element.attrs.get("name", "?") for element in noted) or "none"
-        raise NotFoundError(f"the domain has no port {name!r}; it has: {names}")
+        raise NotFoundError(f"the domain has no port {name!r}", hint=f"its vpt ports: {names}")
     gone: list[Element] = []
     if device is not None:
         gone.append(device)
