@@ -30,6 +30,7 @@
 #define PC_MAX_LENGTH 65536u
 #define PC_MAX_TIME_NS 1000000000ull /* of one item, one spin, one sleep, one notification */
 #define PC_LATE_MS 1000
+#define PC_STALL_NS 1000ull /* looking at the clock takes a hundredth of it */
 
 struct pc_entry {
 	uint64_t begun;            /* ticks: production started */
@@ -68,7 +69,7 @@ struct pc_side {
 	uint64_t lap;              /* ticks: the present item's work began */
 	uint64_t woke;             /* ticks: the last block ended; 0: accounted for */
 	uint64_t slept;            /* ticks: it began */
-	uint64_t notify_ticks, start_ticks, idle_ticks, cpu_ns;
+	uint64_t notify_ticks, start_ticks, idle_ticks, stall_ticks, cpu_ns;
 	uint64_t *starts;          /* samples of start_ticks, ns */
 	uint64_t *batches;         /* samples of the items between two notifications */
 	struct vpt_bench_pc_side out;
@@ -80,7 +81,7 @@ struct pc_run {
 	const struct pc_ops *ops;
 	struct pc_entry *ring;
 	uint32_t slots;            /* one more than the queue holds */
-	uint64_t spin, sleep;      /* ticks */
+	uint64_t spin, sleep, stall;                                   /* ticks */
 	double ticks_per_ns;
 	uint64_t *latency;
 	uint64_t begin, end;       /* ticks, consumer's */
@@ -115,12 +116,25 @@ static double pc_ticks_per_ns(void)
 	return (double)known / 1e6;
 }
 
-static void pc_spend(uint64_t ticks)
+/**
+ * pc_pass() - look at the clock until a time has come, and do nothing else
+ * @me:		whose time it is
+ * @begin:	ticks at which it began
+ * @ticks:	how long it is
+ *
+ * Between two looks nothing is to be waited for, no cache line either: a long one means that the CPU was taken away.
+ */
+static void pc_pass(struct pc_side *me, uint64_t begin, uint64_t ticks)
 {
-	uint64_t begin = pc_ticks();
+	uint64_t before = pc_ticks(), now;
 
-	while (pc_ticks() - begin < ticks)
-		;
+	for (now = before; (int64_t)(now - begin) < (int64_t)ticks; before = now) {
+		now = pc_ticks();
+		if (now - before < me->run->stall)
+			continue;
+		me->out.stalls++;
+		me->stall_ticks += now - before;
+	}
 }
 
 /**
@@ -138,8 +152,7 @@ static uint64_t pc_work(struct pc_side *me)
 
 	if (now - begin > me->work)
 		begin = now;
-	while (pc_ticks() - begin < me->work)
-		;
+	pc_pass(me, begin, me->work);
 	me->lap = begin + me->work;
 	return begin;
 }
@@ -187,7 +200,7 @@ static void pc_signal_emulated(struct pc_side *to)
 {
 	struct pc_side *me = to == &to->run->producer ? &to->run->consumer : &to->run->producer;
 
-	pc_spend(me->notify);
+	pc_pass(me, pc_ticks(), me->notify);
 	VPTI_STORE_RELEASE(to->landed, pc_ticks());
 }
 
@@ -202,8 +215,7 @@ static bool pc_wait_emulated(struct pc_side *me)
 		vpti_cpu_relax();
 	}
 	VPTI_WRITE(me->landed, 0);
-	while (pc_ticks() < landed + me->start)
-		vpti_cpu_relax();
+	pc_pass(me, landed, me->start);
 	return true;
 }
 
@@ -322,7 +334,7 @@ static void pc_sleep(struct pc_side *me)
 	uint64_t begin = pc_ticks();
 
 	if (b->notify_by == VPT_PC_EMULATED)
-		pc_spend(me->run->sleep);
+		pc_pass(me, begin, me->run->sleep);
 	else
 		clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
 	me->idle_ticks += pc_ticks() - begin;
@@ -378,7 +390,7 @@ static uint64_t pc_thread_preempted(void)
 static void pc_start_counting(struct pc_side *me)
 {
 	memset(&me->out, 0, sizeof(me->out));
-	me->notify_ticks = me->start_ticks = me->idle_ticks = me->woke = 0;
+	me->notify_ticks = me->start_ticks = me->idle_ticks = me->stall_ticks = me->woke = 0;
 	me->cpu_ns = pc_thread_cpu_ns();
 	me->out.preempted = pc_thread_preempted();
 }
@@ -393,6 +405,7 @@ static void pc_stop_counting(struct pc_side *me)
 	me->out.notify_ns = (uint64_t)((double)me->notify_ticks / per_ns);
 	me->out.start_ns = (uint64_t)((double)me->start_ticks / per_ns);
 	me->out.idle_ns = (uint64_t)((double)me->idle_ticks / per_ns);
+	me->out.stalled_ns = (uint64_t)((double)me->stall_ticks / per_ns);
 }
 
 /* Bind to the CPU, take real-time priority if asked, and wait for the other side to get as far. */
@@ -513,6 +526,7 @@ static int pc_init(struct pc_run *r, struct vpt_bench_pc *b, uint64_t *latency, 
 	r->ticks_per_ns = pc_ticks_per_ns();
 	r->spin = (uint64_t)((double)b->spin_ns * r->ticks_per_ns);
 	r->sleep = (uint64_t)((double)b->sleep_ns * r->ticks_per_ns);
+	r->stall = (uint64_t)((double)PC_STALL_NS * r->ticks_per_ns);
 	pc_side_init(r, &r->producer, b->cpu_producer, b->work_p_ns, b->notify_p_ns, b->start_p_ns);
 	pc_side_init(r, &r->consumer, b->cpu_consumer, b->work_c_ns, b->notify_c_ns, b->start_c_ns);
 	r->consumer.starts = starts;

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -44,6 +48,32 @@ def test_every_item_passes_once_and_in_order(
     r = bench_pc(replace(SPEC, policy=policy, notify_by=by, work_p_ns=work_p, work_c_ns=work_c))
     assert r.bad == 0
     assert (r.producer.late, r.consumer.late) == (0, 0)
+
+
+_WORKING = """
+from vpt.dataplane import PcNotify, PcSpec, PolicyKind, bench_pc
+spec = PcSpec(PolicyKind.POLL, 2000, 1_000_000, 1_000_000, PcNotify.EMULATED)
+print("now", flush=True)
+r = bench_pc(spec)
+print(r.producer.stalls, r.producer.stalled_ns, r.consumer.stalls, r.consumer.stalled_ns)
+"""
+
+
+def test_time_for_which_the_cpu_was_taken_away_is_counted() -> None:
+    """A thread that works is stopped, and can't have seen the clock meanwhile."""
+    stop_s, stops = 0.05, 5
+    with subprocess.Popen([sys.executable, "-c", _WORKING], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(stops):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(stop_s)
+            process.send_signal(signal.SIGCONT)
+            time.sleep(stop_s)
+        producer, producer_ns, consumer, consumer_ns = map(int, process.stdout.readline().split())
+    # The first stop may come before the threads do.
+    assert min(producer, consumer) >= stops - 1
+    assert min(producer_ns, consumer_ns) >= 1e9 * stop_s * (stops - 1)
 
 
 @pytest.mark.parametrize("by", list(PcNotify))

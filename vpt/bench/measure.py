@@ -40,7 +40,8 @@ class Observation:
     """What two threads did, in the terms of the model.
 
     `costs` are those that this very run met with; `starts` all start-up times of the side that was notified;
-    `batches` the items from each notification to the next.
+    `batches` the items from each notification to the next. `stalled`: the share of the time for which either
+    CPU was taken away from the thread on it, by whomever.
     """
 
     period: float
@@ -50,6 +51,7 @@ class Observation:
     latency: float
     late: int
     preempted: int
+    stalled: float
     costs: Costs
     starts: tuple[int, ...]
     batches: tuple[int, ...]
@@ -155,6 +157,7 @@ class Threads:
             latency=result.latency_sum_ns / items,
             late=p.late + q.late,
             preempted=p.preempted + q.preempted,
+            stalled=(p.stalled_ns + q.stalled_ns) / result.ns,
             costs=_costs_met(c, policy, result),
             starts=result.starts_consumer or result.starts_producer,
             batches=max(result.batches_producer, result.batches_consumer, key=len),

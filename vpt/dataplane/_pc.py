@@ -66,6 +66,8 @@ class PcSide:
     late: int
     cpu_ns: int
     preempted: int
+    stalls: int
+    stalled_ns: int
 
 
 @dataclass(frozen=True, slots=True)

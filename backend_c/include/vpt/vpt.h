@@ -613,6 +613,8 @@ struct vpt_bench_pc_side {
 	uint64_t late;             /* blocks that ended by the time limit of 1 s with work there: a lost wake-up */
 	uint64_t cpu_ns;
 	uint64_t preempted;        /* involuntary context switches: somebody else wanted the CPU */
+	uint64_t stalls;           /* times that looking at the clock again took a microsecond or more */
+	uint64_t stalled_ns;       /* what they took: the CPU was with others, the host's guests included */
 };
 
 struct vpt_bench_pc {

@@ -12,8 +12,9 @@ from vpt.bench.measure import Observation, Threads
 from vpt.bench.model import Prediction, predict, predict_starts
 from vpt.bench.result import Metric, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Settings
+from vpt.bench.stats import percentile
 
-__all__ = ["METRICS", "THREADS", "Case", "against_model", "agreement"]
+__all__ = ["METRICS", "THREADS", "Case", "against_model", "agreement", "stalled"]
 
 THREADS, MODEL, FED = "threads", "model", "model, start-ups of the run"
 
@@ -23,6 +24,7 @@ METRICS = (
     Metric(name="per_batch", unit="per item", better="lower", title="1/b, median cycle"),
     Metric(name="latency", unit="us", better="lower", title="Average latency"),
     Metric(name="preempted", unit="times", title="Threads preempted"),
+    Metric(name="stalled", unit="% of the time", title="CPUs taken away"),
 )
 
 
@@ -46,6 +48,7 @@ def _observed(o: Observation, slow: int) -> Measured:
             "per_batch": o.per_batch,
             "latency": o.latency / 1000 / slow,
             "preempted": float(o.preempted),
+            "stalled": 100 * o.stalled,
         }
     )
 
@@ -99,12 +102,21 @@ def agreement(
     for point in points:
         errors = {m: _error(point, m, against) for m in ("rate", told)}
         if any(abs(e) > within for e in errors.values()):
-            off.append(point.label + ": " + ", ".join(f"{m} {e:+.1%}" for m, e in errors.items()))
+            told_off = ", ".join(f"{m} {e:+.1%}" for m, e in errors.items())
+            off.append(f"{point.label}: {told_off}; {stalled([point])}")
     head = (
         f"{len(points) - len(off)} of {len(points)} points agree with '{against}' within {within:.0%}, "
         f"in throughput and in {_TOLD[told]} (medians)."
     )
     return [head, *(f"Off: {line}" for line in off)]
+
+
+def stalled(points: Sequence[Point]) -> str:
+    """How much of the time CPUs were taken away, over all points."""
+    shares = [s.median for p in points if (v := p.variant(THREADS)) and (s := v.summary("stalled"))]
+    return (
+        f"CPUs taken away for {percentile(shares, 50):.2g} % of the time" if shares else "stalls not counted"
+    )
 
 
 def _error(point: Point, metric: str, against: str) -> float:

@@ -10,7 +10,8 @@ side's index, for a cache line has to come over from the other core. To keep tha
 68 ns per item, everything is played in slow motion, and the results are given in the model's own time.
 
 A cycle in which a CPU was taken away has another batch. So 1/b is taken from the median cycle of a run; the
-notifications per item, the mean over all cycles, stand beside it, and how many points agree by them.
+notifications per item, the mean over all cycles, stand beside it, how many points agree by them, and for
+which share of the time a CPU was away.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from vpt.bench.costs import PUBLISHED, Kind, Policy
 from vpt.bench.measure import Threads
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Params, Runnable, Scenario, Settings
-from vpt.bench.scenarios._threads import METRICS, Case, against_model, agreement
+from vpt.bench.scenarios._threads import METRICS, Case, against_model, agreement, stalled
 from vpt.dataplane import PcNotify
 
 __all__ = ["SCENARIO", "cases"]
@@ -119,7 +120,8 @@ class _Model(Scenario):
             else ("Without real-time priority (root, or CAP_SYS_NICE): other programs took part.")
         )
         by_mean, *_ = agreement(points)
-        return [*agreement(points, told="per_batch"), by_mean, *([priority] if priority else [])]
+        stolen = f"{stalled(points)} (median of the points)."
+        return [*agreement(points, told="per_batch"), by_mean, stolen, *([priority] if priority else [])]
 
 
 SCENARIO = _Model()
