@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from vpt.cli._common import stoppable
 from vpt.errors import MissingError, TimeoutExpired, VptError
 from vpt.guest import READY_MARK, Guest, Image, build_image, cache_dir
 from vpt.qemu import Accel, find_qemu, probe_accel
@@ -33,12 +34,13 @@ SOURCES = ("vpt", "backend_c", "guest-driver", "packaging", "meson.build", "meso
 MODULES = ("virtio_blk", "ext4", "kvm_intel", "kvm_amd")
 MEMORY_MIB = 2048
 BOOT_S = 300.0
-#: How much to measure, and for how long at most. Emulated, each point takes a minute or two.
+#: How much to measure, and for how long at most. Emulated, a point takes half a minute on two idle CPUs.
 THOROUGH = ("--repetitions", "3", "--scale", "0.3")
 FUNCTIONAL = ("--repetitions", "1")
 #: The points that ci/baselines are about: a batch, saturation, one paced rate; two lengths of switch-copy.
 FEW = ("load=saturation", "load=", "rate=1000", "rate=", "bytes=64", "bytes=1500", "bytes=")
 LIMIT_S = {"kvm": 1200.0, "tcg": 1800.0}
+EMULATED = "L1 is emulated: times mean nothing. Only counts are judged, and that all of it works."
 IN_L1 = "env PATH=/bin:/usr/bin HOME=/root PYTHONPATH=/payload/site PYTHONDONTWRITEBYTECODE=1 /bin/chroot /l1"
 
 
@@ -170,6 +172,8 @@ def main() -> None:
     accel = accelerator(given.accel, image)
     options = THOROUGH if accel.name == "kvm" else [*FUNCTIONAL, *(f"--at={at}" for at in FEW)]
     say(f"L1 runs under {accel.name}: {accel.why}")
+    if accel.name == "tcg":
+        say(EMULATED)
     with Guest(
         image,
         find_qemu(),
@@ -188,11 +192,16 @@ def main() -> None:
         bench(guest, options, LIMIT_S[accel.name])
         packed = guest.run("gzip -c /l1/tmp/result.json | base64", timeout_s=60).output
         given.output.write_bytes(gzip.decompress(base64.b64decode(packed)))
+    if accel.name == "tcg":
+        say(EMULATED)
 
 
 if __name__ == "__main__":
     try:
-        main()
+        with stoppable():
+            main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except VptError as error:
         say(f"{error.message}\nhint: {error.hint}" if error.hint else error.message)
         sys.exit(error.exit_code)

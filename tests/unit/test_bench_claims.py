@@ -10,15 +10,18 @@ from vpt.bench.scenario import Settings
 from vpt.bench.scenarios import _rig
 from vpt.bench.scenarios._claims import verdicts
 from vpt.bench.scenarios.exits import SCENARIO
+from vpt.bench.stats import LEAST_SAMPLES
 from vpt.errors import MissingError
 from vpt.qemu import Accel
 
 
-def point(params: dict[str, str | int | float], **policies: dict[str, float]) -> Point:
+def point(
+    params: dict[str, str | int | float], samples: int = LEAST_SAMPLES, **policies: dict[str, float]
+) -> Point:
     return Point(
         params=params,
         variants=[
-            Variant(name=name, samples=[Sample(repetition=0, at=0, values=values)])
+            Variant(name=name, samples=[Sample(repetition=i, at=0, values=values) for i in range(samples)])
             for name, values in policies.items()
         ],
     )
@@ -71,13 +74,20 @@ def test_adaptive_must_not_be_later_than_notify(p99: float, verdict: str) -> Non
 
 def test_more_but_by_less_than_it_varies_is_neither_reached_nor_missed() -> None:
     """A claim that holds only because the samples scatter is not held."""
+    notify, adaptive = (90, 95, 95, 100, 115, 115, 130), (95, 102, 102, 110, 125, 125, 140)
     repeated = [
         Variant(name=name, samples=[Sample(repetition=i, at=0, values={"p99": v}) for i, v in enumerate(p99)])
-        for name, p99 in (("notify", (90.0, 100.0, 130.0)), ("adaptive", (95.0, 110.0, 140.0)))
+        for name, p99 in (("notify", notify), ("adaptive", adaptive))
     ]
     (line,) = said([Point(params={"device": "passthrough", "rate": 1000}, variants=repeated)], "p99")
     assert line.startswith("Undecided")
     assert line.endswith("110 (102..125) us against 100 (95..115) us.")
+
+
+def test_a_claim_is_not_missed_by_too_few_samples() -> None:
+    params = {"device": "passthrough", "rate": 1000}
+    few = point(params, LEAST_SAMPLES - 1, adaptive={"p99": 200}, notify={"p99": 100})
+    assert said([few], "p99")[0].startswith("Undecided")
 
 
 def test_under_tcg_kicks_are_judged_and_exits_are_not() -> None:
@@ -89,6 +99,16 @@ def test_under_tcg_kicks_are_judged_and_exits_are_not() -> None:
     assert lines[0].startswith("Reached: a kick every 1 packets, 1/1 kicks per packet")
     assert not any("Mpps" in line for line in lines)
     assert lines[-1].startswith("Undecided")
+
+
+def test_on_an_emulated_processor_exits_are_judged_and_times_are_not() -> None:
+    points = [
+        point({"device": "passthrough", "load": "saturation"}, adaptive={"exits": 0.0001, "mpps": 1}),
+        point({"device": "passthrough", "rate": 1000}, adaptive={"p99": 9}, notify={"p99": 1}),
+    ]
+    lines = verdicts(points, native=True, timed=False)
+    assert [line.partition(":")[0] for line in lines] == ["Reached", "Undecided"]
+    assert "emulated" in lines[-1]
 
 
 def test_what_was_not_measured_is_not_judged() -> None:

@@ -11,11 +11,12 @@ from typing import ClassVar
 
 import pytest
 
-from vpt.bench import registry
-from vpt.bench.compare import LEAST_SAMPLES, compare, differences
+from vpt.bench import machine, registry
+from vpt.bench.compare import compare, differences
 from vpt.bench.result import Metric, Plot, Point, Result, load, save
 from vpt.bench.runner import run
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
+from vpt.bench.stats import LEAST_SAMPLES
 from vpt.cli import main
 from vpt.errors import NotFoundError, UsageError
 
@@ -144,6 +145,14 @@ def test_comparison_finds_what_got_worse(result: Result) -> None:
     assert verdicts["bytes 64", "switch", "ns"] == "worse"
     assert verdicts["bytes 64", "plain", "ns"] == "same"
     assert verdicts["bytes 64", "switch", "copies"] == "same"
+
+
+def test_of_an_emulated_processor_every_scenario_says_that_times_mean_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: {"model name": "QEMU TCG CPU version 2.5+"})
+    first, *_ = run([Toy()], Settings(repetitions=1)).scenarios[0].notes
+    assert "times mean nothing" in first
 
 
 def test_numbers_of_another_kind_are_refused(result: Result) -> None:

@@ -8,16 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from vpt.bench.result import Metric, Result, ScenarioResult
-from vpt.bench.stats import Summary
+from vpt.bench.stats import LEAST_SAMPLES, Summary
 from vpt.errors import UsageError
 
 __all__ = ["Change", "compare", "differences"]
 
 Verdict = Literal["same", "better", "worse", "changed", "undecided"]
-
-#: Fewer samples of what varies tell no change: the middle halves of one thing measured twice are apart in one
-#: case of three with 3 samples each, in one of five with 5, in one of twelve with 7.
-LEAST_SAMPLES = 7
 
 #: Below this a change is none, whatever the spread says: the middle half of a few samples may be very narrow.
 _TIME_NOISE = 0.03

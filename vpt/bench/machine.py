@@ -12,7 +12,7 @@ from pathlib import Path
 
 import vpt
 
-__all__ = ["machine", "revision", "versions"]
+__all__ = ["emulated", "machine", "revision", "versions"]
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -23,6 +23,11 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
+
+
+def emulated() -> bool:
+    """Is this an x86 processor that QEMU emulates, as it names itself? Counts hold there; times do not."""
+    return _cpuinfo().get("model name", "").startswith("QEMU TCG")
 
 
 def machine() -> dict[str, str | int | float | None]:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from vpt.bench.machine import machine, revision, versions
+from vpt.bench.machine import emulated, machine, revision, versions
 from vpt.bench.result import Point, Result, Sample, ScenarioResult, Variant
 from vpt.bench.scenario import Params, Runnable, Scenario, Settings
 from vpt.errors import UsageError
 
 __all__ = ["Progress", "run"]
+
+_EMULATED = "This processor is emulated: times mean nothing here, counts hold."
 
 #: Called with (steps done, steps in all, what comes next).
 Progress = Callable[[int, int, str], None]
@@ -85,7 +87,7 @@ def _scenario(scenario: Scenario, settings: Settings, steps: _Steps) -> Scenario
         reference=scenario.reference,
         points=points,
         plots=list(scenario.plots),
-        notes=list(scenario.notes(settings, points)),
+        notes=[*([_EMULATED] if emulated() else []), *scenario.notes(settings, points)],
         provenance=dict(scenario.provenance()),
     )
 

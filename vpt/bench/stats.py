@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 from vpt.errors import UsageError
 
-__all__ = ["Summary", "percentile", "ratios", "summarize"]
+__all__ = ["LEAST_SAMPLES", "Summary", "percentile", "ratios", "summarize"]
+
+#: Fewer samples of what varies tell no change: the middle halves of one thing measured twice are apart in one
+#: case of three with 3 samples each, in one of five with 5, in one of twelve with 7.
+LEAST_SAMPLES = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,9 +244,10 @@ def compare(before: Path, after: Path, everything: bool, fail_on: str, as_json: 
     Example:
       vpt bench compare before.json after.json --fail-on count
     """
-    from vpt.bench.compare import LEAST_SAMPLES, differences
     from vpt.bench.compare import compare as changes
+    from vpt.bench.compare import differences
     from vpt.bench.result import load
+    from vpt.bench.stats import LEAST_SAMPLES
 
     old, new = load(before), load(after)
     found = list(changes(old, new))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vpt.bench.result import Point
-from vpt.bench.stats import Summary
+from vpt.bench.stats import LEAST_SAMPLES, Summary
 
 __all__ = ["verdicts"]
 
@@ -21,16 +21,23 @@ _FEW = 0.001
 _RING, _EVENT_INDEX, _KICKS_EACH = "passthrough", "virtio-net, event index", "virtio-net, kicks each"
 
 
-def verdicts(points: Sequence[Point], *, native: bool) -> list[str]:
-    """One sentence for each claim, with the numbers. native: False where exits do not exist (TCG)."""
+def verdicts(points: Sequence[Point], *, native: bool, timed: bool = True) -> list[str]:
+    """One sentence for each claim, with the numbers.
+
+    native: False where exits do not exist (TCG). timed: False where they do, on a processor that is emulated.
+    """
     found = _Points(points)
     counted = "exits" if native else "kicks"
     lines = [*_control(found, counted), *_batches(found, counted)]
-    if native:
-        lines += [*_saturation(found), *_against_event_index(found), *_latency(found)]
-    else:
-        lines.append("Undecided: exits, rates and latencies of the other claims, which tcg can't measure.")
-    return lines
+    if not native:
+        return [*lines, "Undecided: exits, rates and latencies of the other claims, which tcg can't measure."]
+    lines += _few_exits(found)
+    if not timed:
+        return [
+            *lines,
+            "Undecided: rates and latencies of the other claims: this processor is emulated.",
+        ]
+    return [*lines, *_rates(found), *_against_event_index(found), *_latency(found)]
 
 
 class _Points:
@@ -61,10 +68,10 @@ def _said(reached: bool | None, claim: str, numbers: str) -> str:
 
 
 def _no_more(ours: Summary, theirs: Summary, few: float = 0.0) -> bool | None:
-    """Are our numbers no larger? None: they are not, but by less than each varies by."""
+    """Are our numbers no larger? None: they are, but by less than each varies by, or of too few samples."""
     if ours.median <= theirs.median + few:
         return True
-    return None if ours.overlaps(theirs) else False
+    return None if ours.overlaps(theirs) or min(ours.n, theirs.n) < LEAST_SAMPLES else False
 
 
 def _spread(s: Summary, digits: str) -> str:
@@ -89,16 +96,20 @@ def _batches(found: _Points, counted: str) -> Iterator[str]:
             yield _said(abs(off) <= _BATCH_WITHIN, claim, f"{seen.median:.4f} ({off:+.1%})")
 
 
-def _saturation(found: _Points) -> Iterator[str]:
+def _few_exits(found: _Points) -> Iterator[str]:
     for policy in ("adaptive", "poll"):
         exits = found.get(policy, "exits", device=_RING, load="saturation")
-        mpps = found.get(policy, "mpps", device=_RING, load="saturation")
-        where = f"passthrough at saturation, {policy}"
         if exits is not None:
-            yield _said(exits.median <= _MOST_EXITS, f"{where}, <= {_MOST_EXITS} exits per packet",
-                        f"{exits.median:.5f}")  # fmt: skip
+            claim = f"passthrough at saturation, {policy}, <= {_MOST_EXITS} exits per packet"
+            yield _said(exits.median <= _MOST_EXITS, claim, f"{exits.median:.5f}")
+
+
+def _rates(found: _Points) -> Iterator[str]:
+    for policy in ("adaptive", "poll"):
+        mpps = found.get(policy, "mpps", device=_RING, load="saturation")
         if mpps is not None:
-            yield _said(mpps.median >= _LEAST_MPPS, f"{where}, >= {_LEAST_MPPS:g} Mpps", f"{mpps.median:.1f}")
+            claim = f"passthrough at saturation, {policy}, >= {_LEAST_MPPS:g} Mpps"
+            yield _said(mpps.median >= _LEAST_MPPS, claim, f"{mpps.median:.1f}")
 
 
 def _against_event_index(found: _Points) -> Iterator[str]:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
+from vpt.bench.machine import emulated
 from vpt.bench.micro import Kick, Order, Report, Role, Touch, Wait
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
@@ -151,7 +152,7 @@ class _Exits(Scenario):
     def notes(self, settings: Settings, points: Sequence[Point]) -> Sequence[str]:  # noqa: ARG002
         native = self._provenance.get("tier") != Tier.TCG.value
         return [
-            *verdicts(points, native=native),
+            *verdicts(points, native=native, timed=not emulated()),
             *self._remarks,
             f"Guests send one packet at a time when paced, {_BURST} when not; one that kicks each, one.",
             "Round trips have one packet in flight, so that the time per trip bounds their rate.",
