@@ -17,6 +17,8 @@ import pytest
 from support.leaks import open_fds, shared_mappings
 from support.waiting import until
 
+#: Not more patience: what a test that failed holds, in its traceback, is not closed however long one waits.
+_LEAK_S = 5.0
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 
@@ -85,7 +87,7 @@ def no_leaks() -> Iterator[None]:
 
     yield
     gc.collect()
-    until(lambda: not leaked(), lambda: f"what is left open to be closed: {leaked()}")
+    until(lambda: not leaked(), lambda: f"what is left open to be closed: {leaked()}", _LEAK_S)
 
 
 @pytest.fixture(scope="session")

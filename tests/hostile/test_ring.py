@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from support.apps import BROADCAST, AppPeer, ether, mac, until
+from support.apps import BROADCAST, AppPeer, ether, mac
 from support.raw_ring import DRIVER_OK, FAILED, MOREFRAG, PEER_FEATURES, PEER_GENERATION, RESET, RawPeer
+from support.waiting import until
 from vpt.dataplane import Engine, EventType, Feature, Policy, Reason, StatsReader, vec_cfg
 
 EVENT_IDX = int(Feature.EVENT_IDX)

@@ -13,8 +13,9 @@ from struct import pack
 import pytest
 
 from support.scene import MAC_X, MAX_LOG_LINES, Scene, most_of_a_level
+from support.waiting import until
 from vpt.conform.frames import BROADCAST, frame, number
-from vpt.conform.front_end import USUAL, FrontEnd, eventually
+from vpt.conform.front_end import USUAL, FrontEnd
 from vpt.dataplane import vhost_features
 from vpt.vhost_user import U64, Request, Rule, VirtioFeature
 
@@ -88,7 +89,7 @@ def test_l8_a_socket_file_that_was_removed_is_made_anew(tmp_path: Path) -> None:
     scene = Scene.build(tmp_path, watch_s=0.02)
     fe = scene.enter().start()
     scene.villain.path.unlink()
-    eventually(scene.villain.path.exists, "the file to be there again")
+    until(scene.villain.path.exists, "the file to be there again")
     fe.transmit(frame(BROADCAST, MAC_X, 8))
     scene.villain_leaves()
     scene.enter().start()
@@ -105,14 +106,14 @@ def test_l8_what_others_have_put_in_its_place_stays_and_is_complained_of_once(tm
     path = scene.villain.path
     path.unlink()
     path.write_text("mine")
-    eventually(lambda: scene.villain.describe["problem"], "it to be noticed")
-    eventually(lambda: sum("nobody can connect" in line for line in scene.lines) == 1)
+    until(lambda: scene.villain.describe["problem"], "it to be noticed")
+    until(lambda: sum("nobody can connect" in line for line in scene.lines) == 1, "a line about it")
     for _ in range(20):
         scene.neighbours_forward(1)
     assert path.read_text() == "mine"
     assert sum("nobody can connect" in line for line in scene.lines) == 1
     path.unlink()
-    eventually(lambda: scene.villain.describe["problem"] is None, "it to listen again")
+    until(lambda: scene.villain.describe["problem"] is None, "it to listen again")
     scene.check(logged=False)
     scene.close()
 

@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 
 from support.lives import Lives, Stepper
+from support.waiting import until
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import PLAIN, FrontEnd, eventually
+from vpt.conform.front_end import PLAIN, FrontEnd
 from vpt.vhost_user import ProtocolFeature, VirtioFeature
 
 pytestmark = pytest.mark.native  # with sanitizers it takes too many instructions to step through
@@ -126,7 +127,7 @@ class Pair:
         for direction in self.directions:
             direction.send(10)
         self.kick()
-        eventually(lambda: not any(fe.pairs[0].tx.unfinished for fe in self.fes), "all to be taken")
+        until(lambda: not any(fe.pairs[0].tx.unfinished for fe in self.fes), "all to be taken")
         self.lives.kill()
         self.check()
         assert all(d.taken == d.arrived == d.sent for d in self.directions)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from support.vptd import Vptd
+from support.waiting import until
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import PLAIN, FrontEnd, eventually
+from vpt.conform.front_end import PLAIN, FrontEnd
 from vpt.dataplane import StatsReader
 from vpt.vhost_user import ProtocolFeature, VirtioFeature
 
@@ -84,11 +85,13 @@ def test_l1_l7_a_vptd_that_ends_under_traffic_and_comes_back(vptd: Vptd, how: st
             two.fill()
             got += [number(r.frame) for r in two.poll(refill=False)]
         assert got == list(range(taken, sent))
-        eventually(lambda: not one.pairs[0].tx.unfinished, "the last to be taken")
+        until(lambda: not one.pairs[0].tx.unfinished, "the last to be taken")
     finally:
         one.close()
         two.close()
-    eventually(lambda: not any(p["state"] == "up" for p in vptd.call("port.list")["ports"]))
+    until(
+        lambda: not any(p["state"] == "up" for p in vptd.call("port.list")["ports"]), "all ports to be down"
+    )
 
 
 def test_a_vptd_that_was_stopped_and_goes_on_has_missed_no_wake_up(vptd: Vptd) -> None:
@@ -97,11 +100,11 @@ def test_a_vptd_that_was_stopped_and_goes_on_has_missed_no_wake_up(vptd: Vptd) -
     stats = StatsReader(vptd.paths.stats)
     try:
         sleeps = stats.read().workers[0].counters["sleeps"]
-        eventually(lambda: stats.read().workers[0].counters["sleeps"] > sleeps + 1, "the worker to sleep")
+        until(lambda: stats.read().workers[0].counters["sleeps"] > sleeps + 1, "the worker to sleep")
         assert vptd.process is not None
         vptd.process.send_signal(signal.SIGSTOP)
         state = Path(f"/proc/{vptd.process.pid}/stat")
-        eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "vptd to be stopped")
+        until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "vptd to be stopped")
         one.queue_frame(frame(MAC_B, MAC_A, 0))
         one.pairs[0].tx.kick(force=True)
         vptd.process.send_signal(signal.SIGCONT)
@@ -111,7 +114,9 @@ def test_a_vptd_that_was_stopped_and_goes_on_has_missed_no_wake_up(vptd: Vptd) -
         stats.close()
         one.close()
         two.close()
-    eventually(lambda: not any(p["state"] == "up" for p in vptd.call("port.list")["ports"]))
+    until(
+        lambda: not any(p["state"] == "up" for p in vptd.call("port.list")["ports"]), "all ports to be down"
+    )
 
 
 def test_l2_what_was_negotiated_is_remembered_until_the_port_is_deleted(vptd: Vptd) -> None:
@@ -133,7 +138,7 @@ def test_l8_a_port_whose_socket_file_was_replaced_says_so_and_can_be_deleted(vpt
     path = Path(vptd.socket("d"))
     path.unlink()
     path.write_text("mine")
-    eventually(lambda: vptd.call("port.show", name="d")["transport"]["problem"], "vptd to notice")
+    until(lambda: vptd.call("port.show", name="d")["transport"]["problem"], "vptd to notice")
     assert "d.sock" in vptd.call("port.show", name="d")["transport"]["problem"]
     assert vptd.call("port.list", switch="sw0")["ports"]
     vptd.call("port.del", name="d")

@@ -11,8 +11,9 @@ from support.host import Host
 from support.leaks import open_things, until_open
 from support.lives import Lives
 from support.scene import Scene
+from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import PLAIN, FrontEnd, eventually
+from vpt.conform.front_end import PLAIN, FrontEnd
 from vpt.vhost_user import U64, Request, VirtioFeature, VringState
 
 F = VirtioFeature
@@ -157,7 +158,7 @@ def test_s33_a_front_end_that_reconnects_in_the_middle_of_a_burst_250_times(
         list(fe.pairs[0].tx.take_used())
         fe.resume(scene.villain.path)
     fe.flush()
-    eventually(lambda: (got.extend(number(r.frame) for r in scene.two.poll()), len(got) >= sent)[1])
+    until(lambda: (got.extend(number(r.frame) for r in scene.two.poll()), len(got) >= sent)[1], "all packets")
     assert got == list(range(sent))
     scene.lines.clear()  # as above
     scene.check(logged=False)

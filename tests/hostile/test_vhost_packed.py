@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from support.scene import MAC_X, Scene, good
+from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, frame
-from vpt.conform.front_end import PLAIN, USUAL, VNET_HDR, FrontEnd, Queue, eventually
+from vpt.conform.front_end import PLAIN, USUAL, VNET_HDR, FrontEnd, Queue
 from vpt.conform.guest_memory import GPA_BASE, MIB
 from vpt.conform.packed_queue import AVAIL, USED, WRAP, PackedQueue
 from vpt.conform.virtqueue import DESC, INDIRECT, NEXT, WRITE, Buffer
@@ -180,7 +181,7 @@ def test_a_tables_own_descriptor_may_say_anything_about_writing(scene: Scene, wr
     fe = scene.enter().start(fill=0)
     tx = packed(fe.pairs[0].tx)
     table(fe, tx, (good(fe), 112, 0), flags=write)
-    eventually(lambda: tx.flags_at(0) & USED)
+    until(lambda: tx.flags_at(0) & USED, "the packet to be taken")
     assert scene.villain.counters["tx_packets"] == 1
     scene.two.poll()
     scene.check(logged=False)
@@ -210,7 +211,9 @@ def test_q28_duplicate_ids_are_the_drivers_own_affair(scene: Scene) -> None:
             position = lap % 2 * 5 + i
             tx.put(position, good(fe), 112, tx.flags_for(position), 3)
         ring_bell(tx)
-        eventually(lambda: bool(tx.flags_at(4) & USED) == bool(tx.flags_at(4) & AVAIL))
+        until(
+            lambda: bool(tx.flags_at(4) & USED) == bool(tx.flags_at(4) & AVAIL), "the last packet to be taken"
+        )
         assert [fe.memory.load16(tx.desc + 16 * i + 12) for i in range(5)] == [3] * 5
     assert scene.villain.counters["tx_packets"] == 15
     scene.two.poll()
@@ -262,7 +265,7 @@ def test_packets_longer_than_any_are_dropped_and_given_back(
     fe = scene.enter(num=64).start(fill=0)
     tx = packed(fe.pairs[0].tx)
     chain(tx, *((GPA_BASE, size, flags) for size, flags in descs))
-    eventually(lambda: tx.flags_at(0) & USED)
+    until(lambda: tx.flags_at(0) & USED, "the packet to be taken")
     assert scene.villain.counters["tx_drop_oversize"] == 1
     tx.position = tx.used_position = len(descs)
     fe.transmit(frame(BROADCAST, MAC_X, 77))
@@ -276,7 +279,7 @@ def test_a_chain_is_followed_for_1024_descriptors_and_no_further(scene: Scene) -
     tx = packed(fe.pairs[0].tx)
     at = good(fe)
     chain(tx, *[(at, 0, NEXT)] * 1023, (at, 112, 0))
-    eventually(lambda: tx.flags_at(0) & USED)
+    until(lambda: tx.flags_at(0) & USED, "the packet to be taken")
     assert scene.villain.counters["tx_packets"] == 1
     tx.position = 1024
     chain(tx, *[(at, 0, NEXT)] * 1023, (at, 112, NEXT), (at, 0, 0))

@@ -13,8 +13,9 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
 
 from support.scene import Scene
+from support.waiting import until
 from vpt.conform.frames import BROADCAST, ETHERTYPE, MAC_A, MAC_B, frame
-from vpt.conform.front_end import OFFLOADS, USUAL, eventually
+from vpt.conform.front_end import OFFLOADS, USUAL
 from vpt.vhost_user import VirtioFeature
 
 F = VirtioFeature
@@ -119,7 +120,7 @@ def test_headers_that_make_no_sense_harm_nobody(scene: Scene, name: str) -> None
         scene.two.poll()
     assert scene.villain.state().up
     fe.transmit(frame(BROADCAST, MAC_X))
-    eventually(lambda: any(r.frame[12:14] == ETHERTYPE for r in scene.two.poll()))
+    until(lambda: any(r.frame[12:14] == ETHERTYPE for r in scene.two.poll()), "the packet")
     scene.one.poll()
     scene.check(logged=False)
 

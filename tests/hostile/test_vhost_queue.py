@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import pytest
 
 from support.scene import MAC_X, Scene, good
+from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, frame
-from vpt.conform.front_end import PLAIN, USUAL, FrontEnd, Queue, eventually
+from vpt.conform.front_end import PLAIN, USUAL, FrontEnd, Queue
 from vpt.conform.guest_memory import GPA_BASE, MIB
 from vpt.conform.split_queue import DESC, INDIRECT, NEXT, WRITE, SplitQueue
 from vpt.dataplane import Reason
@@ -186,7 +187,7 @@ def test_packets_longer_than_any_are_dropped_and_given_back(scene: Scene, name: 
     fe = scene.enter().start(fill=0)
     tx = fe.pairs[0].tx
     OVERSIZE[name](fe, tx)
-    eventually(lambda: tx.used_idx == 1)
+    until(lambda: tx.used_idx == 1, "the packet to be taken")
     assert scene.villain.state().up
     assert scene.villain.counters["tx_drop_oversize"] == 1
     scene.check(logged=False)
@@ -197,7 +198,7 @@ def test_q13_a_table_may_be_larger_than_its_chain(scene: Scene) -> None:
     fe = scene.enter().start(fill=0)
     tx = fe.pairs[0].tx
     table(fe, tx, (good(fe), 112, 0, 0), size=0xFFFFFFF0)
-    eventually(lambda: tx.used_idx == 1)
+    until(lambda: tx.used_idx == 1, "the packet to be taken")
     assert scene.villain.counters["tx_packets"] == 1
     scene.two.poll()
     scene.check(logged=False)
@@ -210,7 +211,7 @@ def test_a_chain_is_followed_for_1024_descriptors_and_no_further(scene: Scene) -
     at = good(fe)
     longest = [(at, 0, NEXT, i + 1) for i in range(1023)] + [(at, 112, 0, 0)]
     chain(tx, *longest)
-    eventually(lambda: tx.used_idx == 1)
+    until(lambda: tx.used_idx == 1, "the packet to be taken")
     assert scene.villain.counters["tx_packets"] == 1
     chain(tx, (at, 0, NEXT, 1024), *longest[1:1023], (at, 112, 0, 0), (at, 0, NEXT, 1))
     assert fe.closed_by_peer()

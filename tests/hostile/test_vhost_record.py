@@ -15,7 +15,7 @@ import pytest
 
 from support.scene import Scene
 from vpt.conform.frames import BROADCAST, frame
-from vpt.conform.front_end import PLAIN, FrontEnd, Record, eventually
+from vpt.conform.front_end import PLAIN, FrontEnd, Record
 from vpt.dataplane import Reason
 from vpt.vhost_user import Inflight, Request, Rule, VirtioFeature, encode, send_message
 
@@ -282,7 +282,7 @@ def test_m18_a_record_whose_file_is_cut(scene: Scene, packed: int, when: str) ->
     else:
         with contextlib.suppress(AssertionError, ConnectionError):
             fe.start_ring(TX)
-    eventually(lambda: not scene.villain.describe["connected"], "the front-end to be dropped")
+    scene.villain.until_left()
     scene.check()
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from support.scene import MAC_X, Scene, good
+from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, frame
-from vpt.conform.front_end import PLAIN, USUAL, eventually
+from vpt.conform.front_end import PLAIN, USUAL
 from vpt.conform.guest_memory import GPA_BASE, MIB, GuestMemory, Span
 from vpt.conform.split_queue import MAX_INDIRECT, Buffer, pieces
 from vpt.vhost_user import Request, VirtioFeature
@@ -61,7 +62,7 @@ def test_odd_chains_are_taken_and_given_back(scene: Scene, sizes: list[int], sen
     counters = scene.villain.counters
     assert (counters["tx_packets"], counters["tx_drop_runt"]) == (1, 0 if sent else 1)
     fe.transmit(frame(BROADCAST, MAC_X, 77))
-    eventually(lambda: any(r.frame[6:12] == MAC_X for r in scene.two.poll()))
+    until(lambda: any(r.frame[6:12] == MAC_X for r in scene.two.poll()), "the packet")
     scene.check(logged=False)
 
 
@@ -112,7 +113,7 @@ def test_q20_a_receive_chain_too_small_without_mergeable(scene: Scene) -> None:
     scene.one.transmit(frame(BROADCAST, MAC_A, 1, 100))
     assert scene.villain.counters["rx_drop_too_big"] == 1
     scene.one.transmit(frame(BROADCAST, MAC_A, 2, 40))
-    eventually(lambda: list(rx.take_used()))
+    until(lambda: list(rx.take_used()), "a packet")
     scene.two.poll()
     scene.check(logged=False)
 
@@ -216,7 +217,7 @@ def test_p12_a_receiver_gets_its_packet_and_nothing_else_of_the_host(scene: Scen
     rx.kick(force=True)
     sent = [frame(BROADCAST, MAC_A, n, 60 + 13 * n) for n in range(4)]
     scene.one.transmit(*sent)
-    used = eventually(lambda: len(got) == 4 and got if (got := list(rx.take_used())) else None)
+    used = until(lambda: len(got) == 4 and got if (got := list(rx.take_used())) else None, "four buffers")
     for n, (_, length) in enumerate(used):
         header, padding = (
             fe.memory.read(at + n * 2048, 12),

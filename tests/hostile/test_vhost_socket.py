@@ -16,8 +16,9 @@ import pytest
 
 from support.leaks import until_open
 from support.scene import MAC_X, Scene
+from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, frame, number
-from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, FrontEnd, eventually
+from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, FrontEnd
 from vpt.vhost_user import (
     U64,
     MemTable,
@@ -296,7 +297,7 @@ def test_s2_trickling_bytes_do_not_extend_the_time(hasty_scene: Scene) -> None:
         return False
 
     fe.sock.send(head(45, size=4096))
-    eventually(cut_off)
+    until(cut_off, "the connection to be cut")
     assert hasty_scene.villain.faults[Rule.MESSAGE_TIMEOUT] == 1
     hasty_scene.check()
 
@@ -497,7 +498,7 @@ def test_s31_replies_that_nobody_reads_are_bounded(hasty_scene: Scene) -> None:
             return True
         return False
 
-    eventually(cut_off)
+    until(cut_off, "the connection to be cut")
     assert hasty_scene.villain.faults[Rule.REPLY_TIMEOUT] == 1
     hasty_scene.check()
 
@@ -520,13 +521,13 @@ def test_s33_a_thousand_reconnects(scene: Scene) -> None:
                 sock.connect(str(scene.villain.path))
                 sock.send(head(Request.GET_FEATURES)[: n % 13])
             continue
-        eventually(lambda: visitors(scene) == n, "all to be heard of")  # noqa: B023
+        until(lambda: visitors(scene) == n, "all to be heard of")  # noqa: B023
         scene.villain_leaves()
         fe = scene.enter(num=16, buffer_size=256).start()
         for _ in range(16):
             fe.queue_frame(BROADCAST + b"\x52\x54\0\0\0\x99" + bytes(60))
         fe.pairs[0].tx.kick()
-    eventually(lambda: visitors(scene) == 1000)
+    until(lambda: visitors(scene) == 1000, "all to be heard of")
     scene.villain_leaves()
     scene.two.poll()
     scene.check()

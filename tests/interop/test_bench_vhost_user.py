@@ -9,11 +9,11 @@ from contextlib import ExitStack
 
 import pytest
 
+from support.waiting import until
 from vpt.bench.scenario import Settings
 from vpt.bench.scenarios import _testpmd, vhost_user, vhost_user_latency
 from vpt.bench.scenarios._ports import other_cpus, worker_cpu
 from vpt.bench.scenarios._vhost_backs import Vptd
-from vpt.conform.front_end import eventually
 from vpt.daemon.models import PortSet
 from vpt.errors import TimeoutExpired
 
@@ -63,7 +63,7 @@ def test_packets_that_a_back_end_lost_at_the_start_are_put_in_again(
     """Nobody else would send another: a fixed number goes round."""
     front, back, point = apart
     front.start()
-    eventually(lambda: back.daemon.counters("p1")["tx_packets"] >= 7 * 32, "all to be lost")
+    until(lambda: back.daemon.counters("p1")["tx_packets"] >= 7 * 32, "all to be lost")
     front.stop()
     isolate(back, False)
     assert vhost_user._measure(front, back, point, Settings(scale=0.1)).values["rate"] > 0

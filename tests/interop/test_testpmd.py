@@ -15,8 +15,9 @@ from typing import Self
 import pytest
 
 from support.host import Host, VhostPort
+from support.waiting import until
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import FrontEnd, eventually
+from vpt.conform.front_end import FrontEnd
 
 pytestmark = pytest.mark.needs("dpdk-testpmd")
 
@@ -47,7 +48,7 @@ class Testpmd:
         )
 
     def __enter__(self) -> Self:
-        eventually(lambda: "testpmd>" in self.output, f"testpmd to be ready:\n{self.output}", 30)
+        until(lambda: "testpmd>" in self.output, lambda: f"testpmd to be ready:\n{self.output}", 30)
         return self
 
     def __exit__(
@@ -82,7 +83,7 @@ class Testpmd:
         self.say("stop")
         count = r"[RT]X-packets: (\d+)"
         found = re.compile(rf"statistics for port \d+ .*\n +{count} .*\n +{count} ")
-        ports = eventually(
+        ports = until(
             lambda: (seen := found.findall(self.output)) and len(seen) >= len(self._ports) and seen,
             "the statistics",
         )
@@ -105,13 +106,13 @@ def test_every_packet_that_testpmd_sent_was_taken(host: Host, queues: int, optio
     port, sink = host.vhost("a", pairs=queues), host.null("sink")
     with Testpmd([port], "txonly", queues=queues, options=options) as testpmd:
         testpmd.say("start")
-        eventually(lambda: port.counters["tx_packets"] > 50_000, "packets", 20)
+        until(lambda: port.counters["tx_packets"] > 50_000, "packets", 20)
         ((_, sent),) = testpmd.stop()
         assert sent > 50_000
-        eventually(lambda: port.counters["tx_packets"] == sent)
+        until(lambda: port.counters["tx_packets"] == sent, "the last packets to be counted")
         assert host.counters(sink)["rx_packets"] == sent
         assert host.counters(sink)["rx_bytes"] == 64 * sent
-    eventually(lambda: not port.describe["connected"])
+    port.until_left()
     assert "protocol_errors" not in port.faults
     assert "refused" not in port.faults
 
@@ -155,8 +156,8 @@ def test_testpmd_comes_back_after_it_was_killed(host: Host) -> None:
         with Testpmd([port], "txonly") as testpmd:
             testpmd.say("start")
             seen = port.counters["tx_packets"]
-            eventually(lambda: port.counters["tx_packets"] > seen + 10_000, "packets", 20)  # noqa: B023
+            until(lambda: port.counters["tx_packets"] > seen + 10_000, "packets", 20)  # noqa: B023
             testpmd.kill()
-        eventually(lambda: not port.describe["connected"])
+        port.until_left()
         assert not port.state().up
     assert port.faults["disconnects"] == 2

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.libvirt import Vpt
-from support.vptd import wait_for
+from support.waiting import until
 from vpt.daemon.client import Client
 from vpt.guest import Guest, Image, ping
 from vpt.qemu import find_qemu
@@ -34,7 +34,7 @@ def boot(image: Image) -> Iterator[Callable[..., tuple[Guest, str]]]:
             qmp = folder / f"{name}.qmp"
             guest = Guest(image, find_qemu(), name=name, accel="tcg", qmp=qmp, extra=extra)
             stack.enter_context(guest)
-            wait_for(lambda: listener_pid(qmp), "QEMU's QMP socket")
+            until(lambda: listener_pid(qmp), "QEMU's QMP socket")
             return (guest.wait_ready() if wait else guest), str(qmp)
 
         yield start

@@ -15,7 +15,8 @@ import pytest
 
 from support.libvirt import NEEDS, DomainGuest, assert_traffic_between_its_interfaces
 from support.libvirtd import Libvirtd
-from support.vptd import Vptd, run_vpt, wait_for
+from support.vptd import Vptd, run_vpt
+from support.waiting import until
 from vpt.libvirt_plugin import hook
 from vpt.libvirt_plugin.metadata import Plug
 from vpt.libvirt_plugin.watch import Domain, is_watched, left_over
@@ -81,7 +82,7 @@ class Watcher:
             return self.log.read_text().count(text) >= times
 
         with suppress(AssertionError):
-            wait_for(said, text)
+            until(said, text)
             return
         pytest.fail(f"did not say {text!r} {times} times:\n{self.log.read_text()}")
 
@@ -142,7 +143,7 @@ class TestTogether:
             vptd.kill()
             watch.wait_says("vptd is not running")
             vptd.start()
-            wait_for(lambda: up(vptd) == {"cold", "warm"}, "both ports to be up")
+            until(lambda: up(vptd) == {"cold", "warm"}, "both ports to be up")
             assert_traffic_between_its_interfaces(held)
             watch.wait_says("port warm connected again to held")
             assert "port cold" not in watch.log.read_text(), "QEMU did that by itself"
@@ -153,7 +154,7 @@ class TestTogether:
         """The same, by hand, after the fact."""
         vptd.kill()
         vptd.start()
-        wait_for(lambda: "cold" in up(vptd), "QEMU to connect again to the port of the start")
+        until(lambda: "cold" in up(vptd), "QEMU to connect again to the port of the start")
         assert "warm" not in up(vptd), "libvirt 9.0 told QEMU not to"
         once = ("libvirt", "watch", "--once", "--connect", libvirtd.uri)
         done = run_vpt(vptd.paths.runtime, *once)

@@ -14,9 +14,10 @@ import pytest
 
 from support.host import Host
 from support.leaks import until_open
+from support.waiting import until
 from vpt.conform.back_channel import BackChannel
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import ALL_PROTOCOL, USUAL, FrontEnd, eventually
+from vpt.conform.front_end import ALL_PROTOCOL, USUAL, FrontEnd
 from vpt.conform.split_queue import Buffer
 from vpt.vhost_user import (
     U64,
@@ -273,7 +274,7 @@ def test_s20_in_band_without_its_conditions_ends_the_connection(
     fe.negotiate()
     fe.send(Request.SET_PROTOCOL_FEATURES, U64(INBAND & ~int(missing)), need_reply=asked)
     assert fe.closed_by_peer()
-    eventually(lambda: port.faults["not_negotiated"] == 1)
+    until(lambda: port.faults["not_negotiated"] == 1, "the fault to be counted")
 
 
 def start_in_band(fe: FrontEnd, channel: Callable[[FrontEnd], BackChannel]) -> BackChannel:

@@ -11,7 +11,7 @@ import pytest
 
 from support.host import Host, VhostPort
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import FIRST_LAP, PLAIN, FrontEnd, eventually
+from vpt.conform.front_end import FIRST_LAP, PLAIN, FrontEnd
 from vpt.conform.packed_queue import PackedQueue
 from vpt.conform.split_queue import SplitQueue
 from vpt.vhost_user import Inflight, Request, VirtioFeature
@@ -151,7 +151,7 @@ def test_packed_what_another_left_in_flight_is_sent_once_oldest_first(
             fe.give_record()
             fe.start_ring(TX, base=FIRST_LAP)
             fe.disconnect()
-            eventually(lambda: not ports[0].describe["connected"])
+            ports[0].until_left()
             ports[0].host.call(lambda: engine.hold(False))
             fe.resume(ports[0].path)
         else:
@@ -206,7 +206,7 @@ def test_a_driver_that_sleeps_is_woken_by_the_next_back_end(
     fe = connect(ports[0], features=PLAIN | F.EVENT_IDX | layout, num=NUM).start(record=True)
     fe.transmit(frame(MAC_B, MAC_A))
     fe.disconnect()
-    eventually(lambda: not ports[0].describe["connected"])
+    ports[0].until_left()
     fe.queues()[TX].take_calls()
     fe.resume(ports[0].path)
     assert fe.queues()[TX].take_calls(10.0) >= 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +16,7 @@ from support.leaks import open_things, until_open
 from support.waiting import until
 from vpt.conform.dirty_log import LOG_PAGE, DirtyLog, log_all, log_rings, set_log, start_log, stop_log
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, FrontEnd, eventually
+from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, FrontEnd
 from vpt.conform.guest_memory import GPA_BASE, MIB, GuestMemory, Span
 from vpt.vhost_user import U64, Log, MemReg, ProtocolFeature, Request, VirtioFeature, VringState
 
@@ -59,7 +60,7 @@ def begin(fe: FrontEnd, *, fill: int | None = None) -> FrontEnd:
 
 def delivered(port: VhostPort, count: int) -> None:
     """Wait until so many packets have been; they are counted after they are logged."""
-    eventually(lambda: port.counters["rx_packets"] == count, f"{count} packets")
+    until(lambda: port.counters["rx_packets"] == count, f"{count} packets")
 
 
 def changed(before: bytes, after: bytes) -> set[int]:
@@ -197,7 +198,7 @@ def test_the_front_end_is_told_by_the_event_of_set_log_fd(
     start_log(two, new_log())
     one.transmit(frame(MAC_B, MAC_A))
     two.receive()
-    eventually(lambda: os.eventfd_read(event))
+    until(lambda: select.select([event], [], [], 0)[0], "the log's eventfd to be signalled")
     with open("/dev/null") as file:
         assert two.try_(Request.SET_LOG_FD, None, [file.fileno()]) != 0
     os.close(event)
@@ -212,7 +213,7 @@ def test_without_log_shmfd_there_is_no_log(
     log = new_log()
     fe.send(Request.SET_LOG_BASE, Log(log.size, 0), [log.fd])
     assert fe.closed_by_peer()
-    eventually(lambda: port.faults["not_negotiated"] == 1)
+    until(lambda: port.faults["not_negotiated"] == 1, "the fault to be counted")
 
 
 # ---- what a front-end may get wrong ----
@@ -222,7 +223,7 @@ def refused(port: VhostPort, fe: FrontEnd, log: DirtyLog, size: int, offset: int
     """SET_LOG_BASE has a reply of its own, which cannot say no: the connection ends."""
     fe.send(Request.SET_LOG_BASE, Log(size, offset), [log.fd])
     assert fe.closed_by_peer()
-    eventually(lambda: port.faults["bad_memory"] == 1)
+    until(lambda: port.faults["bad_memory"] == 1, "the fault to be counted")
 
 
 @pytest.mark.parametrize("missing", [1, 8, 1000])
@@ -341,7 +342,7 @@ def test_m6_a_log_that_shrinks_takes_down_its_port_only(
     start_log(two, log)
     os.ftruncate(log.fd, 0)
     one.transmit(frame(MAC_B, MAC_A))
-    eventually(lambda: b.counters["broken_sigbus"] == 1)
+    until(lambda: b.counters["broken_sigbus"] == 1, "the port to be taken down")
     assert two.closed_by_peer()
     assert one.ask_u64(Request.GET_FEATURES)
     os.ftruncate(log.fd, log.size)

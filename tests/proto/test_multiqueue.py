@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from support.host import Host, VhostPort
+from support.waiting import until
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import USUAL, FrontEnd, eventually
+from vpt.conform.front_end import USUAL, FrontEnd
 from vpt.conform.guest_memory import GPA_BASE, MIB, GuestMemory, Span
 from vpt.vhost_user import VirtioFeature
 
@@ -42,7 +43,7 @@ def test_128_pairs_are_spread_over_the_workers_and_all_carry_packets(tmp_path: P
         assert a.state().workers == b.state().workers == (0, 1)
         with many(a, layout) as one, many(b, layout) as two:
             for parity in range(WORKERS):
-                eventually(lambda: busy(host) == busy(host), "all to be quiet")
+                until(lambda: busy(host) == busy(host), "all to be quiet")
                 before = busy(host)
                 for pair in range(parity, PAIRS, WORKERS):
                     one.transmit(frame(MAC_B, MAC_A, pair), pair=pair)

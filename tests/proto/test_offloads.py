@@ -21,8 +21,9 @@ from scapy.packet import Packet, Raw
 from scapy.utils import checksum
 
 from support.host import Host, VhostPort
+from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import OFFLOADS, USUAL, VNET_HDR, FrontEnd, Received, eventually
+from vpt.conform.front_end import OFFLOADS, USUAL, VNET_HDR, FrontEnd, Received
 from vpt.dataplane import Rules
 from vpt.vhost_user import VirtioFeature
 
@@ -257,7 +258,7 @@ def test_a_checksum_that_starts_in_the_tag_is_a_lie(
     header, data = OFFERS[0].sent()
     for start in (14, 17):
         one.transmit(tagged(data), header=header[:6] + pack("<H", start) + header[8:])
-    eventually(lambda: a.counters["tx_drop_bad_header"] == 2)
+    until(lambda: a.counters["tx_drop_bad_header"] == 2, "both to be dropped")
 
 
 def test_the_receive_header_carries_nothing_of_ours(
@@ -271,7 +272,7 @@ def test_the_receive_header_carries_nothing_of_ours(
     two.fill(count=2)
     sent = frame(BROADCAST, MAC_A, 1, 100)
     one.transmit(sent, header=b"\x02\x00" + b"\xaa" * 10)
-    ((head, size),) = eventually(lambda: list(p.rx.take_used()))
+    ((head, size),) = until(lambda: list(p.rx.take_used()), "a packet")
     at = p.rx_buffers + head * two.buffer_size
     assert size == VNET_HDR + 100
     assert two.memory.read(at, VNET_HDR) == bytes(10) + b"\x01\x00"
@@ -294,7 +295,7 @@ def test_a_lossless_sender_waits_with_what_is_made_in_software(
         one.queue_frame(data, header)
     one.queue_frame(frame(MAC_B, MAC_A, 4711))
     one.pairs[0].tx.kick()
-    eventually(lambda: a.counters["tx_blocked"] > 0, "the sender to be blocked")
+    until(lambda: a.counters["tx_blocked"] > 0, "the sender to be blocked")
     count = packets * expected_frames(offer)
     got = two.receive(count + 1)
     assert number(got.pop().frame) == 4711

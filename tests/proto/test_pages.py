@@ -13,9 +13,10 @@ import pytest
 
 from support.host import Host, VhostPort
 from support.leaks import until_open
+from support.waiting import until
 from vpt.conform.back_channel import BackChannel
 from vpt.conform.frames import MAC_A, MAC_B, frame
-from vpt.conform.front_end import ALL_PROTOCOL, FrontEnd, eventually
+from vpt.conform.front_end import ALL_PROTOCOL, FrontEnd
 from vpt.dataplane import Policy
 from vpt.vhost_user import BackendRequest, Message, ProtocolFeature, Request, VringArea
 
@@ -146,7 +147,7 @@ def test_a_policy_that_sleeps_takes_them_back_and_polling_gives_them_again(
         port.set_policy(Policy.notify())
         for index in (RX, TX):
             assert taken(back)[0] == index
-        eventually(lambda: to_page(port) == [])
+        until(lambda: to_page(port) == [], "no ring's kicks to go to a page")
         port.set_policy(Policy.poll())
 
 
@@ -172,7 +173,7 @@ def test_no_sleeping_worker_depends_on_a_kick_that_may_go_to_a_page(
     assert to_page(port) == [RX, TX]
     back.answer(unanswered)
     taken(back)
-    eventually(lambda: to_page(port) == [])
+    until(lambda: to_page(port) == [], "no ring's kicks to go to a page")
     before = port.counters["kicks"]
     for n in range(20):
         fe.transmit(frame(MAC_B, MAC_A, n))
@@ -232,7 +233,7 @@ def test_who_refuses_one_is_not_asked_again(
     back = begin(fe, stack)
     start(fe)
     assert given(back, answer=1)[0] == RX
-    eventually(lambda: port.faults["pages_refused"] == 1)
+    until(lambda: port.faults["pages_refused"] == 1, "the refusal to be counted")
     fe.start_ring(TX, base=fe.stop_ring(TX))
     port.set_policy(Policy.notify())
     port.set_policy(Policy.poll())
@@ -257,7 +258,7 @@ def test_a_refusal_is_remembered_beyond_the_life_of_vptd(
     back = begin(fe, stack)
     start(fe)
     given(back, answer=1)
-    eventually(lambda: port.faults["pages_refused"] == 1)
+    until(lambda: port.faults["pages_refused"] == 1, "the refusal to be counted")
     host.remove(port)
     again = connect(host.vhost("a", policy=Policy.poll(), calm_s=0, remember=True))
     again.negotiate(WITH_PAGES)

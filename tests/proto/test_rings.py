@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from support.host import Host, VhostPort
+from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, VNET_HDR, FrontEnd, eventually
+from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, VNET_HDR, FrontEnd
 from vpt.conform.guest_memory import GPA_BASE, MIB, PAGE, GuestMemory, Span
 from vpt.conform.packed_queue import USED, WRAP, PackedQueue
 from vpt.conform.split_queue import MAX_INDIRECT, Buffer
@@ -90,7 +91,7 @@ def test_every_ring_size(host: Host, connect: Connect, layout: int) -> None:
             for n in range(3 if num > 9 else 3 * num):  # the small ones go round several times
                 one.transmit(frame(MAC_B, MAC_A, n, 40))
                 assert number(two.receive()[0].frame) == n
-        eventually(lambda: not a.describe["connected"])
+        a.until_left()
 
 
 def start_at(fe: FrontEnd, base: int) -> FrontEnd:
@@ -184,7 +185,7 @@ def test_in_order_one_used_descriptor_stands_for_a_batch(
     for n in range(32):
         one.queue_frame(frame(MAC_B, MAC_A, n), sizes=[12] if n % 2 else [])
     tx.kick(force=True)
-    eventually(lambda: tx.used_idx == 32)
+    until(lambda: tx.used_idx == 32, "all to be taken")
     marked = [tx.flags_at(position) & USED for position in range(48)]
     assert marked[0]
     assert sum(map(bool, marked)) < 32
@@ -219,7 +220,7 @@ def test_a_receive_buffer_may_be_a_chain(ports: tuple[VhostPort, VhostPort], con
     rx.kick()
     sent = frame(MAC_B, MAC_A, 7, 200)
     one.transmit(sent)
-    ((_, size),) = eventually(lambda: list(rx.take_used()))
+    ((_, size),) = until(lambda: list(rx.take_used()), "a packet")
     assert size == VNET_HDR + 200
     assert two.memory.read(at + 100, 50) + two.memory.read(at + 1000, 150) == sent
 
@@ -278,7 +279,7 @@ def test_several_pairs_all_carry_packets(host: Host, connect: Connect) -> None:
             got.extend(number(r.frame) for r in two.poll(pair))
         return len(got) == 40
 
-    eventually(all_there)
+    until(all_there, "all packets")
     assert sorted(got) == list(range(40))
 
 
@@ -336,7 +337,7 @@ def test_the_event_index_delays_the_interrupt(ports: tuple[VhostPort, VhostPort]
     start = rx.last_used
     for n in range(9):
         one.transmit(frame(MAC_B, MAC_A, n))
-    eventually(lambda: rx.used_idx == start + 9)
+    until(lambda: rx.used_idx == start + 9, "all packets")
     assert rx.take_calls() == 0
     one.transmit(frame(MAC_B, MAC_A, 9))
     assert rx.take_calls(10) == 1
@@ -365,7 +366,7 @@ def test_packets_far_apart_are_not_spun_for(host: Host, connect: Connect) -> Non
         sleeps = worker()["sleeps"]
         one.transmit(frame(MAC_B, MAC_A, n))
         assert number(two.receive()[0].frame) == n
-        eventually(lambda sleeps=sleeps: worker()["sleeps"] > sleeps)  # type: ignore[misc]
+        until(lambda sleeps=sleeps: worker()["sleeps"] > sleeps, "the worker to sleep")  # type: ignore[misc]
     now = worker()
     spins, vain = (now[name] - before[name] for name in ("spins", "spins_vain"))
     assert vain <= spins
@@ -572,7 +573,7 @@ def test_a_buffer_may_cross_regions_that_touch(
     one.memory.write(edge - cut, bytes(VNET_HDR) + sent)
     one.pairs[0].tx.add([Buffer(edge - cut, VNET_HDR + 500)])
     one.pairs[0].tx.kick()
-    ((_, size),) = eventually(lambda: list(two.pairs[0].rx.take_used()))
+    ((_, size),) = until(lambda: list(two.pairs[0].rx.take_used()), "a packet")
     assert size == VNET_HDR + 500
     assert two.memory.read(edge - cut, size)[VNET_HDR:] == sent
 

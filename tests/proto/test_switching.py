@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from support.host import Host, VhostPort
+from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, MAC_C, frame, number
-from vpt.conform.front_end import FrontEnd, eventually
+from vpt.conform.front_end import FrontEnd
 
 Connect = Callable[..., FrontEnd]
 
@@ -80,7 +81,7 @@ def test_an_address_that_is_not_heard_of_is_forgotten(host: Host, connect: Conne
     one, two, other = (connect(host.vhost(name)).start() for name in "abc")
     two.transmit(frame(BROADCAST, MAC_B, 1))
     one.receive(), other.receive()
-    eventually(lambda: not host.call(host.switch.macs))
+    until(lambda: not host.call(host.switch.macs), "all addresses to be forgotten")
     one.transmit(frame(MAC_B, MAC_A, 2))
     assert [number(fe.receive()[0].frame) for fe in (two, other)] == [2, 2]
 
@@ -130,7 +131,7 @@ def test_lossless_waits_for_room(host: Host, connect: Connect) -> None:
         one.queue_frame(frame(MAC_B, MAC_A, n))
     one.pairs[0].tx.kick()
     got: list[int] = []
-    eventually(lambda: (time.sleep(0.002), got.extend(numbers(two)), len(got) == 40)[2])
+    until(lambda: (time.sleep(0.002), got.extend(numbers(two)), len(got) == 40)[2], "all packets")
     assert got == list(range(40))
     assert b.counters["rx_drop_full"] == 0
     assert a.counters["tx_blocked"] > 0

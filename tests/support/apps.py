@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from support.waiting import PATIENCE_S, until
 from vpt.dataplane import App, Engine, EventType, Kind, Port, RegionOptions, Switch, region_create, vec_count
 
 BROADCAST = b"\xff" * 6
-PATIENCE = 10.0  # seconds after which something that should have happened at once counts as lost
 
 
 def mac(i: int) -> bytes:
@@ -30,14 +29,6 @@ def pump(engine: Engine, ports: dict[int, Port]) -> None:
     for event in engine.events():
         if event.type is EventType.STATUS and event.port_id in ports:
             ports[event.port_id].ring_status()
-
-
-def until(done: Callable[[], bool], what: str) -> None:
-    """Wait for something that other threads do; never returns without it."""
-    deadline = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < deadline, f"waited {PATIENCE:.0f} s for {what}"
-        time.sleep(0.001)
 
 
 class AppPeer:
@@ -80,16 +71,15 @@ class AppPeer:
         return self._app
 
     def handshake(self) -> None:
-        engine = self.switch.engine
-        deadline = time.monotonic() + PATIENCE
-        while not self.app.step():
-            assert time.monotonic() < deadline, "handshake does not end"
-            select.select([engine.event_fd], [], [], 0.01)
-            pump(engine, {self.port.id: self.port})
+        def done() -> bool:
+            pump(self.switch.engine, {self.port.id: self.port})
+            return self.app.step()
+
+        until(done, f"the handshake of {self.port.name}")
 
     def recv(self, ring: int = 0) -> bytes:
         """The next packet; it must come."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE_S
         while (frame := self.app.recv(ring)) is None:
             assert time.monotonic() < deadline, f"{self.port.name}: no packet"
             self.app.wait(ring, timeout=0.1)

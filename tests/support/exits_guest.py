@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import mmap
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from support.waiting import until
 
 __all__ = ["CPL3", "NATIVE", "PIO", "RING0_LOOP", "RING0_UNKNOWN", "TINY_VMM", "Mailbox", "build_payload"]
 
@@ -45,11 +46,12 @@ class Mailbox:
         """Have the guest do something so many times, and wait until it has."""
         self._put(8, what)
         self._put(0, times)
-        end = time.monotonic() + _PATIENCE_S
-        while any(self._memory[_MAILBOX : _MAILBOX + 8]):
+
+        def done() -> bool:
             assert self._alive(), "the VM ended"
-            assert time.monotonic() < end, "the guest did not finish its order"
-            time.sleep(0.001)
+            return not any(self._memory[_MAILBOX : _MAILBOX + 8])
+
+        until(done, "the guest to finish its order", _PATIENCE_S)
 
     def close(self) -> None:
         self._memory.close()

@@ -15,12 +15,12 @@ from pathlib import Path
 from support.waiting import until
 
 
-def open_fds() -> dict[int, str]:
-    """This process's file descriptors and what they are."""
+def open_fds(pid: int | str = "self") -> dict[int, str]:
+    """A process's file descriptors and what they are."""
     fds = {}
-    for fd in os.listdir("/proc/self/fd"):
+    for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile, as the one that listed the folder
-            fds[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+            fds[int(fd)] = os.readlink(f"/proc/{pid}/fd/{fd}")
     return fds
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import select
 import struct
-import time
 
+from support.waiting import until
 from vpt.dataplane import vec_cfg, vec_rx, vec_tx
 
-from .apps import PATIENCE, AppPeer, pump
+from .apps import AppPeer, pump
 
 HDR_HOST = struct.Struct("<QIIQQIIIIIIIIIH6sIIII32s")
 PEER_FEATURES = 2048
@@ -127,12 +126,12 @@ class RawPeer:
 
     def await_status(self, status: int) -> None:
         """Let the control plane act until the host mirrors the status."""
-        engine = self.port.switch.engine
-        deadline = time.monotonic() + PATIENCE
-        while self.host_status != status:
-            assert time.monotonic() < deadline, f"host status {self.host_status}, waited for {status}"
-            select.select([engine.event_fd], [], [], 0.01)
-            pump(engine, {self.port.port.id: self.port.port})
+
+        def mirrored() -> bool:
+            pump(self.port.switch.engine, {self.port.port.id: self.port.port})
+            return self.host_status == status
+
+        until(mirrored, lambda: f"host status {status}, which is {self.host_status}")
 
     def start(self, features: int) -> None:
         """The whole handshake of abi.h."""

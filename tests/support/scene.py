@@ -15,8 +15,9 @@ from typing import Any
 
 from support.host import Host, VhostPort
 from support.leaks import until_open
+from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
-from vpt.conform.front_end import USUAL, VNET_HDR, FrontEnd, eventually
+from vpt.conform.front_end import USUAL, VNET_HDR, FrontEnd
 
 MAX_LOG_LINES = 12  # of each level: ten at once, one more every five seconds
 FAULTS = (
@@ -153,6 +154,4 @@ class Scene:
             fe.start()
             assert self.villain.state().up
             fe.transmit(frame(MAC_B, MAC_X, 4711))
-            eventually(
-                lambda: any(number(r.frame) == 4711 for r in self.two.poll()), "the revived port's packet"
-            )
+            until(lambda: any(number(r.frame) == 4711 for r in self.two.poll()), "the revived port's packet")

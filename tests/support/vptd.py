@@ -10,25 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from support.waiting import PATIENCE_S, until
 from vpt.daemon.client import Client
 from vpt.daemon.runtime import RuntimePaths
 from vpt.errors import DaemonError
-
-PATIENCE_S = 30.0
-
-
-def wait_for(done: Callable[[], Any], what: str) -> Any:
-    """The first true value of done(). Nothing depends on how long that takes."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (value := done()):
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:.0f} s for {what}"
-        time.sleep(0.01)
-    return value
 
 
 def gone(pid: int) -> bool:
@@ -59,7 +47,7 @@ class Vptd:
 
     def start(self, *options: str) -> None:
         self.process = self.spawn(*options)
-        wait_for(self.answers, "vptd to answer")
+        until(self.answers, "vptd to answer")
 
     def answers(self) -> bool:
         assert self.process is not None
@@ -119,7 +107,7 @@ class Vptd:
         for pid in self._keepers - {0}:
             if not gone(pid):
                 os.kill(pid, signal.SIGTERM)
-                wait_for(lambda pid=pid: gone(pid), "the keeper to end")
+                until(lambda pid=pid: gone(pid), "the keeper to end")
         shutil.rmtree(self.folder)
 
 

@@ -12,7 +12,7 @@ PATIENCE_S = 30.0  # after which something that should have happened at once cou
 _LONGEST_PAUSE_S = 0.01
 
 
-def until(done: Callable[[], T], what: str | Callable[[], str], timeout_s: float = PATIENCE_S) -> T:
+def until(done: Callable[[], T | None], what: str | Callable[[], str], timeout_s: float = PATIENCE_S) -> T:
     """The first true value of done(), however long that takes. what: shown if it does not come."""
     end, pause = time.monotonic() + timeout_s, 0.0005
     while not (value := done()):

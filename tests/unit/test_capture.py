@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from support import pcapng
-from support.apps import BROADCAST, AppPeer, ether, mac, until
-from support.vptd import Vptd, wait_for
+from support.apps import BROADCAST, AppPeer, ether, mac
+from support.vptd import Vptd
+from support.waiting import until
 from vpt.capture import compile_filter
 from vpt.dataplane import Capture, CaptureReader, Engine, Feature, Rules, StatsReader, VnetHdr
 from vpt.errors import DataplaneError
@@ -294,7 +295,7 @@ def capturing(vptd: Vptd) -> list[dict[str, object]]:
 @pytest.mark.needs("tshark", "/usr/lib/*/libpcap.so.0.8")
 def test_tshark_reads_a_switch_from_a_pipe_with_ports_that_joined_later(vptd: Vptd) -> None:
     source = vpt(vptd, "capture", "sw0", "-f", "udp", "-c", "100", "--direction", "in")
-    wait_for(lambda: capturing(vptd), "the capture to begin")
+    until(lambda: capturing(vptd), "the capture to begin")
     fields = ["frame.interface_name", "frame.packet_flags_direction", "frame.comment", "udp.dstport"]
     argv = ["tshark", "-r", "-", "-T", "fields", *(arg for field in fields for arg in ("-e", field))]
     reader = subprocess.Popen(argv, stdin=source.stdout, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -312,9 +313,9 @@ def test_tshark_reads_a_switch_from_a_pipe_with_ports_that_joined_later(vptd: Vp
 def test_a_file_is_whole_after_a_signal_and_the_result_says_how_many(vptd: Vptd, tmp_path: Path) -> None:
     path = tmp_path / "x.pcapng"
     running = vpt(vptd, "capture", "sink", "-w", str(path), "--json")
-    wait_for(lambda: capturing(vptd), "the capture to begin")
+    until(lambda: capturing(vptd), "the capture to begin")
     generate(vptd)
-    wait_for(lambda: len(pcapng.packets(path.read_bytes())) >= 1, "packets in the file")
+    until(lambda: len(pcapng.packets(path.read_bytes())) >= 1, "packets in the file")
     running.send_signal(signal.SIGINT)
     output, _ = running.communicate(timeout=60)
     assert running.returncode == 0
@@ -332,10 +333,10 @@ def test_a_file_is_whole_after_a_signal_and_the_result_says_how_many(vptd: Vptd,
 
 def test_an_observer_that_is_killed_has_ended_its_capture(vptd: Vptd) -> None:
     running = vpt(vptd, "capture", "sw0", "-w", os.devnull)
-    wait_for(lambda: capturing(vptd), "the capture to begin")
+    until(lambda: capturing(vptd), "the capture to begin")
     running.kill()
     running.communicate()
-    wait_for(lambda: not vptd.call("capture.list")["captures"], "the capture to end")
+    until(lambda: not vptd.call("capture.list")["captures"], "the capture to end")
     assert not list(vptd.paths.runtime.glob("capture-*"))
 
 
@@ -356,7 +357,7 @@ def test_what_cannot_be_captured_is_said_with_a_hint(
     output, errors = done.communicate(timeout=60)
     assert done.returncode == status
     assert says in (output + errors).decode()
-    wait_for(lambda: not vptd.call("capture.list")["captures"], "nothing to be captured")
+    until(lambda: not vptd.call("capture.list")["captures"], "nothing to be captured")
 
 
 def test_a_capture_ends_with_vptd_and_says_so(tmp_path: Path) -> None:
@@ -365,7 +366,7 @@ def test_a_capture_ends_with_vptd_and_says_so(tmp_path: Path) -> None:
     try:
         daemon.call("switch.add", name="sw0")
         running = vpt(daemon, "capture", "sw0", "-w", str(tmp_path / "x.pcapng"))
-        wait_for(lambda: capturing(daemon), "the capture to begin")
+        until(lambda: capturing(daemon), "the capture to begin")
         daemon.kill()
         _, errors = running.communicate(timeout=60)
         assert running.returncode == 0

@@ -16,7 +16,8 @@ from pathlib import Path
 import click
 import pytest
 
-from support.vptd import PATIENCE_S, Vptd, gone, run_vpt, vpt_json, wait_for
+from support.vptd import Vptd, gone, run_vpt, vpt_json
+from support.waiting import PATIENCE_S, until
 from vpt import __version__
 from vpt.cli import _main, _system_errors, main
 from vpt.cli._main import vpt
@@ -260,7 +261,7 @@ def test_a_fault_of_our_own_is_not_put_down_to_the_host(number: int, monkeypatch
 def test_deleting_a_port_in_use_says_who_loses_it(lab: Vptd) -> None:
     shown = lab.call("port.add", switch="sw0", name="used", kind="app", owner="qmp:/run/web.qmp")
     with open_app(shown["socket"]):
-        wait_for(lambda: lab.call("port.show", name="used")["state"] == "up", "the port to be up")
+        until(lambda: lab.call("port.show", name="used")["state"] == "up", "the port to be up")
         done = run_vpt(lab.paths.runtime, "port", "del", "used")
     assert (done.returncode, done.stdout) == (0, "deleted port used\n")
     assert done.stderr == (
@@ -391,7 +392,7 @@ def test_start_and_stop_are_idempotent(nowhere: Path) -> None:
     assert "running already" in run_vpt(nowhere, "daemon", "start").stdout
     assert run_vpt(nowhere, "daemon", "status").returncode == 0
     assert vpt_json(nowhere, "daemon", "stop")["stopped"] is True
-    wait_for(lambda: gone(first["pid"]), "vptd to be gone")
+    until(lambda: gone(first["pid"]), "vptd to be gone")
     assert vpt_json(nowhere, "daemon", "stop")["stopped"] is False
     status = run_vpt(nowhere, "daemon", "status")
     assert status.returncode == 1

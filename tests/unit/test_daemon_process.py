@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from support.vptd import PATIENCE_S, Vptd, gone, wait_for
+from support.vptd import Vptd, gone
+from support.waiting import PATIENCE_S, until
 from vpt.daemon.client import Client
 from vpt.daemon.rpc import MAX_REQUEST
 from vpt.daemon.sockets import connect_unix
@@ -74,8 +75,8 @@ def exchange(a: AppLink, b: AppLink, count: int, tag: bytes) -> None:
         frame = (b"\xff" * 6 + b"\x52\x54\0\0\0\1" + b"\x88\xb5" + tag + number.to_bytes(4, "big")).ljust(
             60, b"\0"
         )
-        wait_for(lambda frame=frame: a.app.send(0, frame), "room to send")
-        assert wait_for(lambda: b.app.recv(0) or (b.app.wait(0, timeout=0.1) and None), "the packet") == frame
+        until(lambda frame=frame: a.app.send(0, frame), "room to send")
+        assert until(lambda: b.app.recv(0) or (b.app.wait(0, timeout=0.1) and None), "the packet") == frame
 
 
 # ---- start and stop ----
@@ -90,7 +91,7 @@ def test_a_clean_end_removes_its_sockets(vptd: Vptd) -> None:
     vptd.call("daemon.stop", keep=False)
     assert vptd.process is not None
     assert vptd.process.wait(PATIENCE_S) == 0
-    wait_for(lambda: gone(keeper), "the keeper to end")
+    until(lambda: gone(keeper), "the keeper to end")
     left = [path for path in vptd.paths.runtime.rglob("*") if stat.S_ISSOCK(path.stat().st_mode)]
     assert left == []
     assert not vptd.paths.stats.exists()
@@ -116,7 +117,7 @@ def test_no_keep_takes_the_keeper_along(vptd: Vptd) -> None:
     vptd.call("port.add", switch="sw0", name="vm1", kind="passthrough")
     keeper = vptd.keeper()
     assert vptd.stop() == 0
-    wait_for(lambda: gone(keeper), "the keeper to end")
+    until(lambda: gone(keeper), "the keeper to end")
 
 
 def test_no_keeper_is_started_before_a_ring_port_needs_one(shared: Vptd, vptd: Vptd) -> None:
@@ -224,7 +225,7 @@ def test_an_app_goes_on_after_kill_stop_and_loss_of_the_keeper(vptd: Vptd) -> No
         exchange(a, b, 100, b"stop")
         keeper = vptd.keeper()
         os.kill(keeper, signal.SIGKILL)
-        wait_for(lambda: vptd.call("daemon.status")["keeper"]["pid"] not in (None, keeper), "another keeper")
+        until(lambda: vptd.call("daemon.status")["keeper"]["pid"] not in (None, keeper), "another keeper")
         exchange(a, b, 100, b"keeper")
         vptd.kill()
         vptd.start()
@@ -249,9 +250,7 @@ def test_packets_sent_while_it_was_dead_arrive(vptd: Vptd) -> None:
             assert a.app.send(0, frame)
         vptd.start()
         for frame in frames:
-            assert (
-                wait_for(lambda: b.app.recv(0) or (b.app.wait(0, timeout=0.1) and None), "a packet") == frame
-            )
+            assert until(lambda: b.app.recv(0) or (b.app.wait(0, timeout=0.1) and None), "a packet") == frame
         assert b.app.recv(0) is None
 
 
@@ -263,7 +262,7 @@ def test_an_app_that_ends_frees_its_port(vptd: Vptd) -> None:
         assert names(vptd) == {"a": "up"}
         with pytest.raises(ConflictError, match=f"process {os.getpid()}"):
             open_app(vptd.socket("a"))
-    wait_for(lambda: names(vptd) == {"a": "down"}, "the port to be down")
+    until(lambda: names(vptd) == {"a": "down"}, "the port to be down")
     with open_app(vptd.socket("a"), timeout=PATIENCE_S):
         assert names(vptd) == {"a": "up"}
 
@@ -449,9 +448,7 @@ def test_a_hundred_ports_leave_no_descriptor_and_no_file(shared: Vptd) -> None:
     for _ in range(4):
         cycle()
     # vptd closes a connection a moment after its client.
-    wait_for(
-        lambda: all(now <= then for now, then in zip(open_files(), before, strict=True)), "what was opened"
-    )
+    until(lambda: all(now <= then for now, then in zip(open_files(), before, strict=True)), "what was opened")
     assert list(shared.paths.ports.iterdir()) == []
 
 
@@ -466,7 +463,7 @@ def test_a_tap_port_has_an_interface_or_says_what_is_missing(shared: Vptd, need:
     with pytest.raises(ExistsError):
         shared.call("port.add", switch="lab", name="another", kind="tap", ifname="vpttap0")
     shared.call("port.del", name="vpttap0")
-    wait_for(lambda: not os.path.exists("/sys/class/net/vpttap0"), "the interface to go")
+    until(lambda: not os.path.exists("/sys/class/net/vpttap0"), "the interface to go")
 
 
 def test_counters_are_the_same_asked_for_and_read(shared: Vptd) -> None:
@@ -575,7 +572,7 @@ def test_too_many_clients_are_told_so(shared: Vptd) -> None:
     finally:
         for client in clients:
             client.close()
-    wait_for(lambda: shared.call("daemon.status")["clients"] == 1, "the others to be forgotten")
+    until(lambda: shared.call("daemon.status")["clients"] == 1, "the others to be forgotten")
 
 
 def test_a_thousand_short_visits_leave_nothing(shared: Vptd) -> None:
@@ -587,7 +584,7 @@ def test_a_thousand_short_visits_leave_nothing(shared: Vptd) -> None:
             if i % 3:
                 with contextlib.suppress(BrokenPipeError):
                     sock.send(b'{"jsonrpc":')
-    wait_for(lambda: len(os.listdir(fds)) <= before, "descriptors to be closed")
+    until(lambda: len(os.listdir(fds)) <= before, "descriptors to be closed")
 
 
 def test_a_stranger_is_refused(shared: Vptd) -> None:

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.apps import BROADCAST, AppPeer, mac, until
+from support.apps import BROADCAST, AppPeer, mac
+from support.waiting import until
 from vpt.dataplane import Engine, Kind, Policy, Rate, Rules, StatsReader
 from vpt.errors import DataplaneError
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.apps import BROADCAST, AppPeer, ether, mac, until
+from support.apps import BROADCAST, AppPeer, ether, mac
+from support.waiting import until
 from vpt.dataplane import Engine, Kind, Policy, StatsReader
 
 A, B, C = mac(1), mac(2), mac(3)

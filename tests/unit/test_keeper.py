@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from support.vptd import gone, wait_for
+from support.vptd import gone
+from support.waiting import until
 from vpt.daemon.keeper_client import KeeperClient
 from vpt.daemon.runtime import RuntimePaths
 from vpt.daemon.shelf import Record, Shelf
@@ -197,9 +198,9 @@ class TestOnePeer:
                 end.sock.send(b"x")
             else:
                 end.close()
-            wait_for(lambda: status() == 0, "the reset")
+            until(lambda: status() == 0, "the reset")
             end.close()
-            wait_for(lambda: _rung(bundle.kicks[vec_cfg(1)]), "the doorbell")
+            until(lambda: _rung(bundle.kicks[vec_cfg(1)]), "the doorbell")
 
         with_shelf(record(folder / "s"), bundle, peer)
 
@@ -391,7 +392,7 @@ def test_what_one_vptd_puts_the_next_one_fetches(folder: Path, bundle: Bundle) -
 
     pid = in_loop(first())
     in_loop(second(pid))
-    wait_for(lambda: gone(pid), "the keeper to end when told")
+    until(lambda: gone(pid), "the keeper to end when told")
     assert not (folder / "keeper.sock").exists()
 
 
@@ -432,7 +433,7 @@ def test_a_keeper_with_a_guest_stays_and_one_without_goes(folder: Path, bundle: 
         return pid
 
     pid = in_loop(run())
-    wait_for(lambda: gone(pid), "the keeper to end by itself")
+    until(lambda: gone(pid), "the keeper to end by itself")
     assert not (folder / "s").exists()
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from support.vptd import Vptd, wait_for
+from support.vptd import Vptd
+from support.waiting import until
 
 pytestmark = pytest.mark.native  # groff, systemd and shells are not built with sanitizers
 
@@ -188,7 +189,7 @@ def test_vptd_and_its_keeper_make_only_system_calls_that_the_unit_allows(vptd: V
     program = ["strace", "-f", "-qq", "-o", str(trace), sys.executable, "-m", "vpt.daemon.main"]
     program += ["--runtime-dir", str(vptd.paths.runtime), "--state-dir", str(vptd.paths.state)]
     vptd.process = subprocess.Popen([*program, "--linger", "5"], stderr=subprocess.DEVNULL)
-    wait_for(vptd.answers, "vptd to answer")
+    until(vptd.answers, "vptd to answer")
     vptd.call("switch.add", name="sw0")
     for kind in ("passthrough", "vhost-user", "app", "null"):
         vptd.call("port.add", switch="sw0", name=f"p-{kind}", kind=kind)

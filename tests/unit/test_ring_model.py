@@ -21,8 +21,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from support.apps import AppPeer, ether, mac, until
+from support.apps import AppPeer, ether, mac
 from support.raw_ring import MOREFRAG, RawPeer, RawRing
+from support.waiting import until
 from vpt.dataplane import Engine, Feature, Policy, RegionOptions, StatsReader
 
 SLOTS = 64

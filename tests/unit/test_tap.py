@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from support.apps import AppPeer, ether, mac, until
+from support.apps import AppPeer, ether, mac
 from support.netns import enter_new_netns, set_up
+from support.waiting import until
 from vpt.daemon.transports.tap import _FEATURES, _open
 from vpt.dataplane import Engine, Kind, Port, StatsReader, Switch
 

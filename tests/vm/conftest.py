@@ -11,7 +11,6 @@ import socket
 import struct
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Protocol
 
 import pytest
 
+from support.waiting import until
 from vpt.dataplane import (
     App,
     Engine,
@@ -181,7 +181,7 @@ class Host:
         _, fds = self._add(Kind.APP, RegionOptions(name), None)
         app = App(fds.region, fds.kicks, fds.interrupts, features)
         self._open.append(app)
-        wait_for(app.step, f"the handshake of app {name}")
+        until(app.step, f"the handshake of app {name}")
         return app
 
     def counters(self, port: Port) -> Counter[str]:
@@ -196,14 +196,6 @@ class Host:
         self.engine.close()
         os.close(self._wake)
         shutil.rmtree(self.folder)
-
-
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 15.0) -> None:
-    """Poll until the condition holds."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"waited {timeout_s:.0f} s for {what}"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")
@@ -238,11 +230,6 @@ def boot(image: Image, qemu: Qemu, accel: str) -> Iterator[Callable[..., Guest]]
             return stack.enter_context(guest)
 
         yield start
-
-
-@pytest.fixture(scope="session")
-def wait() -> Callable[..., None]:
-    return wait_for
 
 
 @pytest.fixture(scope="module")

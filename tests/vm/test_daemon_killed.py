@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from support.waiting import until
 from vpt.daemon.client import Client
 from vpt.daemon.launch import launch, shut_down
 from vpt.daemon.runtime import RuntimePaths, locate
@@ -65,11 +66,11 @@ def answers(text: str) -> int:
 
 @pytest.mark.parametrize("round_", range(KILLS))
 def test_a_ping_survives_kill_9_of_the_daemon(
-    paths: RuntimePaths, guests: SimpleNamespace, wait: Callable[..., None], round_: int
+    paths: RuntimePaths, guests: SimpleNamespace, round_: int
 ) -> None:
     """The passthrough guest's rings are where they were; QEMU's vhost-user connects again by itself."""
     job = guests.vm2.spawn("ping -i 0.2 10.0.0.1")
-    wait(lambda: answers(job.output()) >= 3, "the ping to run", 30)
+    until(lambda: answers(job.output()) >= 3, "the ping to run", 30)
     with Client(paths.control) as vptd:
         status = vptd.call("daemon.status")
     os.kill(status["pid"], signal.SIGKILL)
@@ -79,7 +80,7 @@ def test_a_ping_survives_kill_9_of_the_daemon(
     assert again.status["keeper"]["pid"] == status["keeper"]["pid"], "the keeper was there all the time"
     assert again.status["ports"] == 2
     before = answers(job.output())
-    wait(lambda: answers(job.output()) >= before + 10, "ten more answers", 40)
+    until(lambda: answers(job.output()) >= before + 10, "ten more answers", 40)
     job.kill()
     with Client(paths.control) as vptd:
         states = {port["name"]: port["state"] for port in vptd.call("port.list")["ports"]}

@@ -19,6 +19,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from support.exits_guest import CPL3, NATIVE, PIO, RING0_LOOP, RING0_UNKNOWN, Mailbox, build_payload
+from support.leaks import open_fds
+from support.waiting import PATIENCE_S, until
 from vpt.cli.exits import exits
 from vpt.doctor._daemon import listeners
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, VptError
@@ -30,7 +32,6 @@ from vpt.qemu.qmp import QmpSession
 pytestmark = [pytest.mark.vm, pytest.mark.needs("qemu-system-x86_64", "gcc")]
 
 MEMORY = 16 << 20
-PATIENCE_S = 30.0
 
 
 @dataclass
@@ -76,11 +77,12 @@ def boot(payload: Path, tmp_path: Path) -> Iterator[Callable[..., Guest]]:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
         guest = Guest(process.pid, folder / "qmp", process, mailbox)
         guests.append(guest)
-        end = time.monotonic() + PATIENCE_S
-        while str(guest.qmp) not in listeners():  # it is there a moment before anybody listens
+
+        def listens() -> bool:  # the socket is there a moment before anybody listens
             assert process.poll() is None, "QEMU did not start"
-            assert time.monotonic() < end, "QEMU did not open its QMP socket"
-            time.sleep(0.01)
+            return str(guest.qmp) in listeners()
+
+        until(listens, "QEMU's QMP socket")
         if wait:
             guest.order(NATIVE, 1)  # has reached user mode
         return guest
@@ -200,11 +202,7 @@ def test_tracing_is_off_again_after_an_interrupted_measurement(
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     )
-    end = time.monotonic() + PATIENCE_S
-    while "trace" not in _open_files(guest.pid):
-        assert process.poll() is None
-        assert time.monotonic() < end, "tracing was not switched on"
-        time.sleep(0.01)
+    _until_traced(guest, process)
     process.send_signal(how)
     assert process.wait(PATIENCE_S) == 130
     guest.order(PIO, 1000)
@@ -218,10 +216,7 @@ def test_a_guest_outlives_a_measurement_that_was_killed(boot: Callable[..., Gues
     guest = boot("tcg")
     command = [sys.executable, "-m", "vpt.cli", "exits", "top", str(guest.qmp), "--interval", "60"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(tmp_path)})
-    end = time.monotonic() + PATIENCE_S
-    while "trace" not in _open_files(guest.pid):
-        assert time.monotonic() < end, "tracing was not switched on"
-        time.sleep(0.01)
+    _until_traced(guest, process)
     process.kill()
     process.wait()
     guest.order(PIO, 10_000)
@@ -393,18 +388,20 @@ def test_a_process_that_is_no_vm_is_refused() -> None:
         sleeper.wait()
 
 
-def _open_files(pid: int) -> set[str]:
-    """Names, without folders, of the files that a process has open."""
-    return {os.path.basename(os.readlink(link)) for link in Path(f"/proc/{pid}/fd").iterdir()}
+def _until_traced(guest: Guest, measurement: subprocess.Popen[bytes]) -> None:
+    """QEMU has the file open that its trace goes to."""
+
+    def traced() -> bool:
+        assert measurement.poll() is None, "the measurement ended"
+        return any(Path(name).name == "trace" for name in open_fds(guest.pid).values())
+
+    until(traced, "tracing to be switched on")
 
 
 def _await_stopped(pid: int) -> None:
     """Each thread takes the signal by itself, the vCPU's by an exit."""
-    end = time.monotonic() + PATIENCE_S
     for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-        while stat.read_text().rpartition(")")[2].split()[0] != "T":
-            assert time.monotonic() < end, "the VM did not stop"
-            time.sleep(0.001)
+        until(lambda stat=stat: stat.read_text().rpartition(")")[2].split()[0] == "T", "the VM to stop")
 
 
 class _mounted:  # noqa: N801 - reads as a phrase where it is used

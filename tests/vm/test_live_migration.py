@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from support.host import Host, VhostPort
+from support.waiting import until
 from vpt.conform.frames import MAC_C, frame
 from vpt.conform.front_end import USUAL, FrontEnd
 from vpt.doctor._daemon import listeners
@@ -185,14 +186,14 @@ class Stream:
         assert int(sums[0][-1]) > 1 << 16
 
 
-def migrate(stage: Stage, wait: Callable[..., None]) -> None:
+def migrate(stage: Stage) -> None:
     """Move the guest to its other home, and have the QEMU that it was in end."""
     number = stage.moved + 1
     home, address = stage.homes[number % 2], stage.folder / f"incoming{number}"
     target = stage.start(
         *home.nics(), cpus=PAIRS, extra=("-incoming", f"unix:{address}"), qmp=stage.qmp(number)
     )
-    wait(lambda: str(address) in listeners(), "QEMU to listen", 30)
+    until(lambda: str(address) in listeners(), "QEMU to listen", 30)
     stage.heard()
     with QmpSession(stage.qmp()) as qmp:
         qmp.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 30, "downtime-limit": 2000})
@@ -203,14 +204,14 @@ def migrate(stage: Stage, wait: Callable[..., None]) -> None:
             assert status.get("status") != "failed", status
             return status.get("status") == "completed"
 
-        wait(ended, "the migration to complete", MIGRATION_S)
+        until(ended, "the migration to complete", MIGRATION_S)
     # It may have died on the way, or its interrupts got lost: nothing else would tell so early.
     target.run("true", timeout_s=SLOW_S)
     stage.moves.stop()
     stage.moves, stage.moved = target, number
 
 
-def wait_for_announcements(stage: Stage, wait: Callable[..., None]) -> None:
+def wait_for_announcements(stage: Stage) -> None:
     """The guest's own for eth0, the back-end's for eth1; the switch has learned from them."""
     missing = {(SPLIT, ARP), (PACKED, RARP)}
 
@@ -218,7 +219,7 @@ def wait_for_announcements(stage: Stage, wait: Callable[..., None]) -> None:
         missing.difference_update(stage.heard())
         return not missing
 
-    wait(all_heard, "the guest's new place to be announced", SLOW_S)
+    until(all_heard, "the guest's new place to be announced", SLOW_S)
     assert stage.where(SPLIT) == stage.home.split.port.id
     assert stage.where(PACKED) == stage.home.packed.port.id
 
@@ -227,49 +228,47 @@ def received_packets(guest: Guest) -> int:
     return int(guest.run("cat /sys/class/net/eth1/statistics/rx_packets").output)
 
 
-def test_a_guest_that_is_stopped_under_traffic_goes_on_where_it_was(
-    stage: Stage, wait: Callable[..., None]
-) -> None:
+def test_a_guest_that_is_stopped_under_traffic_goes_on_where_it_was(stage: Stage) -> None:
     """QMP stop and cont: nothing is lost, and in between nothing is written to the guest."""
     streams = [Stream(stage, network) for network in (0, 1)]
     ports = stage.home.ports
     with QmpSession(stage.qmp()) as qmp:
         for _ in range(STOPS):
             qmp.execute("stop")
-            wait(lambda: not any(port.state().up for port in ports), "the rings to stop", SLOW_S)
+            until(lambda: not any(port.state().up for port in ports), "the rings to stop", SLOW_S)
             before = [port.counters for port in ports]
             for mac in (SPLIT, PACKED):
                 stage.third.transmit(frame(bytes.fromhex(mac.replace(":", "")), MAC_C))
             assert [port.counters["rx_packets"] for port in ports] == [c["rx_packets"] for c in before]
             qmp.execute("cont")
-            wait(lambda: all(port.state().up for port in ports), "the rings to start", SLOW_S)
+            until(lambda: all(port.state().up for port in ports), "the rings to start", SLOW_S)
             for stream in streams:
                 stream.flows()
     for stream in streams:
         stream.end()
 
 
-def test_a_guest_migrates_there_and_back_under_traffic(stage: Stage, wait: Callable[..., None]) -> None:
+def test_a_guest_migrates_there_and_back_under_traffic(stage: Stage) -> None:
     """The first time with eth1 silent, so that only the back-end can have told where it is now."""
     streams = [Stream(stage, 0)]
     sent = stage.homes[1].packets("tx_packets")
-    migrate(stage, wait)
-    wait_for_announcements(stage, wait)
+    migrate(stage)
+    wait_for_announcements(stage)
     assert stage.home.packets("tx_packets") == sent, "eth1 has not spoken"
     seen = received_packets(stage.moves)
     arrived = stage.home.packets("rx_packets")
     for pair in range(PAIRS):
         stage.third.transmit(frame(bytes.fromhex(PACKED.replace(":", "")), MAC_C), pair=pair)
     assert stage.home.packets("rx_packets") == [n + 1 for n in arrived]
-    wait(
+    until(
         lambda: received_packets(stage.moves) >= seen + PAIRS,
         "the guest to see what came on each pair",
         SLOW_S,
     )
 
     streams.append(Stream(stage, 1))
-    migrate(stage, wait)
-    wait_for_announcements(stage, wait)
+    migrate(stage)
+    wait_for_announcements(stage)
     sent = stage.home.packets("tx_packets")
     for cpu in range(PAIRS):
         stage.moves.run(f"taskset {1 << cpu:x} ping -c 1 -W 10 10.0.1.2")

@@ -11,8 +11,8 @@ import pytest
 
 from support.host import Host, VhostPort
 from support.micro_host import accel_or_skip
+from support.waiting import until
 from vpt.bench.micro import Kick, Machine, MicroGuest, Order, Role
-from vpt.conform.front_end import eventually
 from vpt.dataplane import Policy
 from vpt.qemu import VhostUser
 
@@ -62,15 +62,15 @@ def test_kicks_go_to_the_page_while_the_port_polls_and_are_heard_when_it_does_no
     with MicroGuest(machine(accel, port, pages=True)) as guest:
         guest.open()
         # A ring is listed from when its page is on the way; QEMU maps it a moment later.
-        eventually(lambda: pages(port) == [0, 1])
-        eventually(lambda: send(guest, port) == 0, timeout_s=60)
+        until(lambda: pages(port) == [0, 1], "both rings' pages to be given")
+        until(lambda: send(guest, port) == 0, "no kick to be heard", 60)
         for policy in (Policy.notify(), Policy.adaptive(20)):
             port.set_policy(policy)
-            eventually(lambda: pages(port) == [], timeout_s=60)
+            until(lambda: pages(port) == [], "both pages to be taken back", 60)
             assert send(guest, port) == PACKETS
             port.set_policy(Policy.poll())
-            eventually(lambda: pages(port) == [0, 1])
-            eventually(lambda: send(guest, port) == 0, timeout_s=60)
+            until(lambda: pages(port) == [0, 1], "both rings' pages to be given")
+            until(lambda: send(guest, port) == 0, "no kick to be heard", 60)
         assert "pages_refused" not in port.faults
 
 
@@ -78,7 +78,7 @@ def test_a_device_without_a_page_per_queue_refuses_once_and_works(host: Host, ac
     port = host.vhost("guest", policy=Policy.poll())
     with MicroGuest(machine(accel, port, pages=False)) as guest:
         guest.open()
-        eventually(lambda: port.faults.get("pages_refused"))
+        until(lambda: port.faults.get("pages_refused"), "the refusal to be counted")
         assert send(guest, port) == PACKETS
         port.set_policy(Policy.notify())
         port.set_policy(Policy.poll())
@@ -92,14 +92,14 @@ def test_packets_flow_while_the_policy_changes(host: Host, accel: str) -> None:
     port = host.vhost("guest", policy=Policy.poll())
     with MicroGuest(machine(accel, port, pages=True)) as guest:
         guest.open()
-        eventually(lambda: pages(port) == [0, 1])
+        until(lambda: pages(port) == [0, 1], "both rings' pages to be given")
         guest.begin(Order(role=Role.GEN, packets=400_000, burst=1, seconds=120))
         for n in range(100):
             port.set_policy((Policy.notify(), Policy.poll())[n % 2])
             time.sleep(0.01)  # the guest's turn, on a machine with few processors
         for policy, wanted in ((Policy.notify(), []), (Policy.poll(), [0, 1])) * 2:
             port.set_policy(policy)
-            eventually(lambda: pages(port) == wanted)  # noqa: B023
+            until(lambda: pages(port) == wanted, "the pages to be as the policy wants")  # noqa: B023
         report = guest.finish()
         assert report.complete
         assert report.drained

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from support.apps import until
 from support.micro_host import accel_or_skip
 from support.micro_port import MicroRig
+from support.waiting import until
 from vpt.bench.micro import Kick, Order, Role, Touch, Wait
 from vpt.dataplane import Kind, Policy, PolicyKind
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.micro_host import accel_or_skip
+from support.waiting import until
 from vpt.bench.micro import Device, Kick, Machine, MicroGuest, Order, Role, Touch, Wait
 from vpt.doctor._daemon import listeners
 from vpt.errors import GuestError
@@ -45,11 +45,12 @@ def back_end(socket: Path, forward: str) -> Iterator[None]:
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out) as pmd,
     ):
         try:
-            deadline = time.monotonic() + 30
-            while str(socket) not in listeners():
+
+            def listens() -> bool:
                 assert pmd.poll() is None, f"testpmd ended:\n{log.read_text()}"
-                assert time.monotonic() < deadline, f"testpmd made no socket:\n{log.read_text()}"
-                time.sleep(0.05)
+                return str(socket) in listeners()
+
+            until(listens, lambda: f"testpmd's socket:\n{log.read_text()}")
             yield
         finally:
             pmd.kill()

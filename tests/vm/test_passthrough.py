@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from support.waiting import until
 from vpt.dataplane import RegionOptions, vec_count
 from vpt.guest import Guest, Job
 from vpt.qemu import Ivshmem
@@ -146,7 +147,7 @@ def test_address_and_mtu_come_from_the_header(wire):
     assert wire.port.port.state().driver.startswith("vpt_net ")
 
 
-def test_guest_pings_the_host_and_back(wire, wait):
+def test_guest_pings_the_host_and_back(wire):
     assert "20 packets transmitted, 20 packets received" in guest_pings(wire)
     for number in range(20):
         wire.station.ping(number)
@@ -155,7 +156,7 @@ def test_guest_pings_the_host_and_back(wire, wait):
         wire.station.pump()
         return wire.station.replies == 20
 
-    wait(all_back, "20 echo replies of the guest")
+    until(all_back, "20 echo replies of the guest")
 
 
 def test_counters_of_driver_and_host_agree(wire):
@@ -205,13 +206,13 @@ def test_down_and_up_starts_afresh(wire):
     assert "0% packet loss" in guest_pings(wire, 5)
 
 
-def test_unload_and_reload_under_traffic(wire, wait):
+def test_unload_and_reload_under_traffic(wire):
     flood = wire.guest.spawn(f"while :; do ping -A -c 1000 -W 1 {APP_IP}; sleep 0.1; done")
     for _ in range(3):
         for _ in range(200):
             wire.station.pump()
         wire.guest.run("rmmod vpt_net")
-        wait(lambda: not wire.port.port.state().up, "the host to see the driver go")
+        until(lambda: not wire.port.port.state().up, "the host to see the driver go")
         wire.guest.run(
             f"insmod /lib/modules/vpt_net.ko; ip addr add {GUEST_IP}/24 dev eth0; ip link set eth0 up"
         )

@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from support.vptd import Vptd, gone, wait_for
+from support.vptd import Vptd, gone
+from support.waiting import until
 from vpt.cli import main
 from vpt.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from vpt.provision.identity import new_key
@@ -266,7 +267,7 @@ def test_a_boot_that_is_interrupted_leaves_nothing(lab: Lab) -> None:
     argv += ["guest", "boot", "cut", "--switch", "lab", "--append", "rdinit=/bin/absent", "--memory", "96"]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as booting:
         pidfile = lab.store.folder("cut").pidfile
-        wait_for(lambda: pidfile.exists() and pidfile.read_text(), "QEMU to be there")
+        until(lambda: pidfile.exists() and pidfile.read_text(), "QEMU to be there")
         pid = int(pidfile.read_text())
         booting.send_signal(signal.SIGTERM)
         assert booting.wait(60) == 130
@@ -278,10 +279,10 @@ def test_a_boot_that_is_interrupted_leaves_nothing(lab: Lab) -> None:
 def test_a_guest_whose_qemu_was_killed_is_seen_and_starts_again(lab: Lab, vm1: str) -> None:
     pid = lab.guest(vm1)["pid"]
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: lab.guest(vm1)["state"] == "stopped", "the guest to be seen as stopped")
+    until(lambda: lab.guest(vm1)["state"] == "stopped", "the guest to be seen as stopped")
     _, err = lab.vpt("guest", "run", vm1, "--", "true", code=EXIT_FAILED)
     assert b"vpt guest boot vm1" in err
-    wait_for(
+    until(
         lambda: {p["state"] for p in lab.vptd.call("port.list")["ports"]} == {"down"}, "its ports to be free"
     )
     lab.vpt("guest", "boot", vm1)
