@@ -274,6 +274,7 @@ def test_a_port_leaves_a_configuration_without_vptd(
         finally:
             control.with_suffix(".away").rename(control)
         assert (code, "deleted" in out) == (0, False)
+        assert "the port is still there: vptd does not run; once it does: vpt port del alone" in out
         assert guest.domain.XMLDesc(2) == before
     finally:
         libvirt.remove(guest)

@@ -167,9 +167,9 @@ def detach(vm: str, port: str | None, live: bool, config: bool, uri: str | None,
             )
     if as_json:
         emit_json(
-            "detached", {"vm": vm, "port": done.port, "where": list(done.where), "deleted": done.deleted}
+            "detached", {"vm": vm, "port": done.port, "where": list(done.where), "deleted": not done.kept}
         )
         return
-    what = "deleted" if done.deleted else "still there, for the rest of the VM has it"
+    what = f"still there: {done.kept}" if done.kept else "deleted"
     where = " and ".join(done.where) or "the VM has ended"
     click.echo(f"{done.port} is unplugged from {vm}: {where}; the port is {what}")

@@ -85,12 +85,12 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Detached:
-    """A port taken out. deleted: the port itself is gone, because no part of the VM names it any more."""
+    """A port taken out. kept: why the port itself is still there; "": it is gone, for nothing else has it."""
 
     vm: str
     port: str
     where: tuple[str, ...]
-    deleted: bool
+    kept: str = ""
 
 
 # ---- attach ----
@@ -359,12 +359,15 @@ def _detach(
     with ExitStack() as stack:
         vptd = _client(stack, open_vptd, plug.runtime_dir, needed=do_live)
         _take_out(target, plug, live=do_live, config=do_config)
-        left = (has_live and not do_live) or (has_config and not do_config)
-        deleted = vptd is not None and not keep_port and not left
-        if vptd is not None and deleted:
+        kept = "it was not made for the VM" if keep_port else ""
+        if (has_live and not do_live) or (has_config and not do_config):
+            kept = "the rest of the VM has it"
+        elif vptd is None:
+            kept = f"vptd does not run; once it does: vpt port del {plug.name} --if-exists"
+        elif not kept:
             vptd.call("port.del", name=plug.name, if_exists=True)
     where_done = tuple(name for name, done in (("live", do_live), ("config", do_config)) if done)
-    return Detached(vm, plug.name, where_done, deleted)
+    return Detached(vm, plug.name, where_done, kept)
 
 
 def _client(

@@ -207,7 +207,7 @@ def detach(path: Path, vptd: Client, port: str | None = None) -> Detached:
             raise
         name = _choose(path, port, ports)
         vptd.call("port.del", name=name, if_exists=True)
-        return Detached(str(path), name, (), deleted=True)
+        return Detached(str(path), name, ())
     with session as qemu:
         name = _choose(path, port, _names(qemu))
         _require_running(qemu, path)
@@ -224,7 +224,7 @@ def detach(path: Path, vptd: Client, port: str | None = None) -> Detached:
         if passthrough and not qemu.execute("query-kvm")["enabled"] and _SPENT not in _chardevs(qemu):
             qemu.execute("chardev-add", id=_SPENT, backend={"type": "null", "data": {}})
     vptd.call("port.del", name=name, if_exists=True)
-    return Detached(str(path), name, ("live",), deleted=True)
+    return Detached(str(path), name, ("live",))
 
 
 def _names(qemu: QmpSession) -> list[str]:
