@@ -19,6 +19,7 @@ from support.waiting import until
 
 #: Not more patience: what a test that failed holds, in its traceback, is not closed however long one waits.
 _LEAK_S = 5.0
+_LIGHT = ("unit", "proto", "hostile")  # as in ci/test
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 
@@ -60,8 +61,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also tests marked slow")
 
 
+def _runs_alone(item: pytest.Item) -> bool:
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return folder not in _LIGHT or any(item.get_closest_marker(mark) for mark in ("vm", "native"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is slow; pytest says how many those were."""
+    """Mark what must not run beside others. Leave out what is slow; pytest says how many those were."""
+    for item in filter(_runs_alone, items):
+        item.add_marker("alone")
     if config.getoption("--slow"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -58,7 +58,7 @@ def test_whose_the_sockets_are(lab: Vptd) -> None:
         ((7, 2, 22), {"MSI-X", "barriers", "eventfds", "reconnect"}),
         ((10, 0, 2), {"barriers", "eventfds", "reconnect"}),
     ],
-    ids=str,
+    ids=["7.2.22", "10.0.2"],
 )
 def test_faults_of_this_qemu_come_with_what_avoids_them(
     monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], expected: set[str]
