@@ -29,6 +29,8 @@
 #define BLOCKED_NS 20000u        /* lossless: how long until the destination is tried again */
 #define POLLED_US 50u            /* how often to look at a peer that cannot kick */
 #define TICK_ROUNDS 256u         /* busy rounds between two looks at the clock */
+#define DATA_ROUNDS 32u          /* rounds between two looks at descriptors that packets come from */
+#define KICK_ROUNDS 1024u        /* ... at those of peers whose rings are looked at anyway: a system call is a packet's latency */
 #define BREATHER 6u              /* pauses, 40 ns each where they are longest */
 #define WATCH_WAKE UINT64_MAX
 
@@ -285,7 +287,7 @@ static void run(struct vpti_worker *w)
 				look_at_clock(w, plan, vpti_now_ns());
 			if (taken < VPTI_BURST)
 				take_breath();
-			if (plan->has_data_fds && round % 32 == 0)
+			if (plan->has_data_fds && round % DATA_ROUNDS == 0)
 				poll_events(w, 0);
 		} else {
 			late = false;
@@ -296,7 +298,7 @@ static void run(struct vpti_worker *w)
 				spins = plan->spin_ns && vpti_spin_wanted(&spin);
 			}
 			if (plan->poll || (spins && now - idle_since < plan->spin_ns)) {
-				if (++round % 32 == 0) /* the kicks of peers that were not told, and the control thread */
+				if (++round % (plan->has_data_fds ? DATA_ROUNDS : KICK_ROUNDS) == 0)
 					poll_events(w, 0);
 				vpti_cpu_relax();
 			} else {
