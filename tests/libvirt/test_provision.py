@@ -143,7 +143,7 @@ def test_a_domain_that_does_not_exist_is_named_and_nothing_is_changed(
     file = tmp_path / "lab.yaml"
     file.write_text(topology(libvirt, runtime, "old-eth"))
     _, _, err = cli("apply", str(file), code=EXIT_FAILED)
-    assert "libvirt has no domain 'old'" in err
+    assert f"{file}:7:5: libvirt has no domain 'old'" in err
     with Client(locate(runtime).control) as vptd:
         assert vptd.call("port.list")["ports"] == []
 

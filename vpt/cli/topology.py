@@ -154,7 +154,7 @@ def _machines(*, wanted: bool = False) -> Guests | None:
 
 
 def _plan(file: str, *, prune: bool) -> tuple[Wanted, Actual, Plan, Guests | None]:
-    from vpt.topology import actual, load, plan
+    from vpt.topology import actual, check_machines, load, plan
 
     if file == "-":
         wanted = load(_read(file), "standard input", paths().ports, Path.cwd())
@@ -164,8 +164,7 @@ def _plan(file: str, *, prune: bool) -> tuple[Wanted, Actual, Plan, Guests | Non
     with connect() as vptd:
         have = actual(vptd, guests)
     if guests is not None:
-        for vm in wanted.vms:
-            guests.check(vm)
+        check_machines(wanted, guests)
     return wanted, have, plan(wanted, have, prune=prune), guests
 
 

@@ -3,12 +3,13 @@
 
 wanted = load(text, "lab.yaml", paths.ports)
 have = actual(vptd, guests)
+check_machines(wanted, guests)
 todo = plan(wanted, have)
 require_options(todo, given=())
 perform(todo, have, Doer(connect, guests))
 """
 
-from vpt.topology._apply import Doer, actual, perform, require_options
+from vpt.topology._apply import Doer, actual, check_machines, perform, require_options
 from vpt.topology._export import as_data, as_yaml, json_schema
 from vpt.topology._load import SCHEMA, load
 from vpt.topology._plan import Actual, Plan, Step, Wanted
@@ -24,6 +25,7 @@ __all__ = [
     "actual",
     "as_data",
     "as_yaml",
+    "check_machines",
     "json_schema",
     "load",
     "perform",

@@ -15,7 +15,7 @@ from vpt.provision.config import VmConfig
 from vpt.topology._plan import Actual, Needs, Plan, Step, Wanted
 from vpt.topology._vms import plan
 
-__all__ = ["Connect", "Doer", "Machines", "actual", "perform", "require_options"]
+__all__ = ["Connect", "Doer", "Machines", "actual", "check_machines", "perform", "require_options"]
 
 _BECAUSE = {
     "replace": "to be deleted and added again, so that a guest that is plugged in loses its link",
@@ -34,6 +34,9 @@ class Machines(Protocol):
 
     def configs(self) -> tuple[VmConfig, ...]:
         """Of those that there are; an existing domain's with the ports that it really has."""
+
+    def check(self, config: VmConfig) -> None:
+        """Raises what can be said against it before anything is done."""
 
     def is_stopped(self, name: str) -> bool: ...
 
@@ -82,6 +85,16 @@ def actual(vptd: Client, machines: Machines | None = None) -> Actual:
         failed=found["failed"],
         stopped=frozenset(vm.name for vm in vms if machines and machines.is_stopped(vm.name)),
     )
+
+
+def check_machines(wanted: Wanted, machines: Machines) -> None:
+    """Raises what can be said against the machines before anything is done, with the place in the file."""
+    for vm in wanted.vms:
+        try:
+            machines.check(vm)
+        except VptError as error:
+            _place(error, wanted.places, f"vm {vm.name}")
+            raise
 
 
 def require_options(todo: Plan, given: Iterable[Needs]) -> None:
@@ -138,7 +151,7 @@ def _do_ports(steps: Sequence[Step], doer: Doer) -> None:
         with doer.connect() as vptd:
             vptd.follow("apply", {"steps": request, "progress": True}, begun)
     except VptError as error:
-        _place(error, doer, name)
+        _place(error, doer.places, name)
         raise
 
 
@@ -152,15 +165,15 @@ def _do_machines(steps: Sequence[Step], begun: list[Step], starting: list[str], 
             assert doer.machines is not None, "who plans for machines has some"
             _do_machine(step, doer.machines)
         except VptError as error:
-            _place(error, doer, f"vm {step.name}")
+            _place(error, doer.places, f"vm {step.name}")
             raise
         starting += [step.name] if step.action in ("add-vm", "start-vm") else []
 
 
-def _place(error: VptError, doer: Doer, name: str) -> None:
+def _place(error: VptError, places: Mapping[str, str], name: str) -> None:
     """Put where in the file it comes from in front of what is wrong."""
-    if name in doer.places:
-        _say(error, f"{doer.places[name]}: {error.message}")
+    if name in places:
+        _say(error, f"{places[name]}: {error.message}")
 
 
 def _say(error: VptError, message: str) -> None:
@@ -191,7 +204,7 @@ def _wait(starting: list[str], doer: Doer) -> None:
             try:
                 doer.machines.wait(name, doer.timeout_s)
             except VptError as error:
-                _place(error, doer, f"vm {name}")
+                _place(error, doer.places, f"vm {name}")
                 raise
 
 
