@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from vpt.bench.micro import _guest, choose_accel
 from vpt.bench.result import Point, Sample, Variant
 from vpt.bench.scenario import Settings
 from vpt.bench.scenarios import _rig
 from vpt.bench.scenarios._claims import verdicts
 from vpt.bench.scenarios.exits import SCENARIO
 from vpt.bench.stats import LEAST_SAMPLES
-from vpt.errors import MissingError
-from vpt.qemu import Accel
+from vpt.errors import GuestError, MissingError
+from vpt.qemu import Accel, Qemu
 
 
 def point(
@@ -134,3 +137,21 @@ def test_full_adds_rates_and_drops_none() -> None:
     short, full = (SCENARIO.points(Settings(full=full)) for full in (False, True))
     assert all(p in full for p in short)
     assert len(full) > len(short)
+
+
+def test_why_kvm_does_not_run_the_guest_is_said_in_the_words_of_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(guest: object) -> None:
+        raise GuestError("QEMU ended with status 1\n--- stderr ---\nqemu: a warning\nqemu: no such ioctl")
+
+    monkeypatch.setattr(_guest.os.path, "exists", lambda path: True)  # noqa: ARG005
+    monkeypatch.setattr(_guest.os, "access", lambda path, mode: True)  # noqa: ARG005
+    monkeypatch.setattr(_guest.MicroGuest, "__enter__", fail)
+    assert choose_accel().name == "tcg"
+    assert choose_accel().why.endswith("QEMU ended with status 1; it last said: qemu: no such ioctl")
+
+
+def test_a_qemu_that_is_too_old_is_missing_and_not_a_kvm_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_guest, "find_qemu", lambda: Qemu(Path("/old/qemu"), (6, 2, 0)))
+    with pytest.raises(MissingError, match=r"QEMU 6\.2\.0 .*too old") as caught:
+        _guest.MicroGuest(_guest.Machine(accel="tcg")).start()
+    assert "VPT_QEMU" in (caught.value.hint or "")

@@ -268,8 +268,11 @@ def test_second_order_waits_for_the_first(bench: Bench) -> None:
 def test_machine_that_dies_is_reported_with_what_was_awaited(bench: Bench) -> None:
     bench.guest.begin(Order(role=Role.SINK, seconds=30))
     bench.guest._qemu.kill()
-    with pytest.raises(GuestError, match="QEMU ended with status -9 while running as sink for 30 s"):
+    with pytest.raises(
+        GuestError, match="QEMU ended with status -9 while running as sink for 30 s"
+    ) as caught:
         bench.guest.finish()
+    assert "measure again" in (caught.value.hint or "")
 
 
 def test_time_out_says_what_was_awaited_and_how_far_it_came(tmp_path: Path) -> None:

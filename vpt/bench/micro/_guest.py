@@ -21,11 +21,12 @@ from vpt.bench.micro._desk import CMD_OPEN, DESK_ADDR, MAGIC, STATE_DEAD, VERSIO
 from vpt.bench.micro._machine import RAM_SIZE, Machine, qemu_command
 from vpt.bench.micro._orders import Counters, Found, Order, Report
 from vpt.bench.micro._payload import payload
-from vpt.errors import ConflictError, GuestError, TimeoutExpired, UsageError
+from vpt.errors import ConflictError, GuestError, MissingError, TimeoutExpired, UsageError
 from vpt.qemu import Accel, Qemu, find_qemu
 
 __all__ = ["MicroGuest", "choose_accel"]
 
+_OLDEST_QEMU = (7, 1, 0)  # query-stats
 BOOT_TIMEOUT_S = 30.0  # q35's firmware alone takes 3 s on a software KVM
 OPEN_TIMEOUT_S = 10.0
 CLOCK_TIMEOUT_S = 2.0
@@ -88,6 +89,11 @@ class MicroGuest:
         if self._process is not None:
             raise ConflictError("this micro guest runs already")
         qemu = find_qemu()
+        if qemu.version < _OLDEST_QEMU:
+            raise MissingError(
+                f"QEMU {qemu} ({qemu.path}) is too old for the micro guest: exits are counted from 7.1 on",
+                hint="VPT_QEMU=PATH names another; Debian 12 has 7.2",
+            )
         elf = self._elf or payload()
         self._work = tempfile.TemporaryDirectory(prefix="vpt-micro-")
         try:
@@ -250,7 +256,10 @@ class MicroGuest:
         if self._desk.state == STATE_DEAD:
             self._fail(f"the micro guest gave up while {what}: {self._reason()}")
         if self._qemu.poll() is not None:
-            self._fail(f"QEMU ended with status {self._qemu.returncode} while {what}")
+            self._fail(
+                f"QEMU ended with status {self._qemu.returncode} while {what}",
+                hint="what it said is above; a negative status is the signal that killed it: measure again",
+            )
 
     def _progress(self) -> str:
         if self._pending is None or self._pending.order is None:
@@ -267,8 +276,8 @@ class MicroGuest:
         code = errno.errorcode.get(-self._desk.error, str(self._desk.error))
         return f"{bytes(self._desk.message).decode(errors='replace') or 'no reason given'} ({code})"
 
-    def _fail(self, message: str) -> NoReturn:
-        raise GuestError(f"{message}{self._tail()}")
+    def _fail(self, message: str, hint: str = "what guest and QEMU said is above") -> NoReturn:
+        raise GuestError(f"{message}{self._tail()}", hint=hint)
 
     def _tail(self) -> str:
         """The end of what guest and QEMU have said, for an error message."""
@@ -338,4 +347,7 @@ def choose_accel(timeout: float = 8.0) -> Accel:
         with MicroGuest(Machine(accel="kvm"), boot_timeout=timeout):
             return Accel("kvm", "the micro guest runs under KVM")
     except (GuestError, TimeoutExpired) as e:
-        return Accel("tcg", f"KVM does not run the micro guest: {e.message.splitlines()[0]}")
+        what, *said = e.message.splitlines()
+        return Accel(
+            "tcg", f"KVM does not run the micro guest: {'; it last said: '.join([what, *said[-1:]])}"
+        )
