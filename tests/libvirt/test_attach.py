@@ -281,6 +281,27 @@ def test_a_port_leaves_a_configuration_without_vptd(
         vptd.call("port.del", name="alone", if_exists=True)
 
 
+def test_a_port_that_was_not_made_for_the_domain_outlives_its_detach(
+    libvirt: Libvirt, vpt: Vpt, vptd: Client
+) -> None:
+    """A topology's, for example, as it outlives the domain."""
+    guest = libvirt.define("guest", machine="q35")
+    before = guest.domain.XMLDesc(2)
+    mac = "52:54:00:00:07:09"
+    try:
+        vptd.call("port.add", switch="sw0", name="common", kind="vhost-user", mac=mac)
+        request = Request(
+            vm="guest", switch="sw0", kind="vhost-user", port="common", settings={"mac": mac}, existing=True
+        )
+        assert attach(libvirt.connection, vptd, request).where == ("config",)
+        assert "the port is still there: it was not made for guest" in ok(vpt("detach", "guest"))
+        assert guest.domain.XMLDesc(2) == before
+        assert [port["name"] for port in vptd.call("port.list")["ports"]] == ["common"]
+    finally:
+        libvirt.remove(guest)
+        vptd.call("port.del", name="common", if_exists=True)
+
+
 def test_a_stopped_domain_starts_with_both_ports(libvirt: Libvirt, vpt: Vpt, vptd: Client) -> None:
     guest = libvirt.define("cold", machine="q35", shared=False)
     before = guest.domain.XMLDesc(2)

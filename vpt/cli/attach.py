@@ -139,7 +139,7 @@ def detach(vm: str, port: str | None, live: bool, config: bool, uri: str | None,
     """Unplug VM: take out the device of PORT, wait until the guest has let go of it, and delete the port.
 
     PORT may be left out if the VM has one only. With --live or --config alone, the port itself stays for as
-    long as the other one has it.
+    long as the other one has it. One that was made for no VM (by a topology, or vpt port add) always stays.
 
     \b
     Examples:

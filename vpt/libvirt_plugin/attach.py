@@ -359,15 +359,22 @@ def _detach(
     with ExitStack() as stack:
         vptd = _client(stack, open_vptd, plug.runtime_dir, needed=do_live)
         _take_out(target, plug, live=do_live, config=do_config)
-        kept = "it was not made for the VM" if keep_port else ""
+        kept = ""
         if (has_live and not do_live) or (has_config and not do_config):
             kept = "the rest of the VM has it"
         elif vptd is None:
             kept = f"vptd does not run; once it does: vpt port del {plug.name} --if-exists"
-        elif not kept:
+        elif keep_port or _is_common(vptd, plug.name):
+            kept = f"it was not made for {vm}; to be rid of it: vpt port del {plug.name}"
+        else:
             vptd.call("port.del", name=plug.name, if_exists=True)
     where_done = tuple(name for name, done in (("live", do_live), ("config", do_config)) if done)
     return Detached(vm, plug.name, where_done, kept)
+
+
+def _is_common(vptd: Client, name: str) -> bool:
+    """Is the port there, and no VM's: a topology's, or made by hand?"""
+    return any(port["name"] == name and port["owner"] is None for port in vptd.call("port.list")["ports"])
 
 
 def _client(
