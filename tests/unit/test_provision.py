@@ -128,11 +128,17 @@ def test_a_key_is_read_from_either_half(tmp_path: Path) -> None:
     key = tmp_path / "id"
     (tmp_path / "id.pub").write_text("ssh-ed25519 AAAA me\n")
     assert read_key(key) == read_key(tmp_path / "id.pub") == "ssh-ed25519 AAAA me"
-    with pytest.raises(UsageError, match="no public key in"):
+    with pytest.raises(UsageError, match="no public key in") as caught:
         read_key(tmp_path / "other")
-    (tmp_path / "bad.pub").write_text("-----BEGIN\nKEY-----\n")
-    with pytest.raises(UsageError, match="is no public ssh key"):
-        read_key(tmp_path / "bad")
+    assert caught.value.hint == "leave the key out, and one is made"
+    (tmp_path / "other").touch()
+    with pytest.raises(UsageError, match="no public key in") as caught:
+        read_key(tmp_path / "other")
+    assert "ssh-keygen -y" in str(caught.value.hint), "the private half is there to make it from"
+    for bad in (b"-----BEGIN\nKEY-----\n", b"\xff\xfe\x00"):
+        (tmp_path / "bad.pub").write_bytes(bad)
+        with pytest.raises(UsageError, match="is no public ssh key"):
+            read_key(tmp_path / "bad")
 
 
 # ---- for cloud-init ----

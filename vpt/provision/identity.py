@@ -86,10 +86,12 @@ def read_key(path: Path) -> str:
     """The public line that belongs to the private key in `path`, which may be given as its .pub too."""
     public = path if path.suffix == ".pub" else path.with_name(f"{path.name}.pub")
     try:
-        line = public.read_text().strip()
+        line = public.read_text(errors="replace").strip()
     except OSError as error:
+        there = path.exists()
         raise UsageError(
-            f"no public key in {public}: {error.strerror}", hint=f"ssh-keygen -y -f {path} > {public}"
+            f"no public key in {public}: {error.strerror}",
+            hint=f"ssh-keygen -y -f {path} > {public}" if there else "leave the key out, and one is made",
         ) from None
     if len(line.split()) < 2 or "\n" in line:
         raise UsageError(f"{public} is no public ssh key", hint="it is one line: ssh-ed25519 AAAA... comment")
