@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, TimeoutExpired, UsageError
 from vpt.libvirt_plugin.metadata import plugs_in
-from vpt.provision import images, ready, seed
+from vpt.provision import images, ready, seed, ssh
 from vpt.provision._domain import domain_xml
 from vpt.provision.config import VmConfig, disk_of
 from vpt.provision.identity import Identity, Interface, debian_archive, new_key, read_key, tiny_archive
@@ -139,6 +139,20 @@ def test_a_key_is_read_from_either_half(tmp_path: Path) -> None:
         (tmp_path / "bad.pub").write_bytes(bad)
         with pytest.raises(UsageError, match="is no public ssh key"):
             read_key(tmp_path / "bad")
+
+
+def test_a_copy_that_fails_says_where_to_look_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "run", lambda *_args, **_files: 1)
+    with pytest.raises(GuestError, match="copying web:/var/log/none to") as caught:
+        ssh.download(record(), "/var/log/none", tmp_path)
+    assert caught.value.hint == "see why: vpt guest run web -- ls -l /var/log"
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(GuestError) as caught:
+        ssh.upload(record(), tmp_path / "file", "/tmp/")
+    assert caught.value.hint == "see why: vpt guest run web -- df -h"
 
 
 # ---- for cloud-init ----

@@ -173,7 +173,7 @@ def upload(record: Record, source: Path, target: str) -> str:
         f'&& mv -f "$d.vpt-part" "$d" && printf %s "$d" || {{ rm -f "$d.vpt-part"; exit 1; }}'
     )
     with file:
-        return _transfer(record, script, file, None, f"{source} to {record.name}:{target}")
+        return _transfer(record, script, file, None, f"{source} to {record.name}:{target}", look="df -h")
 
 
 def download(record: Record, source: str, target: Path) -> Path:
@@ -185,7 +185,7 @@ def download(record: Record, source: str, target: Path) -> Path:
     script = f'f={shlex.quote(source)}; [ ! -d "$f" ] || {{ echo "$f is a folder" >&2; exit 1; }}; cat "$f"'
     try:
         with part.open("wb") as file:
-            _transfer(record, script, None, file, what)
+            _transfer(record, script, None, file, what, look=f"ls -l {PurePosixPath(source).parent}")
         part.replace(target)
     except OSError as error:
         raise UsageError(f"can't write {target}: {error.strerror}", hint="copy NAME:SRC DST") from None
@@ -195,13 +195,17 @@ def download(record: Record, source: str, target: Path) -> Path:
 
 
 def _transfer(
-    record: Record, script: str, source: IO[bytes] | None, target: IO[bytes] | None, what: str
+    record: Record, script: str, source: IO[bytes] | None, target: IO[bytes] | None, what: str, *, look: str
 ) -> str:
+    """look: by what to see in the guest why it may have failed."""
     answer, errors = io.BytesIO(), io.BytesIO()
     status = run(record, script, stdin=source, stdout=target or answer, stderr=errors)
     if status:
         said = errors.getvalue().decode(errors="replace").strip()
-        raise GuestError(f"copying {what} failed: {said[-300:] or f'status {status}'}", hint="is there room?")
+        raise GuestError(
+            f"copying {what} failed: {said[-300:] or f'status {status}'}",
+            hint=f"see why: vpt guest run {record.name} -- {look}",
+        )
     return answer.getvalue().decode(errors="replace")
 
 
