@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Generate the C source of vpt._vpt from the two public headers.
+"""Generate the C source of vpt._vpt from the public headers.
 
-Python sees exactly what the headers say: structures and prototypes of vpt.h (between its cffi marks) and of
-abi.h, and their integer constants, whose values the C compiler fills in. Nothing is written down twice.
+Python sees exactly what the headers say: structures and prototypes of vpt.h and vpt_bench.h (between their
+cffi marks) and of abi.h, and their integer constants, whose values the C compiler fills in. Nothing is
+written down twice.
 
-Usage: cffi_build.py abi.h vpt.h OUTPUT
+Usage: cffi_build.py abi.h vpt.h vpt_bench.h OUTPUT
 """
 
 from __future__ import annotations
@@ -42,15 +43,16 @@ def marked(header: str) -> str:
     return header[begin:end]
 
 
-def cdef(abi: str, vpt: str) -> str:
+def cdef(abi: str, *api: str) -> str:
     """All that Python gets to see."""
-    return constants(abi) + constants(vpt) + structures(abi) + _INLINE + marked(vpt)
+    return "".join(map(constants, (abi, *api))) + structures(abi) + _INLINE + "".join(map(marked, api))
 
 
-def main(abi: str, vpt: str, output: str) -> None:
+def main(*files: str) -> None:
+    *headers, output = files
     ffi = FFI()
-    ffi.cdef(cdef(Path(abi).read_text(), Path(vpt).read_text()))
-    ffi.set_source("vpt._vpt", '#include "vpt/vpt.h"\n')
+    ffi.cdef(cdef(*(Path(header).read_text() for header in headers)))
+    ffi.set_source("vpt._vpt", '#include "vpt/vpt_bench.h"\n')
     ffi.emit_c_code(output)
 
 

@@ -9,6 +9,7 @@
 #include "notify.h"
 #include "region.h"
 #include "util.h"
+#include "vpt/vpt_bench.h"
 
 #define SEND_BURST 256u
 #define STALL_NS 10000000000u

@@ -16,7 +16,7 @@
 
 #include "notify.h"
 #include "util.h"
-#include "vpt/vpt.h"
+#include "vpt/vpt_bench.h"
 
 #define SLOTS 1024u
 

@@ -25,7 +25,7 @@
 #include "notify.h"
 #include "spin.h"
 #include "util.h"
-#include "vpt/vpt.h"
+#include "vpt/vpt_bench.h"
 
 #define PC_MAX_LENGTH 65536u
 #define PC_MAX_TIME_NS 1000000000ull /* of one item, one spin, one sleep, one notification */

@@ -7,6 +7,7 @@
 #include "fd.h"
 #include "notify.h"
 #include "virtq.h"
+#include "vpt/vpt_bench.h"
 
 #define HDR_LEN 12u
 #define STAMP_AT (HDR_LEN + VPTI_ETH_HLEN) /* where a packet carries the time it was sent at */

@@ -7,7 +7,7 @@
  */
 #define _GNU_SOURCE
 #include "test.h"
-#include "vpt/vpt.h"
+#include "vpt/vpt_bench.h"
 
 #define SAMPLES 100
 
