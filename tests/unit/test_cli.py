@@ -81,6 +81,13 @@ def test_nothing_heavy_is_loaded(lab: Vptd, arguments: list[str], unwanted: set[
     assert not unwanted & set(done.stderr.split())
 
 
+def test_attaching_loads_no_more_than_it_needs() -> None:
+    script = "import sys, vpt.libvirt_plugin.attach; print(*sys.modules)"
+    argv = [sys.executable, "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert not {"ssl", "pydantic", "asyncio", "cffi", "lxml", "vpt.dataplane"} & set(done.stdout.split())
+
+
 # ---- help ----
 
 
