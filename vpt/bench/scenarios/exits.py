@@ -21,6 +21,7 @@ from vpt.bench.micro import Kick, Order, Report, Role, Touch, Wait
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.bench.scenarios._claims import verdicts
+from vpt.bench.scenarios._latency import PERCENTILES, percentile_metrics
 from vpt.bench.scenarios._ports import undisturbed
 from vpt.bench.scenarios._rig import (
     ATTACHMENTS,
@@ -52,7 +53,6 @@ _PING_SECONDS = 0.2
 #: So that a 99th percentile is not one trip's bad luck; times the scale, and not below the second.
 _LEAST_PINGS, _LEAST_PINGS_EVER = 1000, 20
 _WARM_UP = 5_000
-_PERCENTILES = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99}
 
 
 def _percentiles(device: str) -> Plot:
@@ -61,7 +61,7 @@ def _percentiles(device: str) -> Plot:
         title=f"Round trip at {_TYPICAL} a second, {device}",
         x="",
         where={"device": device, "rate": _TYPICAL},
-        y=list(_PERCENTILES),
+        y=list(PERCENTILES),
         x_label="percentile",
         y_label="us",
         style="profile",
@@ -96,7 +96,7 @@ class _Exits(Scenario):
         Metric(name="syscalls", unit="per packet", better="lower", kind="count", title="Worker's calls"),
         Metric(name="mpps", unit="Mpps", better="higher", title="Rate"),
         Metric(name="cpu", unit="% of a core", better="lower", title="Worker's CPU"),
-        *(Metric(name=name, unit="us", better="lower", title=f"Round trip, {name}") for name in _PERCENTILES),
+        *percentile_metrics("Round trip"),
     )
     reference: ClassVar[str | None] = "notify"
     plots: ClassVar[Sequence[Plot]] = (
@@ -281,7 +281,7 @@ class _Bench:
                 f"of {report.packets} pings none came back within {seconds:g} s",
                 hint="the host may be too busy; give it CPUs of its own: vpt bench run exits --cpus 0,1",
             )
-        return {name: report.latency.percentile(p) / 1000 for name, p in _PERCENTILES.items()}
+        return {name: report.latency.percentile(p) / 1000 for name, p in PERCENTILES.items()}
 
 
 def _waits(guest: Plugged) -> Wait:

@@ -17,9 +17,9 @@ from typing import ClassVar
 
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
+from vpt.bench.scenarios._latency import log_log, percentile_metrics, percentiles
 from vpt.bench.scenarios._ports import mac_of, other_cpus, undisturbed, worker_cpu
 from vpt.bench.scenarios._vhost_backs import BackEnd, Vptd, cpu_ns, testpmd_backs
-from vpt.bench.stats import percentile
 from vpt.conform.front_end import PLAIN, FrontEnd
 from vpt.daemon.config_models import PolicyConfig
 from vpt.dataplane import VirtqueueDriver, VirtqueueRing
@@ -38,7 +38,7 @@ _POLICIES = {
     "notify": PolicyConfig(kind="notify"),
     "sleep 20 us": PolicyConfig(kind="sleep", sleep_us=20),
 }
-_PERCENTILES = {"p50": 50, "p99": 99}
+_LOAD = "pps", "packets per second"
 
 
 def _ring(front: FrontEnd, *, tx: bool) -> VirtqueueRing:
@@ -79,9 +79,7 @@ def _measure(driver: VirtqueueDriver, back: BackEnd, rate: int, settings: Settin
         latency = driver.run(packets, 10**9 // rate)
         share = (cpu_ns(back) - before) / (time.monotonic_ns() - began)
     back.stop()
-    us = [ns / 1000 for ns in latency]
-    values = {name: percentile(us, p) for name, p in _PERCENTILES.items()}
-    values |= {
+    values = percentiles([ns / 1000 for ns in latency]) | {
         "cpu": 100 * share,
         "kicks": driver.kicks / packets,
         "late": driver.late / packets,
@@ -94,7 +92,7 @@ class _Latency(Scenario):
     name: ClassVar[str] = "vhost-user-latency"
     title: ClassVar[str] = "vhost-user back-ends at a steady, low rate: latency, and what it costs"
     metrics: ClassVar[Sequence[Metric]] = (
-        *(Metric(name=p, unit="us", better="lower", title=f"Latency, {p}") for p in _PERCENTILES),
+        *percentile_metrics("Latency"),
         Metric(name="cpu", unit="% of a core", better="lower", title="Back-end's CPU"),
         Metric(name="kicks", unit="per packet", better="lower", title="Kicks"),
         Metric(name="late", unit="per packet", better="lower", title="Sent late"),
@@ -102,15 +100,8 @@ class _Latency(Scenario):
     )
     reference: ClassVar[str | None] = "testpmd"
     plots: ClassVar[Sequence[Plot]] = (
-        Plot(
-            title="99th percentile",
-            x="pps",
-            y=["p99"],
-            x_label="packets per second",
-            y_label="us",
-            log_x=True,
-            log_y=True,
-        ),
+        log_log("Median latency", "p50", *_LOAD),
+        log_log("99th percentile", "p99", *_LOAD),
     )
 
     def points(self, settings: Settings) -> Sequence[Params]:  # noqa: ARG002

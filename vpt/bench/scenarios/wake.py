@@ -17,8 +17,8 @@ from typing import ClassVar
 
 from vpt.bench.result import Metric, Plot
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
+from vpt.bench.scenarios._latency import PERCENTILES, log_log, percentile_metrics, percentiles
 from vpt.bench.scenarios._ports import Ends, app_port, other_cpus, tasks, undisturbed, worker_cpu
-from vpt.bench.stats import percentile
 from vpt.dataplane import Engine, Policy
 from vpt.errors import TimeoutExpired
 
@@ -34,40 +34,22 @@ _POLICIES = {
     "notify": Policy.notify(),
     "sleep 50 us": Policy.sleep(50),
 }
-_PERCENTILES = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99}
+_PAUSE = "gap_us", "pause between packets, us"
 
 
 class _Wake(Scenario):
     name: ClassVar[str] = "wake"
     title: ClassVar[str] = "Latency of a lone packet from app port to app port, by policy"
-    metrics: ClassVar[Sequence[Metric]] = tuple(
-        Metric(name=name, unit="us", better="lower", title=f"Latency, {name}") for name in _PERCENTILES
-    )
+    metrics: ClassVar[Sequence[Metric]] = percentile_metrics("Latency")
     reference: ClassVar[str | None] = "poll"
     plots: ClassVar[Sequence[Plot]] = (
-        Plot(
-            title="Median latency of a lone packet",
-            x="gap_us",
-            y=["p50"],
-            x_label="pause between packets, us",
-            y_label="us",
-            log_x=True,
-            log_y=True,
-        ),
-        Plot(
-            title="99th percentile",
-            x="gap_us",
-            y=["p99"],
-            x_label="pause between packets, us",
-            y_label="us",
-            log_x=True,
-            log_y=True,
-        ),
+        log_log("Median latency of a lone packet", "p50", *_PAUSE),
+        log_log("99th percentile", "p99", *_PAUSE),
         Plot(
             title="Percentiles, after a pause of 200 us",
             x="",
             where={"gap_us": 200},
-            y=list(_PERCENTILES),
+            y=list(PERCENTILES),
             x_label="percentile",
             y_label="us",
             style="profile",
@@ -104,7 +86,7 @@ def _wake(policy: Policy, gap_us: int, packets: int, cpu: int, realtime: bool) -
             for _ in range(packets):
                 _pause(gap_us)
                 late.append(_lone(source, sink, frame) / 1000)
-    return Measured({name: percentile(late, p) for name, p in _PERCENTILES.items()}, {"latency_us": late})
+    return Measured(percentiles(late), {"latency_us": late})
 
 
 def _pause(us: int) -> None:
