@@ -8,7 +8,7 @@ never let go of the device.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -203,7 +203,7 @@ def free_name(vm: str, taken: set[str]) -> str:
 
 def random_mac() -> str:
     """In the range that QEMU and libvirt use for their own."""
-    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in os.urandom(3))
 
 
 def print_diff(connection: Any, vptd: Client, request: Request) -> str:
