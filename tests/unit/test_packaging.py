@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -90,13 +89,6 @@ def test_a_unit_spares_the_keeper_and_does_not_repeat_what_cannot_work(unit: str
 
 
 # ---- what vptd does ----
-
-
-@pytest.fixture
-def vptd() -> Iterator[Vptd]:
-    daemon = Vptd()
-    yield daemon
-    daemon.close()
 
 
 @pytest.mark.parametrize("form", ["path", "abstract"])
