@@ -66,6 +66,14 @@ def given(back: BackChannel, answer: int | None = 0) -> tuple[int, Message]:
     return area(message).index, message
 
 
+def with_pages(fe: FrontEnd, stack: ExitStack) -> BackChannel:
+    """Both rings at work, each with its page."""
+    back = begin(fe, stack)
+    start(fe)
+    assert [given(back)[0] for _ in range(2)] == [RX, TX]
+    return back
+
+
 def taken(back: BackChannel, answer: int | None = 0) -> tuple[int, Message]:
     """The next request, which takes one back."""
     message = back.take(answer=answer)
@@ -187,10 +195,7 @@ def test_a_ring_that_starts_again_is_given_its_page_again(
 ) -> None:
     """QEMU takes it away at GET_VRING_BASE."""
     fe = connect(port)
-    back = begin(fe, stack)
-    start(fe)
-    given(back)
-    given(back)
+    back = with_pages(fe, stack)
     for _ in range(3):
         fe.start_ring(TX, base=fe.stop_ring(TX))
         assert given(back)[0] == TX
@@ -201,10 +206,7 @@ def test_a_ring_that_was_stopped_under_polling_and_starts_under_another_policy_g
 ) -> None:
     """Nothing says that a front-end takes it away when a ring stops."""
     fe = connect(port)
-    back = begin(fe, stack)
-    start(fe)
-    given(back)
-    given(back)
+    back = with_pages(fe, stack)
     fe.ask(Request.GET_FEATURES)
     base = fe.stop_ring(TX)
     port.set_policy(Policy.notify())
@@ -290,10 +292,7 @@ def test_who_does_not_answer_is_sent_one_request(host: Host, connect: Connect, s
 
 def test_who_will_not_give_it_back_is_asked_once(port: VhostPort, connect: Connect, stack: ExitStack) -> None:
     fe = connect(port)
-    back = begin(fe, stack)
-    start(fe)
-    given(back)
-    given(back)
+    back = with_pages(fe, stack)
     fe.ask(Request.GET_FEATURES)
     port.set_policy(Policy.notify())
     taken(back, answer=1)
@@ -308,10 +307,7 @@ def test_a_channel_that_ends_leaves_a_page_where_it_may_be(
     port: VhostPort, connect: Connect, stack: ExitStack
 ) -> None:
     fe = connect(port)
-    back = begin(fe, stack)
-    start(fe)
-    given(back)
-    given(back)
+    back = with_pages(fe, stack)
     fe.ask(Request.GET_FEATURES)
     back.close()
     port.set_policy(Policy.notify())
