@@ -38,7 +38,7 @@ class LieError(Exception):
 
 @dataclass(frozen=True)
 class Vnet:
-    """A vnet header as a sender writes it."""
+    """A vnet header as a sender writes it: the fields of virtio in their order, not by what vpt has of it."""
 
     flags: int = 0
     gso_type: int = 0
