@@ -30,7 +30,15 @@ from vpt.daemon.transports.peer import Bundle
 from vpt.daemon.transports.ring import create_bundle
 from vpt.daemon.transports.unix import receive_bundle
 from vpt.dataplane import PEER_STATUS_OFS, RegionOptions, vec_cfg, vec_count
-from vpt.errors import ConflictError, DaemonError, ExistsError, ProtocolError, UsageError, VptError
+from vpt.errors import (
+    ConflictError,
+    DaemonError,
+    ExistsError,
+    NotFoundError,
+    ProtocolError,
+    UsageError,
+    VptError,
+)
 
 LOG = logging.getLogger("test")
 DRIVER_OK = 4
@@ -308,7 +316,7 @@ class TestOnePeer:
                 await shelf.put(record(folder / name, name=name), bundle)
             with pytest.raises(ExistsError):
                 await shelf.put(record(folder / "c", name="a"), bundle)
-            with pytest.raises(UsageError):
+            with pytest.raises(NotFoundError):
                 await shelf.put(record(folder / "none" / "c", name="c"), bundle)
             fetched = await shelf.fetch("a")
             assert fetched is not None
