@@ -218,6 +218,14 @@ def test_the_path_of_a_qmp_socket_is_no_domain_when_qemu_has_ended(lab: Vptd) ->
     assert (done.returncode, "the VM has ended; the port is deleted" in done.stdout) == (0, True), done.stderr
 
 
+@pytest.mark.needs("py:libvirt")
+@pytest.mark.native
+def test_with_connect_it_is_a_domain_whatever_it_is_called(lab: Vptd) -> None:
+    away = "qemu+unix:///system?socket=/nonexistent/sock"
+    done = run_vpt(lab.paths.runtime, "attach", "odd.qmp", "--switch", "sw0", "--connect", away)
+    assert (done.returncode, "no libvirt at" in done.stderr) == (3, True), done.stderr
+
+
 def test_a_file_is_no_qmp_socket(lab: Vptd, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run_vpt(lab.paths.runtime, "attach", str(tmp_path / "file"), "--switch", "sw0")

@@ -15,6 +15,13 @@ __all__ = ["attach", "detach"]
 _CONNECT = click.option("--connect", "uri", metavar="URI", help="Which libvirt.  [default: libvirt's own]")
 
 
+def _is_qmp(vm: str, uri: str | None) -> bool:
+    """What has a slash is no domain's name; what else looks like a path is one where a libvirt is named."""
+    from vpt.qemu import names_a_socket
+
+    return "/" in vm or (uri is None and names_a_socket(vm))
+
+
 @click.command()
 @click.argument("vm")
 @click.option("--switch", required=True, help="Switch to plug it into.")
@@ -78,7 +85,6 @@ def attach(
     """
     from vpt.libvirt_plugin import attach as plugin
     from vpt.libvirt_plugin._connection import open_libvirt
-    from vpt.qemu import names_a_socket
 
     settings = {key: value for key, value in options.items() if value is not None}
     request = plugin.Request(
@@ -91,7 +97,7 @@ def attach(
         config=config,
         packed=packed,
     )
-    if names_a_socket(vm):
+    if _is_qmp(vm, uri):
         if config:
             raise click.UsageError("--config is for libvirt: a QEMU by itself has no configuration")
         from vpt.libvirt_plugin import qmp
@@ -151,9 +157,8 @@ def detach(vm: str, port: str | None, live: bool, config: bool, uri: str | None,
     from vpt.daemon.runtime import locate
     from vpt.libvirt_plugin import attach as plugin
     from vpt.libvirt_plugin._connection import open_libvirt
-    from vpt.qemu import names_a_socket
 
-    if names_a_socket(vm):
+    if _is_qmp(vm, uri):
         if config:
             raise click.UsageError("--config is for libvirt: a QEMU by itself has no configuration")
         from vpt.libvirt_plugin import qmp
