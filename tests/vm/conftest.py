@@ -19,7 +19,9 @@ from typing import Protocol
 
 import pytest
 
-from support.waiting import until
+from support.waiting import PATIENCE_S, until
+from vpt.daemon.launch import launch, shut_down
+from vpt.daemon.runtime import RuntimePaths, locate
 from vpt.dataplane import (
     App,
     Engine,
@@ -218,6 +220,17 @@ def host() -> Iterator[Host]:
     host = Host()
     yield host
     host.close()
+
+
+@pytest.fixture(scope="module")
+def paths() -> Iterator[RuntimePaths]:
+    """Where a vptd runs that was started as `vpt` does it."""
+    folder = tempfile.mkdtemp(prefix="vpt-vm-")
+    paths = locate(folder)
+    launch(paths, [], PATIENCE_S)
+    yield paths
+    shut_down(paths, keep=False, timeout=PATIENCE_S)
+    shutil.rmtree(folder, ignore_errors=True)  # the keeper takes its socket away meanwhile
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from support.waiting import until
+from support.waiting import PATIENCE_S, until
 from vpt.daemon.client import Client
-from vpt.daemon.launch import launch, shut_down
-from vpt.daemon.runtime import RuntimePaths, locate
+from vpt.daemon.launch import launch
+from vpt.daemon.runtime import RuntimePaths
 from vpt.dataplane import vec_count
 from vpt.guest import Guest
 from vpt.qemu import Ivshmem, VhostUser
@@ -29,18 +27,7 @@ pytestmark = [
 ]
 
 MACS = {"vm1": "52:54:00:76:70:01", "vm2": "52:54:00:76:70:02"}
-START_S = 30.0
 KILLS = 3
-
-
-@pytest.fixture(scope="module")
-def paths() -> Iterator[RuntimePaths]:
-    folder = tempfile.mkdtemp(prefix="vpt-kill-")
-    paths = locate(folder)
-    launch(paths, [], START_S)
-    yield paths
-    shut_down(paths, keep=False, timeout=START_S)
-    shutil.rmtree(folder, ignore_errors=True)  # the keeper takes its socket away meanwhile
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +61,7 @@ def test_a_ping_survives_kill_9_of_the_daemon(
     with Client(paths.control) as vptd:
         status = vptd.call("daemon.status")
     os.kill(status["pid"], signal.SIGKILL)
-    again = launch(paths, [], START_S)
+    again = launch(paths, [], PATIENCE_S)
     assert again.new
     assert again.status["pid"] != status["pid"]
     assert again.status["keeper"]["pid"] == status["keeper"]["pid"], "the keeper was there all the time"

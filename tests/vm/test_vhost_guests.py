@@ -6,10 +6,8 @@ Each device of vm2 has another set of offloads, and an address in a network of i
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +16,7 @@ import pytest
 from support.leaks import open_fds
 from support.waiting import until
 from vpt.daemon.client import Client
-from vpt.daemon.launch import launch, shut_down
-from vpt.daemon.runtime import RuntimePaths, locate
+from vpt.daemon.runtime import RuntimePaths
 from vpt.guest import Guest, ping, tcp_file
 from vpt.qemu import VhostUser
 
@@ -35,20 +32,9 @@ NO_SEGMENTS = ",".join(f"{side}_{what}=off" for side in ("guest", "host") for wh
 LESS = {"no segmentation": NO_SEGMENTS, "nothing": f"csum=off,guest_csum=off,{NO_SEGMENTS}"}
 MIB = 1
 WHOLE = 3000  # bytes per packet, on average: twice what one without segmentation offload can carry
-START_S = 30.0
 REBOOTS = 2
 REBOOT_S = 150.0  # an emulated guest on a host with other things to do
 CALM = 100  # looks, up to 10 ms apart
-
-
-@pytest.fixture(scope="module")
-def paths() -> Iterator[RuntimePaths]:
-    folder = tempfile.mkdtemp(prefix="vpt-reboot-")
-    paths = locate(folder)
-    launch(paths, [], START_S)
-    yield paths
-    shut_down(paths, keep=False, timeout=START_S)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def bring_up(guest: Guest, number: int, networks: int = 1) -> None:
