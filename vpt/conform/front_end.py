@@ -69,12 +69,12 @@ class Failure(AssertionError):  # noqa: N818 - the back-end's, and no error of o
     """The back-end did what it may not, or did not do what it must."""
 
 
-def eventually(probe: Callable[[], T], what: str = "", timeout_s: float = TIMEOUT_S) -> T:
+def eventually(probe: Callable[[], T], what: str, timeout_s: float) -> T:
     """The first true value of probe(); Failure when it takes too long."""
     end = time.monotonic() + timeout_s
     while not (value := probe()):
         if time.monotonic() > end:
-            raise Failure(f"did not happen in {timeout_s:g} s: {what or probe}")
+            raise Failure(f"did not happen in {timeout_s:g} s: {what}")
         time.sleep(0.0005)
     return value
 
