@@ -21,6 +21,11 @@ LINES = [f"{letter}{n}" for letter, last in COUNTS.items() for n in range(1, las
 CANNOT: dict[str, str] = {}
 """Lines that have no test, and why."""
 
+ONLOOKERS = {"scene", "hasty_scene", "bystanders"}
+"""Fixtures with ports beside the villain's, whose packets must all arrive, and a limit of log lines."""
+ALONE = {"L1", "L2", "L7", "L8", "L9"}
+"""Lines about whole daemons, or ports by the thousand."""
+
 NUMBER = re.compile(r"(?<![A-Za-z0-9])([SMQPL]\d{1,2})(?![A-Za-z0-9])", re.IGNORECASE)
 
 
@@ -42,6 +47,11 @@ def collected_anew() -> list[str]:
     return [line.partition("::")[2] for line in done.stdout.splitlines()]
 
 
+def numbers(name: str) -> set[str]:
+    """Those that a test of this name bears."""
+    return {number.upper() for number in NUMBER.findall(name.replace("_", " "))}
+
+
 @pytest.fixture(scope="module")
 def bearers(request: pytest.FixtureRequest) -> dict[str, list[str]]:
     """Tests by the numbers that they bear."""
@@ -50,8 +60,8 @@ def bearers(request: pytest.FixtureRequest) -> dict[str, list[str]]:
     names = [item.name for item in items] if complete else collected_anew()
     found: dict[str, list[str]] = {line: [] for line in LINES}
     for name in names:
-        for number in NUMBER.findall(name.replace("_", " ")):
-            found.setdefault(number.upper(), []).append(name)
+        for number in numbers(name):
+            found.setdefault(number, []).append(name)
     return found
 
 
@@ -66,3 +76,14 @@ def test_each_line_has_a_test_or_a_reason(bearers: dict[str, list[str]], line: s
 
 def test_no_test_bears_a_number_that_is_not_on_the_list(bearers: dict[str, list[str]]) -> None:
     assert set(bearers) - set(LINES) == set()
+
+
+def test_each_test_that_bears_a_number_has_onlookers(request: pytest.FixtureRequest) -> None:
+    """Of those that this run has: nobody else may notice what its villain does."""
+    assert not [
+        item.name
+        for item in request.session.items
+        if item.path in others()
+        and numbers(item.name) - ALONE
+        and not ONLOOKERS & set(getattr(item, "fixturenames", ()))
+    ]

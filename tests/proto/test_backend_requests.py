@@ -85,6 +85,7 @@ def test_what_is_no_stream_socket_is_refused(host: Host, connect: Connect, what:
     until_open(before)
 
 
+@pytest.mark.usefixtures("bystanders")
 def test_s15_replacing_it_ten_thousand_times_leaks_nothing(host: Host, connect: Connect) -> None:
     port = host.vhost("a")
     fe = connect(port)
@@ -120,6 +121,7 @@ def test_without_an_address_of_its_own_a_port_offers_none(host: Host, connect: C
     assert not fe.offered & VirtioFeature.MAC
 
 
+@pytest.mark.usefixtures("bystanders")
 @pytest.mark.parametrize(
     ("offset", "size", "length"),
     [
@@ -144,6 +146,7 @@ def test_s30_a_reply_has_all_that_was_asked_for_or_nothing(
     assert (config.offset, len(config.data)) == (offset, length)
 
 
+@pytest.mark.usefixtures("bystanders")
 @pytest.mark.parametrize(
     ("offset", "flags", "data", "taken"),
     [
@@ -264,6 +267,7 @@ def test_in_band_is_not_offered_unless_asked_for(host: Host, connect: Connect) -
     assert not fe.protocol & P.INBAND_NOTIFICATIONS
 
 
+@pytest.mark.usefixtures("bystanders")
 @pytest.mark.parametrize("missing", [P.BACKEND_REQ, P.REPLY_ACK], ids=["BACKEND_REQ", "REPLY_ACK"])
 @pytest.mark.parametrize("asked", [True, False], ids=["asked", "not asked"])
 def test_s20_in_band_without_its_conditions_ends_the_connection(

@@ -226,6 +226,7 @@ def refused(port: VhostPort, fe: FrontEnd, log: DirtyLog, size: int, offset: int
     until(lambda: port.faults["bad_memory"] == 1, "the fault to be counted")
 
 
+@pytest.mark.usefixtures("bystanders")
 @pytest.mark.parametrize("missing", [1, 8, 1000])
 def test_m15_a_log_too_small_for_the_highest_address_is_refused(
     ports: tuple[VhostPort, VhostPort], connect: Connect, new_log: Callable[..., DirtyLog], missing: int
@@ -237,6 +238,7 @@ def test_m15_a_log_too_small_for_the_highest_address_is_refused(
     assert one.ask_u64(Request.GET_FEATURES)
 
 
+@pytest.mark.usefixtures("bystanders")
 def test_m15_memory_cannot_outgrow_the_log_in_use(
     ports: tuple[VhostPort, VhostPort], connect: Connect, new_log: Callable[..., DirtyLog]
 ) -> None:
@@ -253,6 +255,7 @@ def test_m15_memory_cannot_outgrow_the_log_in_use(
     assert two.add_region(region) == 0
 
 
+@pytest.mark.usefixtures("bystanders")
 def test_m15_a_used_ring_beyond_the_log_is_refused(
     ports: tuple[VhostPort, VhostPort], connect: Connect, new_log: Callable[..., DirtyLog]
 ) -> None:
@@ -270,6 +273,7 @@ def test_m15_a_used_ring_beyond_the_log_is_refused(
     assert number(two.receive()[0].frame) == 3
 
 
+@pytest.mark.usefixtures("bystanders")
 @pytest.mark.parametrize(
     ("size", "offset"),
     [(1 << 63, 1 << 63), (1 << 64 - 13, 0), ((1 << 64) - 1, 2), (0, 0), (4096, 1 << 63), (1 << 40, 0)],
@@ -293,6 +297,7 @@ def test_m16_size_and_offset_that_wrap_or_exceed_the_file_are_refused(
     until(lambda: mapped() == only_ours, lambda: f"no log but ours to be mapped: {mapped()}")
 
 
+@pytest.mark.usefixtures("bystanders")
 @pytest.mark.parametrize("offset", [4096, 100, 8192 + 17])
 def test_m16_the_offset_is_applied_once(
     ports: tuple[VhostPort, VhostPort], connect: Connect, new_log: Callable[..., DirtyLog], offset: int
@@ -310,6 +315,7 @@ def test_m16_the_offset_is_applied_once(
     assert not any(log.outside())
 
 
+@pytest.mark.usefixtures("bystanders")
 def test_m17_a_log_that_was_replaced_is_not_written_any_more(
     ports: tuple[VhostPort, VhostPort], connect: Connect, new_log: Callable[..., DirtyLog]
 ) -> None:
@@ -333,6 +339,7 @@ def test_m17_a_log_that_was_replaced_is_not_written_any_more(
         old = new
 
 
+@pytest.mark.usefixtures("bystanders")
 def test_m6_a_log_that_shrinks_takes_down_its_port_only(
     ports: tuple[VhostPort, VhostPort], connect: Connect, new_log: Callable[..., DirtyLog]
 ) -> None:
@@ -348,6 +355,7 @@ def test_m6_a_log_that_shrinks_takes_down_its_port_only(
     os.ftruncate(log.fd, log.size)
 
 
+@pytest.mark.usefixtures("bystanders")
 def test_l5_migration_started_and_stopped_again_and_again(
     ports: tuple[VhostPort, VhostPort], connect: Connect
 ) -> None:
@@ -368,6 +376,7 @@ def test_l5_migration_started_and_stopped_again_and_again(
         until_open(before)
 
 
+@pytest.mark.usefixtures("bystanders")
 @pytest.mark.parametrize("features", LAYOUTS)
 def test_l6_after_the_rings_have_stopped_nothing_is_written_nor_marked(
     ports: tuple[VhostPort, VhostPort],
@@ -390,6 +399,7 @@ def test_l6_after_the_rings_have_stopped_nothing_is_written_nor_marked(
     assert [queue.take_calls() for queue in two.queues()] == [0, 0], calls
 
 
+@pytest.mark.usefixtures("bystanders")
 def test_l5_a_reset_in_the_middle_of_a_migration_ends_the_log(
     ports: tuple[VhostPort, VhostPort], connect: Connect, new_log: Callable[..., DirtyLog]
 ) -> None:

@@ -92,6 +92,7 @@ class Host:
         self._thread = threading.Thread(target=self._loop.run_forever, name="host")
         self._thread.start()
         self._transports: dict[int, VhostUserTransport] = {}
+        self.vhost_ports: list[VhostPort] = []
         self.events: list[Event] = []
         self.engine: Engine = self.call(lambda: Engine(workers))
         self.switch: Switch = self.call(lambda: self.engine.add_switch("sw0"))
@@ -158,7 +159,8 @@ class Host:
         )
         self.run(transport.start())
         self._transports[p.id] = transport
-        return VhostPort(self, p, transport, path, settings)
+        self.vhost_ports.append(VhostPort(self, p, transport, path, settings))
+        return self.vhost_ports[-1]
 
     def null(self, name: str) -> Port:
         """Add a port that swallows all."""
@@ -172,6 +174,7 @@ class Host:
         """Take a vhost-user port away."""
         self.run(port.transport.stop())
         del self._transports[port.port.id]
+        self.vhost_ports.remove(port)
         self.call(port.port.delete)
 
     def close(self) -> None:

@@ -7,13 +7,15 @@ is there a log line but no flood of them, and is the port's state one of those i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.host import Host, VhostPort
+from support.host import LOG, Host, VhostPort
 from support.leaks import until_open
 from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
@@ -62,44 +64,103 @@ class _Lines(logging.Handler):
         self._lines.append(line)
 
 
+@contextlib.contextmanager
+def logged() -> Iterator[list[Line]]:
+    """What the ports of a Host log meanwhile."""
+    lines: list[Line] = []
+    handler = _Lines(lines)
+    LOG.setLevel(logging.INFO)
+    LOG.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        LOG.removeHandler(handler)
+
+
+class Neighbours:
+    """Two ports at work beside whoever misbehaves: front-ends with addresses that nobody else has."""
+
+    def __init__(
+        self, host: Host, names: tuple[str, str] = ("a", "b"), macs: tuple[bytes, bytes] = (MAC_A, MAC_B)
+    ) -> None:
+        self._host = host
+        self._macs = macs
+        self._sent = 0
+        self.ports = [host.vhost(name, mac=mac) for name, mac in zip(names, macs, strict=True)]
+        self.one, self.two = (FrontEnd(port.path).start() for port in self.ports)
+        self.forward()
+
+    def close(self) -> None:
+        """They go."""
+        self.one.close()
+        self.two.close()
+
+    def forward(self, count: int = 64) -> None:
+        """All packets between them arrive, in order, and are counted: none twice, none dropped."""
+        a, b = self._macs
+        first = self._sent
+        self._sent += count
+        before = self._counters()
+        self.one.transmit(*(frame(b, a, n, 100) for n in range(first, self._sent)))
+        got: list[int] = []
+        while len(got) < count:
+            got += [number(r.frame) for r in self.two.receive() if r.frame[:12] == b + a]
+        assert got == list(range(first, self._sent))
+        counted = self._counters() - before
+        assert counted[0, "tx_packets"] == count
+        assert counted[1, "rx_packets"] >= count  # others may have sent some, too
+        assert not [name for which, name in counted if which == 0 and name.startswith("tx_drop")]
+
+    def _counters(self) -> Counter[tuple[int, str]]:
+        read = self._host.stats.read()
+        return Counter(
+            {
+                (which, name): n
+                for which, p in enumerate(self.ports)
+                for name, n in read.port(p.port.id).items()
+            }
+        )
+
+
 @dataclass
 class Scene:
     """The villain's port and the neighbours. lines: what was logged."""
 
     host: Host
     villain: VhostPort
-    one: FrontEnd
-    two: FrontEnd
+    neighbours: Neighbours
     lines: list[Line]
     layout: int = 0  # features of the ring layout that the villain uses
-    ports: tuple[VhostPort, ...] = ()  # the neighbours'
-    _sent: int = 0
     _open: Counter[str] = field(default_factory=Counter)
     _guests: list[FrontEnd] = field(default_factory=list)
-    _handler: logging.Handler = field(default_factory=logging.NullHandler)
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @classmethod
     def build(cls, directory: Path, **villain: Any) -> Scene:
         """Neighbours at work, the villain's port waiting."""
-        host = Host(directory)
-        lines: list[Line] = []
-        log = logging.getLogger("vpt.test")
-        log.setLevel(logging.INFO)
-        handler = _Lines(lines)
-        log.addHandler(handler)
-        a, b = host.vhost("a", mac=MAC_A), host.vhost("b", mac=MAC_B)
-        one, two = FrontEnd(a.path).start(), FrontEnd(b.path).start()
-        scene = cls(host, host.vhost("x", **villain), one, two, lines, ports=(a, b), _handler=handler)
-        scene.neighbours_forward()
+        stack = contextlib.ExitStack()
+        host = stack.enter_context(Host(directory))
+        lines = stack.enter_context(logged())
+        neighbours = stack.enter_context(contextlib.closing(Neighbours(host)))
+        scene = cls(host, host.vhost("x", **villain), neighbours, lines, _stack=stack)
         scene._open = host.open_things()
         return scene
 
+    @property
+    def one(self) -> FrontEnd:
+        """A neighbour."""
+        return self.neighbours.one
+
+    @property
+    def two(self) -> FrontEnd:
+        """The other one."""
+        return self.neighbours.two
+
     def close(self) -> None:
         """Send everybody home."""
-        logging.getLogger("vpt.test").removeHandler(self._handler)
-        for fe in [*self._guests, self.one, self.two]:
+        for fe in self._guests:
             fe.close()
-        self.host.close()
+        self._stack.close()
 
     def enter(self, **options: Any) -> FrontEnd:
         """A connection to the villain's port."""
@@ -108,25 +169,8 @@ class Scene:
         return self._guests[-1]
 
     def neighbours_forward(self, count: int = 64) -> None:
-        """All packets between the neighbours arrive, in order, and are counted: none twice, none dropped."""
-        first = self._sent
-        self._sent += count
-        before = self._neighbours_counters()
-        self.one.transmit(*(frame(MAC_B, MAC_A, n, 100) for n in range(first, self._sent)))
-        got: list[int] = []
-        while len(got) < count:
-            got += [number(r.frame) for r in self.two.receive() if r.frame[:12] == MAC_B + MAC_A]
-        assert got == list(range(first, self._sent))
-        counted = self._neighbours_counters() - before
-        assert counted["a", "tx_packets"] == count
-        assert counted["b", "rx_packets"] >= count  # the villain may have sent some, too
-        assert not [name for port, name in counted if port == "a" and name.startswith("tx_drop")]
-
-    def _neighbours_counters(self) -> Counter[tuple[str, str]]:
-        read = self.host.stats.read()
-        return Counter(
-            {(p.port.name, name): n for p in self.ports for name, n in read.port(p.port.id).items()}
-        )
+        """All their packets arrive."""
+        self.neighbours.forward(count)
 
     def villain_leaves(self) -> None:
         """All connections to the villain's port end."""
