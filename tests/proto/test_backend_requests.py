@@ -191,11 +191,15 @@ def test_a_changed_mtu_is_told_and_is_what_may_be_set_and_sent(
     for mtu in (9000, 1500, 4000):
         port.set_mtu(mtu)
         assert back.take().request == BackendRequest.CONFIG_CHANGE_MSG
+        assert port.describe["session"]["mtu"] is None, "what it said before is over"
         config = fe.ask(Request.GET_CONFIG, DeviceConfig(10, 0, bytes(2)))
         assert isinstance(config, DeviceConfig)
         assert int.from_bytes(config.data, "little") == mtu
         assert fe.try_(Request.NET_SET_MTU, U64(mtu)) == 0
         assert fe.try_(Request.NET_SET_MTU, U64(mtu + 1)) != 0
+        port.adapt(link_up=not port.settings.link_up)
+        assert back.take().request == BackendRequest.CONFIG_CHANGE_MSG
+        assert port.describe["session"]["mtu"] == mtu, "another change is none of the MTU"
         fe.transmit(frame(MAC_B, MAC_A, size=4000))
         fe.transmit(frame(MAC_B, MAC_A, size=1000))
         sizes = [len(r.frame) for r in other.receive(1 + (mtu >= 4000))]

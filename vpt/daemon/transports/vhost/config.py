@@ -32,10 +32,12 @@ def net_config(state: State) -> bytes:
     return fields.ljust(SPACE, b"\0")
 
 
-def tell_changed(state: State) -> None:
-    """The configuration is another one: let the front-end fetch it again."""
-    if state.channel is not None and state.has(ProtocolFeature.CONFIG):
-        state.channel.request(BackendRequest.CONFIG_CHANGE_MSG)
+def tell_changed(state: State) -> bool:
+    """The configuration is another one: let the front-end fetch it again. Returns whether it is told."""
+    if state.channel is None or not state.has(ProtocolFeature.CONFIG):
+        return False
+    state.channel.request(BackendRequest.CONFIG_CHANGE_MSG)
+    return True
 
 
 def _get_config(state: State, message: Message) -> Payload:

@@ -124,8 +124,9 @@ class Session:
         state = self._state
         before = config.net_config(state)
         was, state.settings = state.settings, settings
-        if config.net_config(state) != before:
-            config.tell_changed(state)
+        told = config.net_config(state) != before and config.tell_changed(state)
+        if told and settings.mtu != was.mtu:
+            state.mtu = None  # what the front-end said was of the configuration before
         if settings.polls != was.polls:
             state.pages.policy_set(settings.polls)
 
