@@ -18,7 +18,7 @@ from vpt.conform.back_channel import BackChannel
 from vpt.conform.frames import MAC_A, MAC_B, frame
 from vpt.conform.front_end import ALL_PROTOCOL, FrontEnd
 from vpt.dataplane import Policy
-from vpt.vhost_user import BackendRequest, Message, ProtocolFeature, Request, VringArea
+from vpt.vhost_user import U64, BackendRequest, Message, ProtocolFeature, Request, VringArea
 
 P = ProtocolFeature
 PAGES = P.HOST_NOTIFIER | P.BACKEND_SEND_FD
@@ -140,6 +140,41 @@ def test_nothing_is_given_without_what_it_takes(
     fe.ask(Request.GET_FEATURES)
     assert not back.waiting()
     assert to_page(port) == []
+
+
+@pytest.mark.parametrize("given_up", [P.HOST_NOTIFIER, P.BACKEND_SEND_FD], ids=lambda p: p.name)
+def test_nothing_is_asked_that_was_negotiated_away(
+    port: VhostPort, connect: Connect, stack: ExitStack, given_up: ProtocolFeature
+) -> None:
+    """Not even what was due: the other ring's page, and the one that the policy takes back."""
+    fe = connect(port)
+    back = begin(fe, stack)
+    start(fe)
+    found, unanswered = given(back, answer=None)
+    fe.do(Request.SET_PROTOCOL_FEATURES, U64(WITH_PAGES & ~int(given_up)))
+    back.answer(unanswered)
+    fe.ask(Request.GET_FEATURES)
+    assert not back.waiting()
+    port.set_policy(Policy.notify())
+    fe.ask(Request.GET_FEATURES)
+    assert not back.waiting()
+    assert to_page(port) == [found], "it may still kick there"
+
+
+def test_nothing_is_asked_on_a_channel_without_answers(
+    port: VhostPort, connect: Connect, stack: ExitStack
+) -> None:
+    """Made before REPLY_ACK was negotiated: whether a page was taken would never be known."""
+    fe = connect(port)
+    back = begin(fe, stack, WITH_PAGES & ~int(P.REPLY_ACK))
+    fe.do(Request.SET_PROTOCOL_FEATURES, U64(WITH_PAGES))
+    fe.protocol = WITH_PAGES
+    start(fe)
+    fe.ask(Request.GET_FEATURES)
+    assert not back.waiting()
+    assert to_page(port) == []
+    second = stack.enter_context(BackChannel(fe))
+    assert [given(second)[0] for _ in range(2)] == [RX, TX]
 
 
 def test_a_policy_that_sleeps_takes_them_back_and_polling_gives_them_again(

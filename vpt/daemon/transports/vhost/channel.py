@@ -46,7 +46,7 @@ class Channel:
     def __init__(self, fd: int, *, acknowledge: bool) -> None:
         """Takes over fd; RuleError(BAD_FD) if it is no connected stream socket of AF_UNIX."""
         self._sock = _stream_socket(fd)
-        self._acknowledge = acknowledge
+        self.acknowledge = acknowledge
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder(BACKEND_SPECS, replies=True)
         self._out = bytearray()
@@ -103,7 +103,7 @@ class Channel:
             while self._queue and not self._busy(self._queue[0]):
                 head = self._queue[0]
                 if not self._writing:
-                    self._out += encode(head.request, head.payload, need_reply=self._acknowledge)
+                    self._out += encode(head.request, head.payload, need_reply=self.acknowledge)
                     self._writing = True
                 if send_some(self._sock, self._out, head.fds):
                     close_fds(head.fds)
@@ -113,7 +113,7 @@ class Channel:
                     return
                 self._writing = False
                 self._queue.pop(0)
-                if self._acknowledge:
+                if self.acknowledge:
                     self._in_flight.append(head)
             self._loop.remove_writer(self._sock)
         except OSError:

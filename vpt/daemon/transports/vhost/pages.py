@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from vpt.daemon.transports.vhost.state import State
 
 OFFERS = ProtocolFeature.HOST_NOTIFIER | ProtocolFeature.BACKEND_SEND_FD
-# A page is taken back when the answer says so, hence REPLY_ACK.
-_NEEDS = OFFERS | ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
+_NEEDS = OFFERS | ProtocolFeature.BACKEND_REQ
 
 
 class Pages:
@@ -95,8 +94,6 @@ class Pages:
 
     def _changed(self) -> None:
         self._stir()
-        if _NEEDS & ~self._state.protocol:
-            return
         if self._calm_s:
             self._calm = asyncio.get_running_loop().call_later(self._calm_s, self._calmed)
         self._settle()
@@ -113,7 +110,7 @@ class Pages:
     def _settle(self) -> None:
         """Ask for the next thing that is not as it should be."""
         state = self._state
-        if self._calm is not None or self._asking or state.channel is None or not state.channel.open:
+        if self._calm is not None or self._asking or not self._may_ask():
             return
         for ring in state.rings:
             if not ring.running:
@@ -124,6 +121,13 @@ class Pages:
             if not self._polls and ring.index in self.out - self._kept:
                 self._ask(VringArea(ring.index | VringArea.NOFD, 0, 0), -1, partial(self._taken, ring.index))
                 return
+
+    def _may_ask(self) -> bool:
+        """Nothing is asked that was not negotiated, or is not anymore, nor where no answer comes."""
+        channel = self._state.channel
+        if channel is None or not channel.open or not channel.acknowledge:
+            return False
+        return not _NEEDS & ~self._state.protocol
 
     def _give(self, index: int) -> None:
         self.out.add(index)
