@@ -65,6 +65,13 @@ def table(fe: FrontEnd, queue: PackedQueue, *descs: Desc, size: int | None = Non
     chain(queue, (at, 16 * len(descs) if size is None else size, INDIRECT | flags))
 
 
+def table_with_next(fe: FrontEnd, queue: PackedQueue) -> None:
+    """A table that is in order, and a descriptor behind it that is, too."""
+    position = queue.later(queue.position, 1)
+    queue.put(position, good(fe), 112, queue.flags_for(position))
+    table(fe, queue, (good(fe), 112, 0), flags=NEXT)
+
+
 def unfinished(fe: FrontEnd, queue: PackedQueue, second: int) -> None:
     """A chain of two whose second descriptor has those flags."""
     queue.put(queue.later(queue.position, 1), good(fe), 100, second)
@@ -122,7 +129,7 @@ FAULTS = [
     Fault(
         "Q15 INDIRECT and NEXT",
         R.BAD_DESC,
-        lambda fe, q: chain(q, (good(fe), 16, INDIRECT | NEXT), (good(fe), 112, 0)),
+        table_with_next,
     ),
     Fault(
         "Q16 table that was not negotiated",

@@ -44,12 +44,16 @@ def chain(queue: SplitQueue, *descs: tuple[int, int, int, int]) -> None:
 
 
 def table(
-    fe: FrontEnd, queue: SplitQueue, *descs: tuple[int, int, int, int], size: int | None = None
+    fe: FrontEnd,
+    queue: SplitQueue,
+    *descs: tuple[int, int, int, int],
+    size: int | None = None,
+    flags: int = 0,
 ) -> None:
     """The same through an indirect table."""
     at = fe.memory.alloc(16 * max(1, len(descs)), 16)
     fe.memory.write(at, b"".join(DESC.pack(*desc) for desc in descs))
-    chain(queue, (at, 16 * len(descs) if size is None else size, INDIRECT, 0))
+    chain(queue, (at, 16 * len(descs) if size is None else size, INDIRECT | flags, 0))
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ FAULTS = [
     Fault(
         "Q15 INDIRECT and NEXT",
         R.BAD_DESC,
-        lambda fe, q: chain(q, (good(fe), 16, INDIRECT | NEXT, 1), (good(fe), 112, 0, 0)),
+        lambda fe, q: table(fe, q, (good(fe), 112, 0, 0), flags=NEXT),
     ),
     Fault("Q4 next outside the table", R.BAD_DESC, lambda fe, q: table(fe, q, (good(fe), 60, NEXT, 1))),
     Fault("Q5 loop in a table", R.LOOP, lambda fe, q: table(fe, q, (good(fe), 60, NEXT, 0))),

@@ -196,6 +196,9 @@ LIES = [
     ),
     pytest.param(1, first_in_flight(1, 0), id="M18 packed, a chain of nothing"),
     pytest.param(1, first_in_flight(1, 65535), id="M18 packed, a chain longer than the ring"),
+    pytest.param(
+        1, first_in_flight(1, NUM + 1, 0), id="M18 packed, a chain that goes in circles beyond the ring"
+    ),
     pytest.param(1, first_in_flight(NUM, 3, 60000), id="M18 packed, a chain that leads out"),
     pytest.param(
         1,
@@ -203,6 +206,7 @@ LIES = [
             head(FREE_HEAD + 2, "H", NUM),
             *everything_in_flight(1),
             *(state(1, i, CHAIN, "H", 2) for i in range(NUM)),
+            *(state(1, i, NEXT, "H", 0) for i in range(NUM)),
         ],
         id="M18 packed, more in flight than the ring has",
     ),
