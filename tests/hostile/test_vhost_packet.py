@@ -128,6 +128,24 @@ def test_headers_that_make_no_sense_harm_nobody(scene: Scene, name: str) -> None
     scene.check(logged=False)
 
 
+LEFTOVERS = {
+    "data valid": vnet(2, start=77, offset=99, size=5),
+    "all but the flags": vnet(0, header=54, size=1000, start=34, offset=16, buffers=9),
+    "unknown flags": vnet(0xFE, header=54, size=1000, start=34, offset=16),
+}
+
+
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_p12_what_a_sender_left_in_its_header_reaches_no_receiver(scene: Scene, name: str) -> None:
+    """Fields that no flag announces mean nothing, and tell a receiver of the sender's other packets."""
+    fe = scene.enter(features=FULL).start()
+    fe.transmit(frame(BROADCAST, MAC_X), header=LEFTOVERS[name])
+    (got,) = scene.two.receive()
+    assert (got.header, got.frame) == (vnet(buffers=1), frame(BROADCAST, MAC_X))
+    scene.one.poll()
+    scene.check(logged=False)
+
+
 def folded(data: bytes) -> int:
     """The ones' complement sum of 16-bit words."""
     total = sum(unpack(f"!{len(data) // 2}H", data))

@@ -35,6 +35,7 @@ from vpt.vhost_user import (
 )
 
 F = VirtioFeature
+TX = 1
 
 
 def head(request: int, flags: int = 1, size: int = 0) -> bytes:
@@ -323,16 +324,17 @@ def test_s2_an_idle_connection_is_not_timed_out(hasty_scene: Scene) -> None:
 def test_s15_the_same_message_again_and_again_holds_one_descriptor(
     scene: Scene, request_: Request, at_work: bool
 ) -> None:
+    """Of the transmit ring, whose kick a worker waits for."""
     fe = scene.enter()
     if at_work:
         fe.start()
     else:
         fe.negotiate()
     fd = one_eventfd(fe)
-    fe.do(request_, VringFd(0), [fd])
+    fe.do(request_, VringFd(TX), [fd])
     held = scene.host.open_things()
     for _ in range(10_000):
-        fe.send(request_, VringFd(0), [fd])
+        fe.send(request_, VringFd(TX), [fd])
     fe.do(Request.SET_OWNER)
     until_open(held)
     scene.check(logged=False)
