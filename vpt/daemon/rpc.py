@@ -162,7 +162,7 @@ async def _call(method: Method, params: dict[str, Any], log: logging.Logger) -> 
         checked = method.params.model_validate(params)
     except ValidationError as error:
         hint = f"vpt daemon methods {method.name} shows what it takes"
-        raise _Refusal(_INVALID_PARAMS, f"{method.name}: {explain(error)}", hint) from None
+        raise _Refusal(_INVALID_PARAMS, explain(error), hint) from None
     try:
         return await method.handler(checked)
     except (VptError, ConnectionError):

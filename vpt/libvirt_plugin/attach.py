@@ -274,7 +274,7 @@ def _ask(vptd: Client, method: str, plug: Plug, **more: str) -> None:
     except UsageError as error:
         # Of what the method takes, which is for programs, people see the options.
         if "vpt daemon methods" in (error.hint or ""):
-            raise UsageError(error.message.removeprefix(f"{method}: "), hint="vpt attach --help") from None
+            raise UsageError(error.message, hint="vpt attach --help") from None
         raise
 
 
