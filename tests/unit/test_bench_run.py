@@ -18,7 +18,7 @@ from vpt.bench.runner import run
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.bench.stats import LEAST_SAMPLES
 from vpt.cli import main
-from vpt.errors import NotFoundError, UsageError
+from vpt.errors import GuestError, NotFoundError, UsageError
 
 
 class Toy(Scenario):
@@ -45,8 +45,8 @@ class Toy(Scenario):
         Plot(title="None", x="absent", y=["ns"], x_label="", y_label=""),
     )
 
-    def __init__(self, slow: float = 1.0, copies: float = 1.0) -> None:
-        self.slow, self.copies = slow, copies
+    def __init__(self, slow: float = 1.0, copies: float = 1.0, failing: int = 0) -> None:
+        self.slow, self.copies, self.failing = slow, copies, failing
         self.order: list[str] = []
         self.open = 0
 
@@ -59,6 +59,9 @@ class Toy(Scenario):
 
         def once(name: str, ns: float) -> Measured:
             self.order.append(name)
+            if name == "switch" and self.failing:
+                self.failing -= 1
+                raise GuestError("not all were taken")
             return Measured({"ns": ns * int(params["bytes"]), "copies": self.copies}, {"raw": [1.0, 2.0]})
 
         yield {"switch": lambda: once("switch", 2 * self.slow), "plain": lambda: once("plain", 1)}
@@ -96,6 +99,23 @@ def test_variants_run_in_turn_after_one_that_does_not_count() -> None:
     assert first[2:] == ["switch", "plain", "plain", "switch", "switch", "plain"]
     assert [[s.repetition for s in v.samples] for v in done.points[0].variants] == [[0, 1, 2], [0, 1, 2]]
     assert toy.open == 0
+
+
+def test_a_repetition_that_could_not_be_measured_is_taken_again_and_that_is_said() -> None:
+    toy = Toy(failing=2)
+    scenario = run([toy], Settings(repetitions=1)).scenarios[0]
+    assert toy.order[:6] == ["plain", "switch"] * 3  # all of it, so that pairs stay pairs
+    assert [len(v.samples) for p in scenario.points for v in p.variants] == [1] * 4
+    assert [n for n in scenario.notes if "again" in n] == [
+        "Taken again, toy: bytes 64, repetition 0: not all were taken."
+    ] * 2
+
+
+def test_a_repetition_that_can_not_be_measured_ends_the_run() -> None:
+    toy = Toy(failing=9)
+    with pytest.raises(GuestError, match="not all were taken"):
+        run([toy], Settings(repetitions=1))
+    assert toy.order.count("switch") == 3
 
 
 def test_every_sample_is_kept_and_summaries_follow(result: Result) -> None:

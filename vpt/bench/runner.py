@@ -2,7 +2,8 @@
 """Run scenarios: at each point, the variants in turn, as often as asked for.
 
 The order of the variants turns with each repetition, so that none always runs in the wake of the same other.
-One repetition goes before those that count, to warm caches and to let page faults happen.
+One repetition goes before those that count, to warm caches and to let page faults happen. One that could not
+be measured (GuestError: the host was too busy, say) is taken again, with all variants, and a note says so.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from datetime import datetime
 
 from vpt.bench.machine import emulated, machine, revision, versions
 from vpt.bench.result import Point, Result, Sample, ScenarioResult, Variant
-from vpt.bench.scenario import Params, Runnable, Scenario, Settings
-from vpt.errors import UsageError
+from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
+from vpt.errors import GuestError, UsageError
 
 __all__ = ["Progress", "run"]
 
 _EMULATED = "This processor is emulated: times mean nothing here, counts hold."
+
+#: How often a repetition is begun, before a run of an hour is given up for it.
+_TRIES = 3
 
 #: Called with (steps done, steps in all, what comes next).
 Progress = Callable[[int, int, str], None]
@@ -29,6 +33,7 @@ class _Steps:
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.done, self.total, self.progress = 0, total, progress
         self.began = time.monotonic()
+        self.again: list[str] = []
 
     def next(self, what: str) -> None:
         if self.progress:
@@ -46,6 +51,13 @@ def turn(names: Sequence[str], repetition: int) -> list[str]:
     return [*names[at:], *names[:at]]
 
 
+def _in_turn(
+    variants: Mapping[str, Runnable], order: Sequence[str], steps: _Steps
+) -> dict[str, tuple[float, Measured]]:
+    """One repetition: of each variant when it began, in seconds of the run, and what was measured."""
+    return {name: (steps.seconds, variants[name]()) for name in order}
+
+
 def _point(
     params: Params, variants: Mapping[str, Runnable], settings: Settings, steps: _Steps, scenario: Scenario
 ) -> Point:
@@ -53,13 +65,21 @@ def _point(
     samples: dict[str, list[Sample]] = {name: [] for name in variants}
     for repetition in range(-1, settings.repetitions):
         steps.next(f"{label}, repetition {repetition + 1} of {settings.repetitions}")
-        for name in turn(list(variants), repetition if scenario.turns else 0):
-            at = steps.seconds
-            measured = variants[name]()
-            if repetition >= 0:
-                samples[name].append(
-                    Sample(repetition=repetition, at=at, values=measured.values, series=measured.series)
-                )
+        order = turn(list(variants), repetition if scenario.turns else 0)
+        for left in reversed(range(_TRIES)):
+            try:
+                taken = _in_turn(variants, order, steps)
+                break
+            except GuestError as error:
+                if not left:
+                    raise
+                steps.again.append(f"Taken again, {label}, repetition {repetition + 1}: {error.message}.")
+        if repetition < 0:
+            continue
+        for name, (at, measured) in taken.items():
+            samples[name].append(
+                Sample(repetition=repetition, at=at, values=measured.values, series=measured.series)
+            )
     return Point(params=dict(params), variants=[Variant(name=n, samples=s) for n, s in samples.items()])
 
 
@@ -77,6 +97,7 @@ def points_of(scenario: Scenario, settings: Settings) -> list[Params]:
 
 def _scenario(scenario: Scenario, settings: Settings, steps: _Steps) -> ScenarioResult:
     points = []
+    steps.again.clear()
     for params in points_of(scenario, settings):
         with scenario.session(params, settings) as variants:
             points.append(_point(params, variants, settings, steps, scenario))
@@ -87,7 +108,7 @@ def _scenario(scenario: Scenario, settings: Settings, steps: _Steps) -> Scenario
         reference=scenario.reference,
         points=points,
         plots=list(scenario.plots),
-        notes=[*([_EMULATED] if emulated() else []), *scenario.notes(settings, points)],
+        notes=[*([_EMULATED] if emulated() else []), *scenario.notes(settings, points), *steps.again],
         provenance=dict(scenario.provenance()),
     )
 
