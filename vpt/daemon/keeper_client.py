@@ -61,6 +61,11 @@ class KeeperClient:
     def connected(self) -> bool:
         return self._sock is not None
 
+    @property
+    def held(self) -> int:
+        """How many ports the keeper has taken over; those of one that is gone are nobody's."""
+        return len(self._peers) if self.connected else 0
+
     async def connect(self) -> None:
         """Connect to the keeper of our runtime dir, and start one if there is none."""
         sock = _try_connect(self._paths)

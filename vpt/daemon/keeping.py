@@ -101,8 +101,7 @@ class Keeping:
     def view(self) -> KeeperView | None:
         if self.keeper is None:
             return None
-        held = sum(managed.ring is not None for managed in self._there.ports.values())
-        return KeeperView(pid=self.keeper.pid, ports=held)
+        return KeeperView(pid=self.keeper.pid, ports=self.keeper.held)
 
     def _peer_changed(self, name: str) -> None:
         managed = self._there.ports.get(name)

@@ -353,7 +353,7 @@ class StatsView(_Result):
 
 class KeeperView(_Result):
     pid: int | None
-    ports: int
+    ports: int = Field(description="how many it holds by now; none yet while a new one takes over")
 
 
 class Status(_Result):
