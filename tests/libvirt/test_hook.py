@@ -88,6 +88,20 @@ def test_a_port_that_was_there_before_stays(hooks: Path, runtime: Path, vptd: Cl
     assert names(vptd) == []
 
 
+def test_the_port_of_another_domain_is_refused(hooks: Path, runtime: Path, vptd: Client) -> None:
+    """A clone of a domain's XML has its ports, too: its QEMU would wait forever."""
+    first, clone = (DOMAIN.replace("</name>", f"</name><uuid>{n}</uuid>") for n in (1, 2))
+    assert run(hooks, "prepare", plugged(first, runtime)).returncode == 0
+    done = run(hooks, "prepare", plugged(clone, runtime))
+    assert done.returncode == 1
+    assert "port 'h1' belongs to another VM, libvirt:" in done.stderr
+    assert "vpt detach d1 h1 --config" in done.stderr
+    assert run(hooks, "release", plugged(clone, runtime)).returncode == 0
+    assert names(vptd) == ["h1", "h2"], "those of the first stay"
+    assert run(hooks, "release", plugged(first, runtime)).returncode == 0
+    assert names(vptd) == []
+
+
 def test_without_vptd_the_start_fails_and_says_what_to_do(hooks: Path, tmp_path: Path) -> None:
     xml = plugged(DOMAIN, tmp_path / "nowhere")
     done = run(hooks, "prepare", xml)

@@ -299,6 +299,23 @@ def test_without_keeper_ports_are_served_by_vptd_itself(vptd: Vptd) -> None:
 # ---- what may be asked ----
 
 
+def test_a_port_that_may_exist_is_not_another_vms(shared: Vptd) -> None:
+    """Else a domain's clone starts with the port of the first, and waits for it forever."""
+    new = {"switch": "own", "name": "mine", "kind": "null", "may_exist": True}
+    shared.call("switch.add", name="own")
+    shared.call("port.add", **new, owner="libvirt:system:1")
+    for owner in ({"owner": "libvirt:system:1"}, {}):
+        assert shared.call("port.add", **new, **owner)["owner"] == "libvirt:system:1"
+    with pytest.raises(ExistsError, match="'mine' belongs to another VM, libvirt:system:1") as caught:
+        shared.call("port.add", **new, owner="libvirt:system:2")
+    assert "virsh domname" in str(caught.value.hint)
+    shared.call("port.add", **{**new, "name": "common"})
+    assert shared.call("port.add", **{**new, "name": "common"}, owner="libvirt:system:2")["owner"] is None
+    for name in ("mine", "common"):
+        shared.call("port.del", name=name)
+    shared.call("switch.del", name="own")
+
+
 def test_verbs_are_idempotent_when_asked_to_be(shared: Vptd) -> None:
     assert shared.call("switch.add", name="i") == {"changed": True}
     with pytest.raises(ExistsError):

@@ -121,7 +121,9 @@ class _NewPort(PortConfig):
 
 
 class PortAdd(_NewPort):
-    may_exist: bool = Field(default=False, description="succeed if there is one with the same settings")
+    may_exist: bool = Field(
+        default=False, description="succeed if there is one with the same settings, and not of another owner"
+    )
 
 
 class PortCheck(_NewPort):

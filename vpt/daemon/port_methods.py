@@ -123,6 +123,7 @@ class Ports:
             if existing is not None and request.may_exist:
                 switch = self._there.switch(config.switch).config
                 check_same(existing.config.on(switch), config.on(switch))
+                _check_owner(existing, request.owner)
                 return self._view(existing)
             managed = await self.bring_up(config, request.owner)
             try:
@@ -290,6 +291,16 @@ class Ports:
                 raise ExistsError(
                     f"port {other.config.name!r} uses the socket {path}", hint="choose another path"
                 )
+
+
+def _check_owner(existing: ManagedPort, owner: str | None) -> None:
+    """A port serves one VM. One that is nobody's is for whoever comes."""
+    if owner is not None and existing.owner not in (None, owner):
+        name = existing.config.name
+        raise ExistsError(
+            f"port {name!r} belongs to another VM, {existing.owner}",
+            hint="each VM needs a port of its own; a libvirt domain's name: virsh domname UUID",
+        )
 
 
 def _live_mtu(config: PortConfig) -> int:
