@@ -12,12 +12,12 @@
 #include "util.h"
 
 #define MAX_GUARDS 65536u
-#define PAGE 4096u
 
 /* An entry is valid while len is not 0; the handler may read it in any thread at any time, so len is written last and cleared first. */
 static struct guard {
 	uintptr_t base;
 	size_t len;
+	size_t page;
 	uint32_t *flag;
 } guards[MAX_GUARDS];
 
@@ -33,7 +33,7 @@ static int cover(uintptr_t addr)
 	for (i = 0; i < used; i++) {
 		size_t len = VPTI_LOAD_ACQUIRE(guards[i].len);
 		uintptr_t base = guards[i].base;
-		uintptr_t page = addr & ~(uintptr_t)(PAGE - 1);
+		uintptr_t page = addr & ~(uintptr_t)(guards[i].page - 1);
 
 		if (!len || addr < base || addr - base >= len)
 			continue;
@@ -79,7 +79,7 @@ int vpti_guard_install(void)
 	return install_rc;
 }
 
-int vpti_guard_add(void *base, size_t len, uint32_t *flag)
+int vpti_guard_add(void *base, size_t len, size_t page, uint32_t *flag)
 {
 	uint32_t i;
 
@@ -87,6 +87,7 @@ int vpti_guard_add(void *base, size_t len, uint32_t *flag)
 		if (guards[i].len)
 			continue;
 		guards[i].base = (uintptr_t)base;
+		guards[i].page = page;
 		guards[i].flag = flag;
 		VPTI_STORE_RELEASE(guards[i].len, len);
 		if (i >= guards_used)

@@ -15,8 +15,11 @@
 /* Install the process-wide handler, once; an existing handler goes on to get what is not ours. 0 or -errno. */
 int vpti_guard_install(void);
 
-/* Guard [base, base + len): *flag becomes 1 when it vanishes. -ENOSPC if the table is full. Control thread. */
-int vpti_guard_add(void *base, size_t len, uint32_t *flag);
+/*
+ * Guard [base, base + len): *flag becomes 1 when it vanishes. page: the mapping can only be replaced by multiples of it, a power of
+ * two (hugetlbfs: a huge page). -ENOSPC if the table is full. Control thread.
+ */
+int vpti_guard_add(void *base, size_t len, size_t page, uint32_t *flag);
 void vpti_guard_del(void *base);
 
 #endif /* VPTI_GUARD_H */

@@ -1,18 +1,14 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* inflight.c - the record of what is in flight: mapping it, and going on from one that somebody left, who may be lying */
-#define _GNU_SOURCE
 #include "inflight.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "guard.h"
+#include "memmap.h"
 #include "virtq.h"
-
-#define PAGE 4096u
 
 /* ---- the memory ---- */
 
@@ -31,50 +27,40 @@ uint64_t vpti_inflight_size(bool packed, uint32_t queues, uint32_t queue_size)
 
 int vpti_inflight_map(const struct vpt_inflight *from, uint32_t *flag, struct vpti_inflight_area **out)
 {
-	uint64_t start = from->mmap_offset & ~(uint64_t)(PAGE - 1), end;
 	struct vpti_inflight_area *area;
 	struct stat st;
+	uint64_t end;
 	int rc;
 
 	if (!from->queues || from->queues > VPT_MAX_VRINGS || !from->queue_size || from->queue_size > VPT_MAX_RING ||
 	    __builtin_add_overflow(from->mmap_offset, from->mmap_size, &end) || end > INT64_MAX ||
 	    from->mmap_offset % VPTI_INFLIGHT_ALIGN || from->mmap_size < vpti_inflight_size(false, from->queues, from->queue_size))
 		return -EINVAL;
-	if (fstat(from->fd, &st))
-		return -errno;
-	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < end)
-		return -EBADF;
 	area = malloc(sizeof(*area));
 	if (!area)
 		return -ENOMEM;
 	*area = (struct vpti_inflight_area){ .queues = from->queues, .queue_size = from->queue_size };
 	/* No more than can be needed, however much there is. */
 	area->size = VPTI_MIN(from->mmap_size, vpti_inflight_size(true, from->queues, from->queue_size));
-	area->len = (size_t)(from->mmap_offset - start + area->size);
-	area->base = mmap(NULL, area->len, PROT_READ | PROT_WRITE, MAP_SHARED, from->fd, (off_t)start);
-	if (area->base == MAP_FAILED) {
-		rc = -errno;
-		goto err;
-	}
-	rc = vpti_guard_add(area->base, area->len, flag);
+	rc = vpti_mapping_new(from->fd, from->mmap_offset, area->size, flag, &area->mapping, &area->start);
 	if (rc) {
-		munmap(area->base, area->len);
-		goto err;
+		free(area);
+		return rc;
 	}
-	area->start = (uint8_t *)area->base + (from->mmap_offset - start);
+	/* Of the rest nothing is used, but who says that it is there is wrong about the file. */
+	if (fstat(from->fd, &st) || (uint64_t)st.st_size < end) {
+		vpti_inflight_unmap(area);
+		return -EBADF;
+	}
 	*out = area;
 	return 0;
-err:
-	free(area);
-	return rc;
 }
 
 void vpti_inflight_unmap(struct vpti_inflight_area *area)
 {
 	if (!area)
 		return;
-	vpti_guard_del(area->base);
-	munmap(area->base, area->len);
+	vpti_mapping_put(area->mapping);
 	free(area);
 }
 

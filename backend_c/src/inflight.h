@@ -85,8 +85,7 @@ struct vpti_inflight_area {
 	uint32_t queue_size;
 	uint64_t size;
 	uint8_t *start;
-	void *base;
-	size_t len;
+	struct vpti_mapping *mapping;
 };
 
 /* What a record for so many queues of so many descriptors takes. */

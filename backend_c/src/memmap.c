@@ -71,13 +71,14 @@ int vpti_mapping_new(int fd, uint64_t offset, uint64_t size, uint32_t *flag, str
 		return -ENOMEM;
 	m->refs = 1;
 	m->len = (size_t)VPTI_ALIGN(end - start, align);
-	m->base = mmap(NULL, m->len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t)start);
+	/* Without MAP_NORESERVE: huge pages that are not there are missed here, and not by a SIGBUS in a worker. */
+	m->base = mmap(NULL, m->len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)start);
 	if (m->base == MAP_FAILED) {
 		rc = -errno;
 		free(m);
 		return rc;
 	}
-	rc = vpti_guard_add(m->base, m->len, flag);
+	rc = vpti_guard_add(m->base, m->len, (size_t)align, flag);
 	if (rc) {
 		munmap(m->base, m->len);
 		free(m);
@@ -113,6 +114,7 @@ int vpti_mem_build(const struct vpti_mem *old, const struct vpt_mem_region *add,
 	uint32_t old_n = old ? old->n : 0;
 	bool found = !without;
 	struct vpti_mem *m;
+	uint64_t total = 0;
 	uint32_t i;
 	int rc;
 
@@ -126,12 +128,16 @@ int vpti_mem_build(const struct vpti_mem *old, const struct vpt_mem_region *add,
 			found = true;
 			continue;
 		}
+		total += old->r[i].size;
 		m->r[m->n++] = old->r[i];
 		old->r[i].mapping->refs++;
 	}
 	rc = found ? 0 : -ENOENT;
 	for (i = 0; i < n && !rc; i++) {
 		rc = check(&add[i], m);
+		/* In this order, for sizes may add up to more than 64 bits hold. */
+		if (!rc && (add[i].size > VPT_MAX_MEM_BYTES || (total += add[i].size) > VPT_MAX_MEM_BYTES))
+			rc = -EFBIG;
 		if (!rc)
 			rc = map(&add[i], flag, &m->r[m->n]);
 		if (!rc)

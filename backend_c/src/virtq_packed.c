@@ -293,6 +293,10 @@ VPTI_OUTLINE enum vpti_fit packed_fit(struct vpti_virtq_rxq *x, struct vpti_room
 			vpti_rxq_break(&x->q, VPT_REASON_BAD_INDEX, index_of(v, at));
 			return VPTI_FIT_BROKEN;
 		}
+		if (vpti_unlikely(s.left && vpti_is_crumbs(v, len + v->hdr_len - s.left, steps))) {
+			vpti_rxq_break(&x->q, VPT_REASON_BAD_DESC, index_of(v, at));
+			return VPTI_FIT_BROKEN;
+		}
 		if (vpti_unlikely(s.left && !vpti_may_merge(v, steps)))
 			return VPTI_FIT_TOO_BIG;
 		room->used[nused++] = (struct vpti_used_mark){ .position = used, .len = s.got, .id = id };

@@ -346,6 +346,10 @@ VPTI_OUTLINE enum vpti_fit split_fit(struct vpti_virtq_rxq *x, struct vpti_room 
 		}
 		if (vpti_unlikely(rc == VPTI_ROOM_FULL))
 			return i ? VPTI_FIT_NO_ROOM : VPTI_FIT_TOO_BIG;
+		if (vpti_unlikely(s.left && vpti_is_crumbs(v, len + v->hdr_len - s.left, steps))) {
+			vpti_rxq_break(&x->q, VPT_REASON_BAD_DESC, head);
+			return VPTI_FIT_BROKEN;
+		}
 		if (vpti_unlikely(s.left && !vpti_may_merge(v, steps)))
 			return VPTI_FIT_TOO_BIG;
 		put_used(v, next_used, head, s.got);

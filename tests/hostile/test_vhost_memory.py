@@ -178,6 +178,18 @@ def test_m13_no_more_regions_than_slots(scene: Scene) -> None:
     scene.check()
 
 
+def test_m13_no_more_memory_than_one_port_may_have(scene: Scene) -> None:
+    """A sparse file costs its owner nothing; the addresses that it is mapped at are everybody's."""
+    fe = scene.enter().start(fill=0)
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 3 << 40)
+    answers = [fe.try_(Request.ADD_MEM_REG, MemReg(region(n << 43, 3 << 40, n << 43)), [fd]) for n in (1, 2)]
+    os.close(fd)
+    assert answers == [0, 1]
+    assert scene.villain.faults[Rule.BAD_MEMORY] == 1
+    scene.check(logged=False)
+
+
 def huge_pages_free() -> int:
     """How many a memfd could have."""
     path = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
@@ -205,6 +217,38 @@ def test_m8_a_region_that_begins_anywhere_in_its_file(scene: Scene, offset: int,
     assert number(scene.two.receive()[0].frame) == 8
     scene.one.poll()
     scene.check(logged=False)
+
+
+def test_m6_huge_pages_that_are_not_there_are_refused(scene: Scene) -> None:
+    """A file of them can be made without any; the first access would raise SIGBUS."""
+    fe = scene.enter().start(fill=0)
+    size = (huge_pages_free() + 2) * 2 * MIB
+    try:
+        fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+    except OSError as error:
+        pytest.skip(f"no memfd of huge pages: {error}")
+    os.ftruncate(fd, size)
+    assert fe.try_(Request.ADD_MEM_REG, MemReg(region(1 << 40, size, 1 << 40)), [fd]) != 0
+    os.close(fd)
+    assert scene.villain.faults[Rule.BAD_MEMORY] == 1
+    scene.check(logged=False)
+
+
+def test_m6_huge_pages_that_vanish_take_down_their_port(scene: Scene) -> None:
+    """A mapping of huge pages can only be replaced by whole ones."""
+    if huge_pages_free() < 2:
+        pytest.skip("missing: two free huge pages of 2 MiB (sysctl vm.nr_hugepages)")
+    fe = scene.enter().start(fill=0)
+    fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+    os.ftruncate(fd, 4 * MIB)
+    assert fe.try_(Request.ADD_MEM_REG, MemReg(region(1 << 40, 4 * MIB, 1 << 40)), [fd]) == 0
+    os.ftruncate(fd, 0)
+    os.close(fd)
+    fe.pairs[0].tx.add([Buffer((1 << 40) + MIB + PAGE, 128)])
+    fe.pairs[0].tx.kick(force=True)
+    assert fe.closed_by_peer()
+    assert scene.villain.counters["broken_sigbus"] == 1
+    scene.check()
 
 
 def test_m10_a_new_table_under_traffic_loses_nothing(scene: Scene) -> None:

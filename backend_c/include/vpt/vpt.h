@@ -349,7 +349,7 @@ int vpt_vhost_set_features(vpt_port *p, uint64_t features);
 /*
  * Replace, add to, or take from the memory table. All or nothing. Rings that run go on if the new table still
  * holds them; else -EFAULT and nothing is changed. -EINVAL: size 0, wrap-around, misaligned, overlap; -EBADF: the file is too
- * short; -E2BIG: more than VPT_MAX_MEM_REGIONS; -ENOENT: no such region; -ERANGE: beyond the log in use; others from
+ * short; -E2BIG: more than VPT_MAX_MEM_REGIONS; -EFBIG: more than VPT_MAX_MEM_BYTES; -ENOENT: no such region; -ERANGE: beyond the log in use; others from
  * mmap(). Waits for workers.
  */
 int vpt_vhost_mem_set(vpt_port *p, const struct vpt_mem_region *regions, uint32_t n);
@@ -551,6 +551,7 @@ int64_t vpt_offload_frames(const struct vpt_vnet_hdr *hdr, const void *frame, ui
 
 #define VPT_MAX_WORKERS 32u
 #define VPT_MAX_MEM_REGIONS 512u
+#define VPT_MAX_MEM_BYTES (4ull << 40) /* of one port: a sparse file costs nothing, and addresses, 128 TiB, are for all ports */
 #define VPT_MAX_VRINGS 256u
 #define VPT_MAX_RING 32768u
 #define VPT_STATS_MAGIC 0x5354415453545056ull
