@@ -7,14 +7,17 @@ import gc
 import json
 import os
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from support.leaks import open_things
-from support.libvirt import NEEDS, DomainGuest, Libvirt, Vpt, ok, qemu_pid, qmp
+from support.libvirt import NEEDS, DomainGuest, Libvirt, Vpt, lose_device, ok, qemu_pid, qmp
 from support.waiting import until
 from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
@@ -22,6 +25,7 @@ from vpt.guest import Guest, ping
 from vpt.libvirt_plugin import _domain
 from vpt.libvirt_plugin.attach import Request, attach
 from vpt.libvirt_plugin.metadata import plugs_in
+from vpt.libvirt_plugin.rules import alias_in
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs(*NEEDS)]
 
@@ -205,18 +209,59 @@ def test_detach_without_vptd_changes_nothing(
     ok(vpt("detach", "left"))
 
 
+@contextmanager
+def taken_id(guest: DomainGuest, ident: str) -> Iterator[None]:
+    """QEMU has a device of that id, which libvirt does not know of."""
+    devices = partial(qmp, guest, "qom-list", path="/machine/peripheral")
+    qmp(guest, "device_add", driver="virtio-rng-pci", id=ident)
+    try:
+        yield
+    finally:
+        qmp(guest, "device_del", id=ident)
+        until(lambda: ident not in [item["name"] for item in devices()], f"{ident} to go")
+
+
 @pytest.mark.usefixtures("untouched")
 def test_what_fails_in_qemu_is_rolled_back(guests: SimpleNamespace, vpt: Vpt) -> None:
     """The device's id is taken in QEMU by something that libvirt does not know of: QEMU refuses it."""
     before = guests.left.domain.XMLDesc()
-    qmp(guests.left, "device_add", driver="virtio-rng-pci", id="ua-vpt-left")
-    try:
+    with taken_id(guests.left, "ua-vpt-left"):
         code, _, err = vpt("attach", "left", "--switch", "sw0")
-    finally:
-        qmp(guests.left, "device_del", id="ua-vpt-left")
     assert code == 1
     assert "attach the device" in err
     assert guests.left.domain.XMLDesc() == before
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_port_whose_device_has_gone_can_be_plugged_in_again_and_detached(
+    guests: SimpleNamespace, vpt: Vpt, vptd: Client
+) -> None:
+    """As when the guest lets go of it after vpt detach has given up."""
+    left, named = guests.left, ("left", "--switch", "sw0", "--port", "late")
+    ok(vpt("attach", *named, "--live", "--config"))
+    before = plugs_in(left.domain.XMLDesc())
+    lose_device(left, "late")
+    assert ") plugs left into sw0: live\n" in ok(vpt("attach", *named, "--live"))
+    assert alias_in(left.domain.XMLDesc(), "late")
+    assert plugs_in(left.domain.XMLDesc()) == before
+    lose_device(left, "late")
+    assert "live and config; the port is deleted" in ok(vpt("detach", "left"))
+    assert plugs_in(left.domain.XMLDesc()) == []
+    assert vptd.call("port.list")["ports"] == []
+
+
+@pytest.mark.usefixtures("untouched")
+def test_what_fails_for_a_port_whose_device_has_gone_leaves_the_note_of_it(
+    guests: SimpleNamespace, vpt: Vpt
+) -> None:
+    ok(vpt("attach", "left", "--switch", "sw0", "--live"))
+    lose_device(guests.left, "left")
+    before = guests.left.domain.XMLDesc()
+    with taken_id(guests.left, "ua-vpt-left"):
+        code, _, err = vpt("attach", "left", "--switch", "sw0", "--port", "left", "--live")
+    assert (code, "attach the device" in err) == (1, True)
+    assert guests.left.domain.XMLDesc() == before
+    ok(vpt("detach", "left"))
 
 
 def test_without_shared_memory_only_passthrough_goes_live(libvirt: Libvirt, vpt: Vpt, vptd: Client) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from support.libvirt import NEEDS, DomainGuest, Libvirt
+from support.libvirt import NEEDS, DomainGuest, Libvirt, lose_device
 from vpt.cli import main
 from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
 from vpt.errors import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK
 from vpt.guest import ping
 from vpt.libvirt_plugin.metadata import plugs_in
+from vpt.libvirt_plugin.rules import alias_in
 
 pytestmark = [
     pytest.mark.vm,
@@ -135,6 +136,28 @@ def test_a_topology_makes_a_domain_and_gives_a_port_to_another(
     assert list((runtime / "state/guests").iterdir()) == [runtime / "state/guests/.lock"]
     with Client(locate(runtime).control) as vptd:
         assert vptd.call("port.list")["ports"] == []
+
+
+def test_a_device_that_somebody_took_out_of_a_domain_is_put_back(
+    libvirt: Libvirt, runtime: Path, cli: Cli, tmp_path: Path
+) -> None:
+    idle, file = libvirt.define("idle"), tmp_path / "lab.yaml"
+    before = idle.domain.XMLDesc(2)
+    switches, port = "switches: [{name: sw0}]", "{name: e1, switch: sw0, kind: vhost-user}"
+    vm = f"{{domain: idle, connect: '{libvirt.uri}', ports: [e1]}}"
+    file.write_text(f"{switches}\nports: [{port}]\nvms: [{vm}]\n")
+    try:
+        cli("apply", str(file))
+        lose_device(idle, "e1", live=False)
+        assert "attach e1" in cli("diff", str(file), code=EXIT_DIFFERENT)[1]
+        cli("apply", str(file))
+        assert alias_in(idle.domain.XMLDesc(2), "e1")
+        assert cli("diff", str(file))[1] == "nothing to do\n"
+        file.write_text(f"{switches}\n")
+        cli("apply", str(file), "--prune")
+        assert idle.domain.XMLDesc(2) == before
+    finally:
+        libvirt.remove(idle)
 
 
 def test_a_domain_that_does_not_exist_is_named_and_nothing_is_changed(

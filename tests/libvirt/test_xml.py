@@ -296,6 +296,11 @@ def test_what_crashes_qemu_under_tcg_is_refused_and_one_cpu_is_warned_of() -> No
     assert "crashes under TCG" in live(tcg, VHOST)
     rules.check_live(tcg, VHOST, 10_000_002)
     rules.check_live(tcg.replace("'a>b'", "'virtio-net-pci.vectors=0'"), VHOST, 7_002_022)
+    late = add_port(tcg, SHMEM)
+    shmem = late[late.index("<shmem") : late.index("</shmem>") + len("</shmem>")]
+    assert not rules.is_spent(late)
+    assert rules.is_spent(late.replace(shmem, ""))
+    assert not rules.is_spent(add_port(PC, SHMEM).replace(shmem, ""))
     assert rules.warnings(tcg) == []
     assert "memory barriers" in rules.warnings(tcg.replace("<vcpu>2", "<vcpu>1"))[0]
     assert "memory barriers" in rules.warnings(tcg.replace("<vcpu>2</vcpu>", ""))[0]

@@ -17,8 +17,11 @@ from typing import Any, Self
 
 import pytest
 
+from support.waiting import until
 from vpt.errors import VptError
 from vpt.guest import Guest, Image
+from vpt.libvirt_plugin.rules import alias_in
+from vpt.libvirt_plugin.xml import alias_of
 from vpt.qemu import find_qemu
 
 DRIVER = "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so"
@@ -135,6 +138,12 @@ def ok(result: tuple[int, str, str]) -> str:
 def live_xml(guest: DomainGuest) -> str:
     """Without metadata: libvirt leaves an empty element, and we a mark where a passthrough port has been."""
     return re.sub("  <metadata/>\n|  <metadata>.*</metadata>\n", "", guest.domain.XMLDesc(), flags=re.DOTALL)
+
+
+def lose_device(guest: DomainGuest, port: str, *, live: bool = True) -> None:
+    """Take a port's device, and nothing else, out of the running domain, or else of its configuration."""
+    guest.domain.detachDeviceAlias(alias_of(port), 1 if live else 2)
+    until(lambda: not alias_in(guest.domain.XMLDesc(0 if live else 2), port), "the device to go")
 
 
 def qmp(guest: DomainGuest, command: str, **arguments: Any) -> Any:

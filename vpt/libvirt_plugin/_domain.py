@@ -14,7 +14,7 @@ from typing import Any
 from vpt.errors import ConflictError, GuestError
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import binding, find_domain, owner_of, translate
-from vpt.libvirt_plugin.metadata import NAMESPACE, PREFIX, Plug, is_spent, metadata_xml, plugs_in
+from vpt.libvirt_plugin.metadata import NAMESPACE, PREFIX, Plug, metadata_xml, plugs_in
 from vpt.libvirt_plugin.xml import alias_of, device_xml
 
 __all__ = ["Target"]
@@ -85,7 +85,8 @@ class Target:
 
     def plug_live(self, plug: Plug) -> None:
         # libvirt would put ivshmem, as conventional PCI, behind a bridge, whose window holds one region only.
-        free = rules.free_root_ports(self.live_xml())
+        before = self.live_xml()
+        free = rules.free_root_ports(before)
         bus = free[0] if free and plug.kind == "passthrough" else None
         with _changes(self) as changed:
             with self.asking("attach the device"):
@@ -95,7 +96,8 @@ class Target:
                     f"libvirt says that {plug.name} is attached, and {self.name} does not have it",
                     hint=f"virsh dumpxml {self.name}",
                 )
-        self.note_live([*plugs_in(self.live_xml()), plug])
+        others = [other for other in plugs_in(before) if other.name != plug.name]
+        self.note_live([*others, plug], spent=rules.is_spent(before))
 
     def unplug_live(self, name: str) -> None:
         with _changes(self) as changed:
@@ -111,7 +113,7 @@ class Target:
     def note_live(self, plugs: list[Plug], *, spent: bool = False) -> None:
         """What the running domain has, in its metadata."""
         kind = self.lib.VIR_DOMAIN_METADATA_ELEMENT
-        text = metadata_xml(plugs, spent=spent or is_spent(self.live_xml()))
+        text = metadata_xml(plugs, spent=spent or rules.is_spent(self.live_xml()))
         with self.asking("note the port in its metadata"):
             self.domain.setMetadata(kind, text, PREFIX, NAMESPACE, self.lib.VIR_DOMAIN_AFFECT_LIVE)
 

@@ -28,7 +28,6 @@ from vpt.errors import (
 )
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import which
-from vpt.libvirt_plugin._document import domain_element
 from vpt.libvirt_plugin._domain import Target
 from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.metadata import Plug, plugs_in
@@ -118,12 +117,13 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
     live = request.live or (target.active and not request.config)
     config = request.config or not live
     where = tuple(name for name, wanted in (("live", live), ("config", config)) if wanted)
-    in_live, in_config = _plugs_of(target)
-    plug = _plugged_in(request, [*in_config, *in_live])
+    live_plugs, config_plugs = _plugs_of(target, plugs_in)
+    plug = _plugged_in(request, [*config_plugs, *live_plugs])
     if plug is None:
         small = live and rules.is_express(target.live_xml())
         plug, there = make_plug(vptd, request, request.vm, small=small), request.existing
     else:
+        in_live, in_config = _plugs_of(target, rules.plugged_in)
         live, config = live and plug not in in_live, config and plug not in in_config
         there = any(port["name"] == plug.name for port in vptd.call("port.list")["ports"])
     # Last, for what was asked for may be wrong whatever state the domain is in.
@@ -134,11 +134,19 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
     if live:
         version = int(connection.getVersion())
         rules.check_live(target.live_xml(), plug, version)
-        rules.check_domain(add_port(target.live_xml(), plug))
+        rules.check_domain(_with_port(target.live_xml(), plug))
     before = target.config_xml() if config or not live else target.live_xml()
-    after = add_port(before, plug) if live or config else before
+    after = _with_port(before, plug) if live or config else before
     rules.check_domain(after)
     return _Plan(target, plug, where, live, config, there, before, after)
+
+
+def _with_port(xml: str, plug: Plug) -> str:
+    """The domain with the port, of which it may have the note only: the device has gone without us."""
+    noted = any(other.name == plug.name for other in plugs_in(xml))
+    if noted and not rules.alias_in(xml, plug.name):
+        xml = remove_port(xml, plug.name)
+    return add_port(xml, plug)
 
 
 def _plugged_in(request: Request, plugs: list[Plug]) -> Plug | None:
@@ -233,12 +241,13 @@ def _attach(connection: Any, vptd: Client, request: Request) -> Attached:
                 rules.validate(plan.after)
             target.define(plan.after)
             undo.callback(_quietly, lambda: target.define(plan.before))
-            if plug not in plugs_in(target.config_xml()):
+            if plug not in rules.plugged_in(target.config_xml()):
                 raise GuestError(
                     f"libvirt did not keep {plug.name} in {target.name}", hint=f"virsh dumpxml {target.name}"
                 )
         if plan.live:
-            undo.callback(_quietly, lambda: _unplug_again(target, plug.name))
+            before = plugs_in(target.live_xml())
+            undo.callback(_quietly, lambda: _unplug_again(target, plug.name, before))
             target.plug_live(plug)
         undo.pop_all()
     return Attached(target.name, plug, plan.where, tuple(_warnings(plan)), changed=plan.live or plan.config)
@@ -293,12 +302,11 @@ def _quietly(action: Callable[[], object]) -> None:
         action()
 
 
-def _unplug_again(target: Target, name: str) -> None:
+def _unplug_again(target: Target, name: str, before: list[Plug]) -> None:
     if rules.alias_in(target.live_xml(), name):
         target.unplug_live(name)
-    left = plugs_in(target.live_xml())
-    if any(plug.name == name for plug in left):
-        target.note_live([plug for plug in left if plug.name != name])
+    if plugs_in(target.live_xml()) != before:
+        target.note_live(before)
 
 
 # ---- detach ----
@@ -320,18 +328,18 @@ def detach(
     open_vptd: gives the client for a runtime dir. keep_port: the port itself is somebody else's, and stays.
     A vptd that is not there keeps nobody from taking a port out of a configuration.
     """
-    plug = _choose(vm, port, list(chain(*_plugs_of(Target(connection, vm)))))
+    plug = _choose(vm, port, list(chain(*_plugs_of(Target(connection, vm), plugs_in))))
     with in_turn(plug.runtime_dir):
         return _detach(
             Target(connection, vm), open_vptd, vm, port, live=live, config=config, keep_port=keep_port
         )
 
 
-def _plugs_of(target: Target) -> tuple[list[Plug], list[Plug]]:
-    """Of the running domain, and of its configuration."""
+def _plugs_of(target: Target, look: Callable[[str], list[Plug]]) -> tuple[list[Plug], list[Plug]]:
+    """What look finds in the running domain, and in its configuration."""
     return (
-        plugs_in(target.live_xml()) if target.active else [],
-        plugs_in(target.config_xml()) if target.persistent else [],
+        look(target.live_xml()) if target.active else [],
+        look(target.config_xml()) if target.persistent else [],
     )
 
 
@@ -345,16 +353,18 @@ def _detach(
     config: bool,
     keep_port: bool,
 ) -> Detached:
-    in_live, in_config = _plugs_of(target)
+    in_live, in_config = _plugs_of(target, plugs_in)
     plug = _choose(vm, port, [*in_live, *in_config])
-    has_live = target.active and rules.alias_in(target.live_xml(), plug.name)
+    has_device = target.active and rules.alias_in(target.live_xml(), plug.name)
+    # Once the device is gone, the port that was made for it is left, and the note of it.
+    has_live = has_device or any(found.name == plug.name for found in in_live)
     has_config = any(found.name == plug.name for found in in_config)
     anywhere = not live and not config
     do_live, do_config = has_live and (live or anywhere), has_config and (config or anywhere)
     if not (do_live or do_config):
         where = "its configuration" if config else "the running domain"
         raise NotFoundError(f"{vm} has no port {plug.name!r} in {where}", hint=f"vpt detach {vm} {plug.name}")
-    if do_live:
+    if do_live and has_device:
         target.require_live()
     with ExitStack() as stack:
         vptd = _client(stack, open_vptd, plug.runtime_dir, needed=do_live)
@@ -412,8 +422,7 @@ def _take_out(target: Target, plug: Plug, *, live: bool, config: bool) -> None:
             target.define(remove_port(before, plug.name))
             undo.callback(_quietly, lambda: target.define(before))
         if live:
-            target.unplug_live(plug.name)
-            tcg = domain_element(target.live_xml())[1].attrs.get("type") == "qemu"
-            left = [other for other in plugs_in(target.live_xml()) if other.name != plug.name]
-            target.note_live(left, spent=tcg and plug.kind == "passthrough")
+            if rules.alias_in(target.live_xml(), plug.name):
+                target.unplug_live(plug.name)
+            target.note_live([other for other in plugs_in(target.live_xml()) if other.name != plug.name])
         undo.pop_all()

@@ -19,7 +19,7 @@ __all__ = [
     "PREFIX",
     "Kind",
     "Plug",
-    "is_spent",
+    "is_marked_spent",
     "made_by_us",
     "metadata_xml",
     "note",
@@ -72,8 +72,8 @@ def ports_element(domain: Element) -> Element | None:
     return domain.find(("metadata", _PORTS))
 
 
-def is_spent(xml: str) -> bool:
-    """Has a passthrough port been taken out of this running domain, without KVM?"""
+def is_marked_spent(xml: str) -> bool:
+    """Has a passthrough port been taken out of this running domain by us, without KVM?"""
     ports = ports_element(domain_element(xml)[1])
     return ports is not None and ports.attrs.get("spent") == "yes"
 

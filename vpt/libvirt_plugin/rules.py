@@ -15,7 +15,7 @@ from pathlib import Path
 from vpt.daemon.sockets import unix_path
 from vpt.errors import ConflictError, MissingError, UsageError
 from vpt.libvirt_plugin._document import Element, domain_element
-from vpt.libvirt_plugin.metadata import Kind, Plug, is_spent
+from vpt.libvirt_plugin.metadata import Kind, Plug, is_marked_spent, plugs_in
 from vpt.libvirt_plugin.xml import alias_of
 
 __all__ = [
@@ -25,8 +25,10 @@ __all__ = [
     "check_packed",
     "check_plug",
     "check_spent",
+    "is_spent",
     "live_slots",
     "plug_warnings",
+    "plugged_in",
     "validate",
     "warnings",
 ]
@@ -166,6 +168,15 @@ def check_tcg_msix(domain: Element, qemu_version: int) -> None:
         )
 
 
+def is_spent(xml: str) -> bool:
+    """Must the running domain not get another vhost-user device? See check_spent().
+
+    A guest may let go of a device after its detach was given up: then nobody has marked the domain yet.
+    """
+    late = any(plug.kind == "passthrough" and not alias_in(xml, plug.name) for plug in plugs_in(xml))
+    return is_marked_spent(xml) or (late and domain_element(xml)[1].attrs.get("type") == "qemu")
+
+
 def check_spent(spent: bool) -> None:
     """Refuse a vhost-user device in a QEMU that has let go of an ivshmem-doorbell without KVM.
 
@@ -245,3 +256,8 @@ def alias_in(xml: str, name: str) -> bool:
     devices = domain.find("devices")
     children = [] if devices is None else devices.children
     return any(child.attr("alias", "name") == alias_of(name) for child in children)
+
+
+def plugged_in(xml: str) -> list[Plug]:
+    """The ports that the domain's metadata names and whose devices are there."""
+    return [plug for plug in plugs_in(xml) if alias_in(xml, plug.name)]

@@ -11,7 +11,7 @@ from vpt.daemon.runtime import locate
 from vpt.errors import MissingError, NotFoundError
 from vpt.libvirt_plugin import attach as plugin
 from vpt.libvirt_plugin._connection import find_domain, open_libvirt
-from vpt.libvirt_plugin.metadata import plugs_in
+from vpt.libvirt_plugin.rules import plugged_in
 from vpt.provision.config import VmConfig
 from vpt.provision.machine import Port
 
@@ -41,7 +41,7 @@ def attached_ports(config: VmConfig, runtime_dir: str) -> set[str]:
     with open_libvirt(config.connect) as libvirt:
         domain = find_domain(libvirt, _domain(config))
         texts = _descriptions(domain)
-    each = [{plug.name for plug in plugs_in(text) if plug.runtime_dir == runtime_dir} for text in texts]
+    each = [{plug.name for plug in plugged_in(text) if plug.runtime_dir == runtime_dir} for text in texts]
     return set.intersection(*each)
 
 
