@@ -119,7 +119,21 @@ def test_a_topology_makes_a_domain_and_gives_a_port_to_another(
     assert "domain old" in listed
     assert "running  libvirt" in listed
 
-    file.write_text(topology(libvirt, runtime, ""))
+    file.write_text(file.read_text().replace("52:54:00:00:07:0", "52:54:00:00:08:0"))
+    planned = cli("diff", str(file), code=EXIT_DIFFERENT)[1]
+    assert "change vm old: detach old-eth, to be replaced  [needs --replace]" in planned
+    assert "delete vm new: new-eth is replaced  [needs --replace]" in planned
+    cli("apply", str(file), "--replace")
+    assert cli("diff", str(file), "--prune")[1] == "nothing to do\n"
+    assert "52:54:00:00:08:01" in old.domain.XMLDesc(0), "plugged in again, as it is now"
+    assert "52:54:00:00:07:01" not in old.domain.XMLDesc(0)
+    old.wait_until("grep -q 08:01 /sys/class/net/eth0/address", 20, "the new eth0")
+    old.run("ip addr add 10.0.7.1/24 dev eth0 && ip link set eth0 up")
+    old.wait_until("grep -q 1 /sys/class/net/eth0/carrier", 20, "a carrier")
+    assert ping(old, "10.0.7.2", count=10).lost == 0, "the machine was made anew with its new address"
+    assert "52:54:00:00:08:02" in cli("guest", "run", "new", "--", "ip", "addr", "show", "vpt0")[1]
+
+    file.write_text(topology(libvirt, runtime, "").replace("52:54:00:00:07:0", "52:54:00:00:08:0"))
     assert (
         "change vm old: detach old-eth  [needs --replace]" in cli("diff", str(file), code=EXIT_DIFFERENT)[1]
     )

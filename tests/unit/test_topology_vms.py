@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vpt.errors import TopologyError
+from vpt.daemon.models import PortConfig, SwitchConfig
+from vpt.errors import ConflictError, TopologyError
 from vpt.provision.config import VmConfig
-from vpt.topology import Actual, Wanted, as_data, as_yaml, json_schema, load, plan
+from vpt.topology import Actual, Plan, Step, Wanted, _apply, as_data, as_yaml, json_schema, load, plan
 
 BASE = """\
 switches: [{name: lab}]
@@ -117,6 +120,125 @@ def test_a_domain_keeps_running_while_its_ports_change() -> None:
     assert steps((), Actual(vms=(D,)), prune=True) == [
         "delete vm d: not in the topology, the domain d only loses its ports"
     ]
+
+
+# ---- ports that are replaced under a machine ----
+
+LAB = SwitchConfig(name="lab")
+A = PortConfig(name="a", switch="lab", kind="vhost-user", mac="52:54:00:00:00:01")
+P = PortConfig(name="a", switch="lab", kind="passthrough", mac="52:54:00:00:00:01")
+WITH_A = {
+    "domain": VmConfig.model_validate({"domain": "d", "ports": ["a"]}),
+    "made": VmConfig.model_validate({"name": "m", "ports": ["a"]}),
+}
+LETS_GO = {
+    "domain": ["change vm d: detach a, to be replaced [replace]", "change vm d: attach a"],
+    "made": ["delete vm m: a is replaced [replace]", "add vm m: tiny, 1 CPU, 256 MiB, on a"],
+}
+
+
+def replacing(old: PortConfig, new: PortConfig, vm: VmConfig, *, in_file: bool = True, **more: Any) -> Plan:
+    wanted = Wanted((LAB,), (new,), (vm,) if in_file else (), places={"a": "lab.yaml:3:5"})
+    return plan(wanted, Actual((LAB,), (old,), (vm,), **more))
+
+
+def of_machines(todo: Plan) -> list[str]:
+    return [f"{step} [{step.needs}]" if step.needs else str(step) for step in todo.steps if step.is_vm]
+
+
+@pytest.mark.parametrize("vm", WITH_A)
+@pytest.mark.parametrize(
+    ("old", "change"),
+    [
+        (A, {"mac": "52:54:00:00:00:09", "anti_spoofing": True}),
+        (A, {"pairs": 2}),
+        (A, {"kind": "passthrough"}),
+        (A, {"socket": "/tmp/a"}),
+        (P, {"slots": 512}),
+    ],
+    ids=["mac", "pairs", "kind", "socket", "slots"],
+)
+def test_a_machine_lets_go_of_a_port_before_it_becomes_another(
+    vm: str, old: PortConfig, change: dict[str, Any]
+) -> None:
+    todo = replacing(old, old.model_copy(update=change), WITH_A[vm])
+    assert [step.is_vm for step in todo.steps] == [True, False, False, True]
+    assert of_machines(todo) == LETS_GO[vm]
+
+
+def test_what_the_machine_does_not_see_leaves_it_alone() -> None:
+    """QEMU connects again by itself."""
+    for vm in WITH_A.values():
+        assert not of_machines(replacing(A, A.model_copy(update={"lossless": True}), vm))
+        assert not of_machines(replacing(P, P, vm, failed={"a": "no permission"}))
+    moved = A.model_copy(update={"switch": "lab2"})
+    other = SwitchConfig(name="lab2")
+    for name, lets_go in (("made", []), ("domain", LETS_GO["domain"])):
+        vms = (WITH_A[name],)
+        todo = plan(Wanted((LAB, other), (moved,), vms), Actual((LAB, other), (A,), vms))
+        assert of_machines(todo) == lets_go, "a domain's metadata has the switch"
+
+
+def test_a_region_goes_with_its_switch() -> None:
+    more = SwitchConfig(name="lab", mac_entries=64)
+    for port, count in ((A, 0), (P, 2)):
+        vms = (WITH_A["domain"],)
+        assert len(of_machines(plan(Wanted((more,), (port,), vms), Actual((LAB,), (port,), vms)))) == count
+
+
+def test_what_may_fail_comes_before_a_machine_lets_go() -> None:
+    new = PortConfig(name="b", switch="lab", kind="vhost-user")
+    wanted = Wanted((LAB,), (A.model_copy(update={"pairs": 2}), new), (WITH_A["domain"],))
+    todo = plan(wanted, Actual((LAB,), (A,), (WITH_A["domain"],)))
+    assert [step.action for step in todo.steps] == ["add-port", "set-vm", "del-port", "add-port", "set-vm"]
+
+
+def test_ports_of_machines_that_the_file_does_not_have() -> None:
+    """A domain gets its port back. A machine would lose its disks, and nobody has asked for that."""
+    pairs = A.model_copy(update={"pairs": 2})
+    todo = replacing(A, pairs, WITH_A["domain"], in_file=False)
+    assert of_machines(todo) == LETS_GO["domain"]
+    assert todo.left_alone == ()
+    with pytest.raises(ConflictError, match=r"^lab.yaml:3:5: port 'a' would be replaced, .* 'm'") as caught:
+        replacing(A, pairs, WITH_A["made"], in_file=False)
+    assert "vpt guest rm m" in str(caught.value.hint)
+    pruned = plan(Wanted((LAB,), (pairs,)), Actual((LAB,), (A,), tuple(WITH_A.values())), prune=True)
+    assert [step.action for step in pruned.steps if step.is_vm] == ["del-vm", "del-vm"]
+
+
+def test_a_port_that_moves_to_another_machine_meanwhile_is_not_given_back() -> None:
+    d, m = WITH_A["domain"], WITH_A["made"]
+    wanted = Wanted((LAB,), (A.model_copy(update={"pairs": 2}),), (d.model_copy(update={"ports": []}), m))
+    assert of_machines(plan(wanted, Actual((LAB,), (A,), (d,)))) == [LETS_GO["domain"][0], LETS_GO["made"][1]]
+
+
+def done(step: Step, state: Actual) -> Actual:
+    """What there is after a step."""
+    if step.is_vm:
+        vms = tuple(vm for vm in state.vms if vm.name != step.name)
+        config = step.params["config"] if step.action == "set-vm" else step.params
+        new = () if step.action == "del-vm" else (VmConfig.model_validate(config),)
+        return replace(state, vms=(*vms, *new))
+    ports = tuple(port for port in state.ports if port.name != step.name)
+    new_ports = (PortConfig(name=step.name, **step.params),) if step.action == "add-port" else ()
+    return replace(state, ports=(*ports, *new_ports))
+
+
+@pytest.mark.parametrize("vm", WITH_A.values(), ids=WITH_A)
+def test_the_way_back_is_from_wherever_it_failed(vm: VmConfig) -> None:
+    """Also from after the last step: a machine that comes later may have failed."""
+    before = Actual((LAB,), (A,), (vm,))
+    todo = plan(Wanted((LAB,), (P,), (vm,)), before)
+    for count in range(len(todo.steps) + 1):
+        now = before
+        for step in todo.steps[:count]:
+            now = done(step, now)
+        for step in _apply._way_back(before, now, list(todo.steps[: count + 1])):
+            now = done(step, now)
+        assert now == before
+
+
+# ---- as files ----
 
 
 def test_an_export_with_machines_is_read_again_as_the_same() -> None:

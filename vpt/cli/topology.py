@@ -80,7 +80,8 @@ def apply(
 
     Policy, link, VLANs, isolation and limits of a port change while packets flow, ageing and isolation of a
     switch as well. Other changes need --replace: the port is deleted and added again, and a guest that is
-    plugged in loses its link; a machine is made anew, with new disks. What the file does not have stays,
+    plugged in loses its link; a machine is made anew, with new disks, also where it would see another
+    device in place of a port. What the file does not have stays,
     unless there is --prune. Machines boot side by side; the command ends when they are up.
 
     \b

@@ -256,15 +256,16 @@ class Guests:
             _qemu.clean(folder)
         return True
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, keep_ports: bool = False) -> None:
         """End it, and take away all that it has: its process or domain, its files, the ports made for it."""
         with self.store.changing():
             record = self.store.load(name)
+            made = [] if keep_ports else record.made_ports
             # Before anything is gone: without vptd its ports would stay.
-            with self._vptd(needed=bool(record.made_ports)) as vptd:
+            with self._vptd(needed=bool(made)) as vptd:
                 self._end(record)
                 if vptd is not None:
-                    for port in record.made_ports:
+                    for port in made:
                         vptd.call("port.del", name=port, if_exists=True)
             self.store.remove(name)
 

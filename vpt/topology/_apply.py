@@ -46,7 +46,7 @@ class Machines(Protocol):
 
     def stop(self, name: str, grace_s: float) -> object: ...
 
-    def remove(self, name: str) -> None: ...
+    def remove(self, name: str, *, keep_ports: bool = False) -> None: ...
 
     def change_ports(self, config: VmConfig, add: list[str], drop: list[str]) -> None: ...
 
@@ -192,7 +192,7 @@ def _do_machine(step: Step, machines: Machines) -> None:
     elif step.action == "stop-vm":
         machines.stop(step.name, 0.0)
     else:
-        machines.remove(step.name)
+        machines.remove(step.name, **step.params)
 
 
 def _wait(starting: list[str], doer: Doer) -> None:

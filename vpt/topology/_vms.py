@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """plan() with the machines: made when their ports are there, removed before their ports go. Pure.
 
-1  all that makes switches and ports, or changes them
+1  all that makes switches and ports, or changes them. Before a port is replaced by one that looks different
+   to a machine that has it, the machine lets go of it: a domain by a detach, one that vpt made by going
 2  machines that are to be replaced go; then those that are wanted are made, started, given their ports
 3  machines that are not in the topology go
 4  switches and ports that are not in the topology go
@@ -12,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from vpt.daemon.models import PortConfig
+from vpt.errors import ConflictError
 from vpt.provision.config import VmConfig
 from vpt.topology._plan import Actual, Plan, Step, Wanted
 from vpt.topology._plan import plan as plan_ports
@@ -20,35 +23,124 @@ __all__ = ["plan"]
 
 
 def plan(wanted: Wanted, actual: Actual, *, prune: bool = False) -> Plan:
-    """The steps from `actual` to `wanted`; none if all is as wanted. prune: delete what it does not have."""
+    """The steps from `actual` to `wanted`; none if all is as wanted. prune: delete what it does not have.
+
+    ConflictError: a machine that vpt made has a port that is to be replaced, and is not in the topology.
+    """
     base = plan_ports(wanted, actual, prune=prune)
-    end = len(base.steps)
-    while end and base.steps[end - 1].action in ("del-port", "del-switch"):
-        end -= 1
     known = {vm.name for vm in wanted.vms}
     strangers = [vm for vm in actual.vms if vm.name not in known]
-    pruned = [_delete(vm, "not in the topology") for vm in strangers] if prune else []
-    steps = [*base.steps[:end], *_changes(wanted, actual), *pruned, *base.steps[end:]]
-    alone = base.left_alone if prune else (*base.left_alone, *(f"vm {vm.name}" for vm in strangers))
-    return Plan(tuple(steps), alone)
+    lost = {
+        vm.name: ports
+        for vm in actual.vms
+        if (vm.name in known or not prune) and (ports := _lost(vm, wanted, actual, base.steps))
+    }
+    # Their ports change under them, so they are touched, and have what they had in the end.
+    touched = [vm for vm in strangers if vm.name in lost]
+    for vm in touched:
+        _require_domain(vm, lost[vm.name][0], wanted)
+    alone = [vm for vm in strangers if vm.name not in lost]
+    before, after, end = _parts(base.steps)
+    rest = replace(actual, vms=tuple(_without(actual.vms, lost)))
+    steps = [
+        *before,
+        *(_let_go(vm, lost[vm.name]) for vm in actual.vms if vm.name in lost),
+        *after,
+        *_changes((*wanted.vms, *touched), rest),
+        *(_delete(vm, "not in the topology") for vm in alone if prune),
+        *end,
+    ]
+    left = base.left_alone if prune else (*base.left_alone, *(f"vm {vm.name}" for vm in alone))
+    return Plan(tuple(steps), left)
 
 
-def _delete(vm: VmConfig, why: str) -> Step:
+def _parts(steps: tuple[Step, ...]) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]]:
+    """Of the ports' steps: until something goes, until all that is wanted is there, and what goes at last."""
+    gone = ("del-port", "del-switch")
+    first = next((number for number, step in enumerate(steps) if step.action in gone), len(steps))
+    end = len(steps)
+    while end > first and steps[end - 1].action in gone:
+        end -= 1
+    return steps[:first], steps[first:end], steps[end:]
+
+
+# ---- ports that are replaced under a machine ----
+
+
+def _lost(vm: VmConfig, wanted: Wanted, actual: Actual, steps: tuple[Step, ...]) -> list[str]:
+    """Ports of a machine that are replaced, and with which its device does not go on."""
+    replaced = {step.name for step in steps if step.action == "del-port"}
+    replaced &= {step.name for step in steps if step.action == "add-port"}
+    have = {port.name: port for port in actual.ports}
+    want = have | {port.name: port for port in wanted.ports}
+    return [
+        name
+        for name in vm.port_names
+        if name in replaced and not _goes_on(vm, have[name], want[name], failed=name in actual.failed)
+    ]
+
+
+def _goes_on(vm: VmConfig, have: PortConfig, want: PortConfig, *, failed: bool) -> bool:
+    """A vhost-user device connects again by itself; the region of passthrough is another one."""
+    seen = {"kind", "mac", "pairs", "socket"} | ({"switch"} if vm.domain is not None else set())
+    same = all(getattr(have, key) == getattr(want, key) for key in seen)
+    return same and (failed or have.kind == "vhost-user")
+
+
+def _require_domain(vm: VmConfig, port: str, wanted: Wanted) -> None:
+    """What vpt made would be made anew with new disks: not without being in the topology."""
+    if vm.domain is None:
+        place = f"{wanted.places[port]}: " if port in wanted.places else ""
+        raise ConflictError(
+            f"{place}port {port!r} would be replaced, and the machine {vm.name!r}, which has it, is not in"
+            " the topology",
+            hint=f"add the machine, as vpt export has it, or remove it: vpt guest rm {vm.name}",
+        )
+
+
+def _let_go(vm: VmConfig, ports: list[str]) -> Step:
+    names = ", ".join(ports)
+    if vm.domain is None:
+        return _delete(vm, f"{names} is replaced", anew=True)
+    rest = _without_ports(vm, ports).model_dump(mode="json", exclude_defaults=True)
+    params = {"add": [], "drop": ports, "config": rest}
+    return Step("set-vm", vm.name, params, f"detach {names}, to be replaced", "replace")
+
+
+def _without(vms: tuple[VmConfig, ...], lost: dict[str, list[str]]) -> Iterator[VmConfig]:
+    """What there is when they have let go."""
+    for vm in vms:
+        if vm.name not in lost:
+            yield vm
+        elif vm.domain is not None:
+            yield _without_ports(vm, lost[vm.name])
+
+
+def _without_ports(vm: VmConfig, names: list[str]) -> VmConfig:
+    return vm.model_copy(update={"ports": [port for port in vm.ports if port.port not in names]})
+
+
+# ---- machines ----
+
+
+def _delete(vm: VmConfig, why: str, *, anew: bool = False) -> Step:
+    """anew: it comes back, so that ports made for it stay for vptd's own steps, or for its successor."""
     what = f"the domain {vm.domain} only loses its ports" if vm.domain is not None else ""
-    return Step("del-vm", vm.name, {}, ", ".join(filter(None, (why, what))))
+    params = {"keep_ports": True} if anew else {}
+    return Step("del-vm", vm.name, params, ", ".join(filter(None, (why, what))), "replace" if anew else None)
 
 
-def _changes(wanted: Wanted, actual: Actual) -> Iterator[Step]:
+def _changes(wanted: tuple[VmConfig, ...], actual: Actual) -> Iterator[Step]:
     """Deletions first: a new machine may take over the port of one that is replaced."""
     have = {vm.name: vm for vm in actual.vms}
     replaced = {
         vm.name: _differences(have[vm.name], vm)
-        for vm in wanted.vms
+        for vm in wanted
         if vm.name in have and have[vm.name] != vm and not _only_ports_differ(have[vm.name], vm)
     }
     for name, why in replaced.items():
-        yield replace(_delete(have[name], why), needs="replace")
-    for vm in wanted.vms:
+        yield _delete(have[name], why, anew=True)
+    for vm in wanted:
         if vm.name not in have:
             yield _add(vm)
         elif vm.name in replaced:
