@@ -219,6 +219,38 @@ def test_advice_that_can_not_be_met_says_by_how_much() -> None:
     assert "1 us were asked for" in a.why
 
 
+@pytest.mark.parametrize("wc", [1000, 2000])
+@pytest.mark.parametrize("block_cpu", [0, 3000])
+@pytest.mark.parametrize("wp", [220, 500, 900, 1500, 1990, 2010, 2500, 4000, 9000])
+def test_what_a_scan_finds_advice_finds(wp: float, wc: float, block_cpu: float) -> None:
+    """Fine steps of sleeps that the queue bears, and of spins: where one meets both budgets, advice does."""
+    c = Costs(wp=wp, wc=wc, np=1100, nc=583, sp=29_000, sc=422, block_cpu=block_cpu)
+    longest = (c.length - 1) * max(wp, wc) - min(wp, wc)
+    step, gap = (longest - 10_000) / 500, abs(wp - wc)
+    policies = [sleeping((10_000 + i * step) / 1000) for i in range(500)]
+    policies += [adaptive(i * gap / 200) for i in range(201)]
+    met = [(p.latency, p.cpu_waiter) for p in (predict(c, policy) for policy in policies)]
+    for latency in (3e3, 5.3e3, 6e3, 8e3, 12e3, 30e3, 100e3, 260e3, 300e3, 400e3, 600e3, 1e6):
+        for cpu in (0.05, 0.2, 0.25, 0.5, 0.7, 0.81, 0.95, 1):
+            found = any(late <= latency and share <= cpu for late, share in met)
+            assert advise(c, latency, cpu).met or not found, (latency, cpu)
+
+
+@pytest.mark.parametrize(
+    ("costs", "latency", "cpu"),
+    [
+        ({"wp": 500, "wc": 1000}, 300e3, 1),
+        ({"wp": 500}, 600e3, 0.5),
+        ({"wp": 2500}, 6e3, 0.7),
+        ({"wp": 1500, "wc": 1000, "np": 9000}, 8e3, 0.2),
+    ],
+)
+def test_advice_for_budgets_that_few_policies_meet(
+    costs: dict[str, float], latency: float, cpu: float
+) -> None:
+    assert advise(replace(PUBLISHED, **costs), latency, cpu).met
+
+
 @given(
     wp=st.integers(200, 50_000), wc=st.integers(200, 50_000), latency=st.integers(1000, 10_000_000),
     cpu=st.floats(0.01, 1),

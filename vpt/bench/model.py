@@ -87,6 +87,8 @@ __all__ = [
 
 #: Nanoseconds. A timer is late by about as much.
 _SHORTEST_SLEEP = 10_000
+#: What `advise` never offers.
+_ASIDE = ", short of sleeps under 10 us or of longer ones than the queue bears"
 
 
 class Regime(StrEnum):
@@ -216,8 +218,7 @@ def _stalls(c: Costs, policy: Policy, regime: Regime) -> bool:
     if policy.kind is Kind.ADAPTIVE and policy.spin >= gap:
         return False
     if policy.kind is Kind.SLEEP:
-        fast, slow = min(c.wp, c.wc), max(c.wp, c.wc)
-        return policy.sleep + c.slack > (c.length - 1) * slow - fast
+        return policy.sleep + c.slack > _longest_sleep(c)
     start_c, start_p = limits(c)
     return c.sc > start_c if regime is Regime.FAST_CONSUMER else c.sp > start_p
 
@@ -323,23 +324,53 @@ class Advice:
     considered: Sequence[Prediction]
 
 
-def candidates(c: Costs, latency_budget: float) -> list[Policy]:
-    """Policies worth weighing for these costs.
+def _longest_sleep(c: Costs) -> float:
+    """Beyond it the queue runs full, or empty, before the sleeper is back."""
+    return (c.length - 1) * max(c.wp, c.wc) - min(c.wp, c.wc)
 
-    Sleep: the longest that keeps the average latency, but half of what the queue bears, so that a late timer
-    costs no throughput. Adaptive: just over d, which never sleeps at this rate, and the price of a wake-up,
-    which is never far from the best at any.
+
+def candidates(c: Costs, latency_budget: float) -> list[Policy]:
+    """Policies worth weighing for these costs, with room for a machine that is not quite like them.
+
+    Sleep: half of what the queue bears, so that a late timer costs no throughput; less where a fast consumer
+    would keep the average latency so, more where a fast producer would. Adaptive: just over d, which never
+    sleeps at this rate, and the price of a wake-up, which is never far from the best at any.
     """
     gap = abs(c.wp - c.wc)
     kick = c.np + c.sc if c.wc < c.wp else c.nc + c.sp
     found = [Policy(Kind.NOTIFY), Policy(Kind.ADAPTIVE, spin=kick)]
     if gap > kick:
         found.append(Policy(Kind.ADAPTIVE, spin=math.ceil(gap / 1000) * 1000))
-    fast, slow = min(c.wp, c.wc), max(c.wp, c.wc)
-    y = min(2 * (latency_budget - c.wp - c.wc), ((c.length - 1) * slow - fast) / 2) - c.slack
+    longest = _longest_sleep(c)
+    if c.wc < c.wp:
+        y = min(longest / 2, 2 * (latency_budget - c.wp - c.wc))
+    else:
+        needed = math.ceil((c.length * c.wc - latency_budget) / 500) * 1000
+        y = min(max(longest / 2, needed), longest)
+    y -= c.slack
     if y >= _SHORTEST_SLEEP:
         found.append(Policy(Kind.SLEEP, sleep=math.floor(y / 1000) * 1000))
     return [*found, Policy(Kind.POLL)]
+
+
+def _last_resorts(c: Costs, latency_budget: float) -> list[Policy]:
+    """What costs the least CPU time of all, and holds only where the costs are exactly these.
+
+    The longest sleep that keeps both the queue going and the latency, and the shortest spin that catches an
+    item: more spins buy nothing, fewer catch nothing.
+    """
+    gap, y = abs(c.wp - c.wc), _longest_sleep(c)
+    start = c.sc
+    if c.wc < c.wp:
+        y = min(y, 2 * (latency_budget - c.wp - c.wc))
+    else:
+        start = c.sp + (c.wake_after - 1) * c.wp
+    found = []
+    if gap:
+        found.append(Policy(Kind.ADAPTIVE, spin=math.ceil(_batch(start, 0, gap)[0] * gap - start)))
+    if y - c.slack >= _SHORTEST_SLEEP:
+        found.append(Policy(Kind.SLEEP, sleep=math.floor(y - c.slack)))
+    return found
 
 
 def advise(c: Costs, latency_budget: float, cpu_budget: float) -> Advice:
@@ -354,8 +385,14 @@ def advise(c: Costs, latency_budget: float, cpu_budget: float) -> Advice:
             f"budgets of {latency_budget / 1000:g} us and {cpu_budget:g} of a core make no sense",
             hint="give a latency above 0 and a share of a core above 0 and up to 1",
         )
+
+    def holds(p: Prediction) -> bool:
+        return p.latency <= latency_budget and p.cpu_waiter <= cpu_budget
+
     weighed = [predict(c, policy) for policy in candidates(c, latency_budget)]
-    good = [p for p in weighed if p.latency <= latency_budget and p.cpu_waiter <= cpu_budget]
+    if not any(map(holds, weighed)):
+        weighed += [predict(c, policy) for policy in _last_resorts(c, latency_budget)]
+    good = [p for p in weighed if holds(p)]
     if good:
         fastest = max(p.rate for p in good)
         choice = min(
@@ -375,9 +412,8 @@ def advise(c: Costs, latency_budget: float, cpu_budget: float) -> Advice:
         )
     if choice.cpu_waiter > cpu_budget:
         missed.append(f"{choice.cpu_waiter:.0%} of a core where {cpu_budget:.0%} were allowed")
-    return Advice(
-        choice, False, f"no policy meets both budgets; this one misses least: {', '.join(missed)}", weighed
-    )
+    refused = f"no policy meets both budgets{_ASIDE}; this one misses least: {', '.join(missed)}"
+    return Advice(choice, False, refused, weighed)
 
 
 def _reason(p: Prediction) -> str:
