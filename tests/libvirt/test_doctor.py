@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""`vpt doctor` and a real libvirtd: its version, this user's rights, the memory of what runs there."""
+"""`vpt doctor` and a real libvirtd: its version, this user's rights, what the domains there would take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vpt.doctor import _libvirt
 pytestmark = [pytest.mark.vm, pytest.mark.needs(*NEEDS, "libvirtd", "unshare")]
 
 
-def test_domains_that_run_are_asked_for_their_memory(libvirtd: Libvirtd, tmp_path: Path) -> None:
+def test_domains_that_run_are_asked_what_they_would_take(libvirtd: Libvirtd, tmp_path: Path) -> None:
     guests = [
         libvirtd.libvirt.define(name, shared=name == "shared") for name in ("shared", "private", "stopped")
     ]
@@ -32,7 +32,8 @@ def test_domains_that_run_are_asked_for_their_memory(libvirtd: Libvirtd, tmp_pat
     assert set(found) == {"domain shared", "domain private"}
     assert found["domain shared"].verdict == "ok"
     assert found["domain private"].verdict == "note"
-    assert "vpt attach private --switch SWITCH --config" in found["domain private"].fix
+    assert "no vhost-user port: the running domain's memory is not shared" in found["domain private"].what
+    assert "attach with --config and restart the domain" in found["domain private"].fix
 
 
 def test_a_libvirt_that_is_not_there_is_a_note(tmp_path: Path) -> None:

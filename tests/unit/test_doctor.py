@@ -9,11 +9,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from support.vptd import Vptd, vpt_json
-from vpt.doctor import Check, _host, _machines
+from vpt.doctor import Check, _host, _libvirt, _machines
 from vpt.qemu import Qemu
 
 
@@ -69,6 +70,37 @@ def test_faults_of_this_qemu_come_with_what_avoids_them(
     assert all(check.fix for check in found)
 
 
+@pytest.mark.parametrize(
+    ("machine", "more", "verdict", "says"),
+    [
+        ("pc", "", "ok", ["both kinds"]),
+        ("pc", "<metadata><p:ports xmlns:p='urn:vpt:domain:1' spent='yes'/></metadata>", "note",
+         ["no vhost-user port: a passthrough port was taken out"]),
+        ("q35", "", "note", ["no vhost-user or passthrough port: the running domain has no spare"]),
+    ],
+    ids=["pc", "spent", "q35"],
+)  # fmt: skip
+@pytest.mark.parametrize("vectors", [True, False])
+def test_what_attach_refuses_in_a_running_domain_is_said(
+    machine: str, more: str, verdict: str, says: list[str], vectors: bool
+) -> None:
+    args = "<q:arg value='-global'/><q:arg value='virtio-net-pci.vectors=0'/>" if vectors else ""
+    xml = (
+        "<domain type='qemu' xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><name>d</name>"
+        f"{more}<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
+        f"<os><type machine='{machine}'>hvm</type></os><devices/>"
+        f"<q:commandline>{args}</q:commandline></domain>"
+    )
+    target = SimpleNamespace(name="d", live_xml=lambda: xml, require_live=lambda: None)
+    found = _libvirt._running(target, 7_002_022)  # type: ignore[arg-type]
+    if not vectors:
+        verdict, says = "note", ["no vhost-user port: this QEMU crashes under TCG"]
+        says += ["no passthrough port: the running domain has no spare"] if machine == "q35" else []
+    assert found.verdict == verdict
+    assert [text for text in says if text not in found.what] == []
+    assert bool(found.fix) == (verdict == "note")
+
+
 def test_huge_pages_are_measured_or_said_not_to_be() -> None:
     what = _host.huge_pages().what
     assert re.search(r"took \d+% of the time from small ones$|was not measured: the kernel gave none$", what)
@@ -86,8 +118,6 @@ def test_what_ran_under_kvm_is_the_verdict(
     monkeypatch: pytest.MonkeyPatch, linux: str, micro: str, verdict: str, says: str
 ) -> None:
     """The runs themselves are those of vpt.qemu and vpt.bench.micro, which have tests of their own."""
-    from types import SimpleNamespace
-
     from vpt.qemu import Accel
 
     image = SimpleNamespace(kernel=SimpleNamespace(vmlinuz=Path("/k")), initrd=Path("/i"))

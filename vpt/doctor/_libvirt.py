@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""libvirt: who answers, what this user may do there, the hook, and the memory of the domains that run.
+"""libvirt: who answers, what this user may do there, the hook, and what the domains that run would take.
 
 Nothing here is missing for vpt's own guests: a host without libvirt gets notes.
 """
@@ -11,16 +11,16 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, get_args
 
 from vpt.daemon.runtime import RuntimePaths
 from vpt.doctor._check import Check
 from vpt.errors import MissingError, TimeoutExpired, VptError
 from vpt.libvirt_plugin import hook as hooks
 from vpt.libvirt_plugin import rules
-from vpt.libvirt_plugin._connection import NO_LIBVIRT, binding, find_domain, open_libvirt, which
-from vpt.libvirt_plugin._document import domain_element
-from vpt.libvirt_plugin.metadata import plugs_in
+from vpt.libvirt_plugin._connection import NO_LIBVIRT, binding, open_libvirt, which
+from vpt.libvirt_plugin._domain import Target
+from vpt.libvirt_plugin.metadata import Kind, Plug
 from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
 from vpt.libvirt_plugin.watch import is_watched
 
@@ -95,7 +95,8 @@ def _look(paths: RuntimePaths, name: str, uri: str) -> list[Check]:
         domains = connection.listAllDomains()
         running = [domain.name() for domain in domains if domain.isActive()]
         version = int(connection.getLibVersion())
-        versions = f"{_dotted(version)} with QEMU {_dotted(connection.getVersion())}"
+        qemu = int(connection.getVersion())
+        versions = f"{_dotted(version)} with QEMU {_dotted(qemu)}"
         what = f"{versions}; {len(running)} of {len(domains)} domains run"
         found = [Check(name, "ok", what)]
         if version in SAYS_NO_RECONNECT and not is_watched(paths, which(connection)):
@@ -107,25 +108,34 @@ def _look(paths: RuntimePaths, name: str, uri: str) -> list[Check]:
                     f"vpt libvirt watch --connect {uri}",
                 )
             ]
-        return [*found, *(_memory(find_domain(connection, domain)) for domain in sorted(running))]
+        return [*found, *(_running(Target(connection, domain), qemu) for domain in sorted(running))]
 
 
 def _dotted(version: int) -> str:
     return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
 
 
-def _memory(domain: Any) -> Check:
-    """Can a vhost-user port be plugged into it while it runs?"""
-    xml, name = domain.XMLDesc(0), domain.name()
-    ports = ", ".join(plug.name for plug in plugs_in(xml)) or "none"
-    if rules.has_shared_memory(domain_element(xml)[1]):
-        return Check(f"domain {name}", "ok", f"its memory is shared: takes ports of both kinds; has: {ports}")
-    return Check(
-        f"domain {name}",
-        "note",
-        f"its memory is not shared: no vhost-user port while it runs; has: {ports}",
-        f"vpt attach {name} --switch SWITCH --config, then restart it; or now: --kind passthrough",
-    )
+def _running(target: Target, qemu_version: int) -> Check:
+    """Which kinds of port would attach plug in while the domain runs, and why no others?"""
+    xml = target.live_xml()
+    ports = ", ".join(plug.name for plug in rules.plugged_in(xml)) or "none"
+    refused: dict[tuple[str, str], list[str]] = {}
+    for kind in get_args(Kind):
+        try:
+            target.require_live()
+            rules.check_live(xml, _smallest(kind), qemu_version)
+        except VptError as error:
+            refused.setdefault((error.message, error.hint or ""), []).append(kind)
+    name = f"domain {target.name}"
+    if not refused:
+        return Check(name, "ok", f"takes ports of both kinds while it runs; has: {ports}")
+    why = "; ".join(f"no {' or '.join(kinds)} port: {message}" for (message, _), kinds in refused.items())
+    return Check(name, "note", f"{why}; has: {ports}", "; ".join(hint for _, hint in refused))
+
+
+def _smallest(kind: Kind) -> Plug:
+    """As attach makes it if it is told nothing else."""
+    return Plug("port", "switch", kind, "", "", {"slots": rules.live_slots(1)})
 
 
 def hook() -> Check:
