@@ -65,6 +65,16 @@ def test_every_packet_arrives_numbered_without_gaps(pair: tuple[AppPeer, AppPeer
     )
 
 
+def test_all_percentiles_of_one_packet_are_its_latency(pair: tuple[AppPeer, AppPeer]) -> None:
+    """Not the beginning of the bucket that it is counted in."""
+    source, sink = pair
+    run_to_end(sender(source, packets=1))
+    receive = Receiver(sink.app)
+    while not receive.received:
+        receive.run(0.05)
+    assert len({receive.latency_us(percent) for percent in (0, 10, 50, 99, 100)}) == 1
+
+
 @pytest.mark.needs("py:scapy")
 def test_frames_are_ip_packets_of_the_flows_asked_for(pair: tuple[AppPeer, AppPeer]) -> None:
     from scapy.layers.inet import IP, UDP

@@ -131,13 +131,13 @@ class Receiver:
         total = self.received
         if not total:
             return None
-        if percent <= 0:
-            return float(self._g.latency_min_ns) / 1000
-        if percent >= 100:
-            return float(self._g.latency_max_ns) / 1000
+        low, high = int(self._g.latency_min_ns), int(self._g.latency_max_ns)
+        if percent <= 0 or percent >= 100:
+            return (low if percent <= 0 else high) / 1000
         need, seen = total * percent / 100, 0
         for i in range(_BUCKETS):
             seen += self._g.latency[i]
             if seen >= need:
-                return float(lib.vpt_gen_bucket_ns(i)) / 1000
-        return float(self._g.latency_max_ns) / 1000
+                # A bucket begins below what fell into it.
+                return min(max(int(lib.vpt_gen_bucket_ns(i)), low), high) / 1000
+        return high / 1000
