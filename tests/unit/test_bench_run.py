@@ -230,6 +230,25 @@ def test_compare_fails_when_asked_to(two_files: tuple[str, str], capsys: pytest.
     assert main(["bench", "compare", two_files[0], two_files[0], "--fail-on", "any"]) == 0
 
 
+def test_compare_fails_where_nothing_or_not_every_count_could_be_compared(
+    two_files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = load(Path(two_files[0]))
+    files = {name: str(tmp_path / f"{name}.json") for name in ("other", "uncounted")}
+    other, uncounted = before.model_copy(deep=True), before.model_copy(deep=True)
+    other.scenarios[0].name = "other"
+    for sample in uncounted.scenarios[0].points[0].variants[0].samples:
+        del sample.values["copies"]
+    save(other, Path(files["other"]))
+    save(uncounted, Path(files["uncounted"]))
+    for name, fail_on in (("other", "count"), ("other", "any"), ("uncounted", "count")):
+        assert main(["bench", "compare", two_files[0], files[name], "--fail-on", fail_on]) == 1
+        assert f"only in {two_files[0]}: toy: bytes 64: switch: copies" in capsys.readouterr().out
+    # What is only in the second file is no failure.
+    assert main(["bench", "compare", files["uncounted"], two_files[0], "--fail-on", "count"]) == 0
+    assert f"only in {two_files[0]}: toy: bytes 64: switch: copies" in capsys.readouterr().out
+
+
 def test_compare_prints_json(two_files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "compare", *two_files, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)

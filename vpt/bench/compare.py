@@ -11,7 +11,7 @@ from vpt.bench.result import Metric, Result, ScenarioResult
 from vpt.bench.stats import LEAST_SAMPLES, Summary
 from vpt.errors import UsageError
 
-__all__ = ["Change", "compare", "differences"]
+__all__ = ["Change", "compare", "differences", "only_in"]
 
 Verdict = Literal["same", "better", "worse", "changed", "undecided"]
 
@@ -70,6 +70,17 @@ def compare(before: Result, after: Result) -> Iterator[Change]:
             if other is not None:
                 verdict = judge(metric, summary, other)
                 yield Change(old.name, point.label, variant.name, metric, summary, other, verdict)
+
+
+def only_in(one: Result, other: Result, kind: str = "any") -> list[str]:
+    """What one file holds and the other doesn't, a line for each metric: of counts only, or of any kind."""
+    there = {(s.name, p.label, v.name, m.name) for s in other.scenarios for p, v, m, _ in s.rows()}
+    return [
+        f"{s.name}: {p.label}: {v.name}: {m.title or m.name}"
+        for s in one.scenarios
+        for p, v, m, _ in s.rows()
+        if kind in ("any", m.kind) and (s.name, p.label, v.name, m.name) not in there
+    ]
 
 
 def _require_like(old: ScenarioResult, new: ScenarioResult) -> None:

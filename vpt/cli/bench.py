@@ -232,7 +232,7 @@ def _print_scenario(scenario: ScenarioResult) -> None:
     type=click.Choice(["nothing", "count", "any"]),
     default="nothing",
     show_default=True,
-    help="Exit with 1 if a count, or anything, got worse.",
+    help="Exit with 1 if a count, or anything, got worse, or is not in AFTER.",
 )
 @json_option
 def compare(before: Path, after: Path, everything: bool, fail_on: str, as_json: bool) -> int:
@@ -245,25 +245,33 @@ def compare(before: Path, after: Path, everything: bool, fail_on: str, as_json: 
       vpt bench compare before.json after.json --fail-on count
     """
     from vpt.bench.compare import compare as changes
-    from vpt.bench.compare import differences
+    from vpt.bench.compare import differences, only_in
     from vpt.bench.result import load
     from vpt.bench.stats import LEAST_SAMPLES
 
     old, new = load(before), load(after)
     found = list(changes(old, new))
-    apart = differences(old, new)
+    apart, missing, fresh = differences(old, new), only_in(old, new), only_in(new, old)
     if as_json:
-        emit_json("bench-compare", {"machines": apart, "changes": [c.to_json() for c in found]})
+        changes_json = [c.to_json() for c in found]
+        only = {"only_before": missing, "only_after": fresh}
+        emit_json("bench-compare", {"machines": apart, "changes": changes_json, **only})
     else:
         for difference in apart:
             click.echo(f"not the same machine: {difference}", err=True)
+        for file, lines in ((before, missing), (after, fresh)):
+            for line in lines:
+                click.echo(f"only in {file}: {line}")
         _print_changes([c for c in found if everything or c.verdict != "same"])
         click.echo(f"{len(found)} compared, {sum(c.verdict == 'same' for c in found)} the same")
         undecided = sum(c.verdict == "undecided" for c in found)
         if undecided:
             click.echo(f"{undecided} undecided, too few samples to tell: --repetitions {LEAST_SAMPLES}")
-    worse = [c for c in found if c.verdict == "worse" and (fail_on == "any" or c.metric.kind == "count")]
-    return 1 if worse and fail_on != "nothing" else 0
+    if fail_on == "nothing":
+        return 0
+    judged = [c for c in found if fail_on in ("any", c.metric.kind)]
+    worse = any(c.verdict == "worse" for c in judged)
+    return 1 if worse or not judged or only_in(old, new, fail_on) else 0
 
 
 def _print_changes(changes: list[Change]) -> None:
