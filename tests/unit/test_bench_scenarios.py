@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from support.libvirt import DRIVER
+from vpt.bench.micro import Order, Role
 from vpt.bench.result import Point, Sample, Variant
 from vpt.bench.scenario import Measured, Settings
-from vpt.bench.scenarios import control_plane, vhost_user
+from vpt.bench.scenarios import control_plane, exits, vhost_user
 from vpt.bench.scenarios._testpmd import Rates, huge_pages_mib, parse_counts, parse_rates, parse_totals
 
 STATISTICS = """show port stats all
@@ -121,3 +124,16 @@ def test_the_bound_of_an_attach_is_held_against_what_was_measured(beyond: float,
     sample = Sample(repetition=0, at=0, values={"beyond": beyond})
     point = Point(params={}, variants=[Variant(name="vpt attach to a domain", samples=[sample])])
     assert control_plane.SCENARIO.notes(Settings(), [point])[-1].startswith(said)
+
+
+def test_a_worker_that_never_sleeps_used_no_more_than_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its CPU time takes a while to read, during which it goes on."""
+    now = itertools.count(step=1000)
+    clock = SimpleNamespace(monotonic_ns=lambda: next(now))
+    rig = SimpleNamespace(worker_ns=lambda: next(now), workers=set)
+    guest = SimpleNamespace(vcpu_tid=1, run=lambda order: order)
+    bench = exits._Bench.__new__(exits._Bench)
+    vars(bench).update(_rig=rig, _realtime=False, sender=SimpleNamespace(guest=guest))
+    monkeypatch.setattr(exits, "time", clock)
+    _, percent = bench._timed(Order(role=Role.GEN), bench.sender)
+    assert 0 < percent < 100

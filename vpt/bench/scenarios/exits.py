@@ -253,10 +253,11 @@ class _Bench:
         """
         threads = {*self._rig.workers(), *(g.guest.vcpu_tid for g in guests)}
         with undisturbed(threads, self._realtime):
-            cpu, began = self._rig.worker_ns(), time.monotonic_ns()
+            # The clock is read outside of the CPU time: no worker can have used more than all of it.
+            began, cpu = time.monotonic_ns(), self._rig.worker_ns()
             report = self.sender.guest.run(order)
-            took = time.monotonic_ns() - began
-            return report, (self._rig.worker_ns() - cpu) / took * 100
+            used = self._rig.worker_ns() - cpu
+            return report, used / (time.monotonic_ns() - began) * 100
 
     def _ping(self, echo: Plugged, rate: float) -> dict[str, float]:
         pings = max(_LEAST_PINGS * self._scale, _LEAST_PINGS_EVER)
