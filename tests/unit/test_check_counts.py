@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from vpt.bench.registry import find
 from vpt.bench.scenario import Settings
+from vpt.bench.scenarios._rig import ATTACHMENTS, POLICIES
 
 CI = Path(__file__).parents[2] / "ci"
 BASELINES = sorted((CI / "baselines").glob("*.json"))
@@ -34,6 +36,20 @@ def test_each_bound_is_about_a_count_that_the_scenario_takes(path: Path) -> None
         assert bound["at"] in points
         assert bound["metric"] in counts
         assert ("is" in bound) != ("seen" in bound)
+
+
+@pytest.mark.parametrize("load", [{"rate": 1000}, {"load": "saturation"}], ids=str)
+def test_each_device_and_policy_has_bounds_under_kvm(load: dict[str, Any]) -> None:
+    kvm = [
+        b
+        for path in BASELINES
+        if path.stem in ("exits-any", "exits-kvm", "exits-kvm-policies")
+        for b in bounds(path)
+    ]
+    bound = {(b["at"]["device"], b["what"], b["metric"]) for b in kvm if load.items() <= b["at"].items()}
+    wanted = itertools.product(ATTACHMENTS, POLICIES, ("exits", "kicks", "interrupts"))
+    assert set(wanted) - bound == set()
+    assert {(device, "notify", "syscalls") for device in ATTACHMENTS} <= bound
 
 
 def check(file: Path) -> subprocess.CompletedProcess[str]:
