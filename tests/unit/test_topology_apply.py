@@ -15,8 +15,19 @@ from typing import Any
 import pytest
 
 from support.vptd import Vptd, run_vpt, vpt_json
-from vpt.errors import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK, EXIT_USAGE, DaemonError, MissingError
+from vpt.daemon.runtime import locate
+from vpt.errors import (
+    EXIT_DIFFERENT,
+    EXIT_FAILED,
+    EXIT_MISSING,
+    EXIT_OK,
+    EXIT_USAGE,
+    DaemonError,
+    MissingError,
+)
+from vpt.provision.config import VmConfig
 from vpt.provision.guests import Guests
+from vpt.provision.record import Record, Store
 from vpt.topology import Actual, Doer, load, perform, plan
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "docs/examples").glob("*.yaml"))
@@ -107,6 +118,27 @@ def test_an_export_builds_the_same_again(lab: Vptd) -> None:
         apply(lab, "switches: []", "--prune")
         apply(lab, exported)
         assert state(lab) == before
+
+
+@pytest.mark.needs("py:libvirt")
+def test_a_libvirt_that_is_down_matters_to_its_machines_only(lab: Vptd) -> None:
+    apply(lab, TWO)
+    uri = f"qemu+unix:///system?socket={lab.folder}/nobody"
+    domain = VmConfig.model_validate({"domain": "d", "connect": uri, "ports": ["vm1"]})
+    store = Store(locate(lab.paths.runtime).state)
+    with store.changing():
+        store.save(Record(config=domain, runtime_dir=str(lab.paths.runtime), created=0.0))
+    try:
+        assert diff(lab, TWO, code=EXIT_OK).startswith("nothing to do\n")
+        exported = run_vpt(lab.paths.runtime, "export").stdout
+        assert load(exported.encode(), "exported", lab.paths.ports).vms == (domain,)
+        refused = run_vpt(lab.paths.runtime, "diff", write(lab, exported))
+        assert refused.returncode == EXIT_MISSING
+        assert "topology.yaml:12:9: machine 'd' is a domain of libvirt's: no libvirt at" in refused.stderr
+        assert "systemctl start libvirtd" in refused.stderr
+        assert "--connect" not in refused.stderr
+    finally:
+        store.remove("d")
 
 
 def test_dry_run_and_diff_change_nothing(lab: Vptd) -> None:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from vpt.daemon.client import Client
@@ -23,22 +24,37 @@ def _domain(config: VmConfig) -> str:
     return config.domain
 
 
+@contextmanager
+def _libvirt_of(config: VmConfig) -> Iterator[Any]:
+    """Its libvirt. MissingError names the machine: who asks may have another one in mind."""
+    with ExitStack() as stack:
+        try:
+            libvirt = stack.enter_context(open_libvirt(config.connect))
+        except MissingError as error:
+            raise MissingError(
+                f"machine {config.name!r} is a domain of libvirt's: {error.message}",
+                hint="systemctl start libvirtd; a topology names another by the machine's connect",
+                code=error.code,
+            ) from None
+        yield libvirt
+
+
 def check_domain(config: VmConfig) -> None:
     """NotFoundError: libvirt has no such domain."""
-    with open_libvirt(config.connect) as libvirt:
+    with _libvirt_of(config) as libvirt:
         find_domain(libvirt, _domain(config))
 
 
 def is_running(config: VmConfig) -> bool:
     """Also false if there is no such domain, or no libvirt."""
-    with suppress(NotFoundError, MissingError), open_libvirt(config.connect) as libvirt:
+    with suppress(NotFoundError, MissingError), _libvirt_of(config) as libvirt:
         return bool(find_domain(libvirt, _domain(config)).isActive())
     return False
 
 
 def attached_ports(config: VmConfig, runtime_dir: str) -> set[str]:
     """Of that vptd's ports those that the domain has: running, if it does, and in its configuration."""
-    with open_libvirt(config.connect) as libvirt:
+    with _libvirt_of(config) as libvirt:
         domain = find_domain(libvirt, _domain(config))
         texts = _descriptions(domain)
     each = [{plug.name for plug in plugged_in(text) if plug.runtime_dir == runtime_dir} for text in texts]
@@ -56,7 +72,7 @@ def _descriptions(domain: Any) -> list[str]:
 
 def attach(config: VmConfig, ports: list[Port], vptd: Client) -> None:
     """Plug the ports in, all or none: into the running domain if it runs, and into its configuration."""
-    with open_libvirt(config.connect) as libvirt, ExitStack() as undo:
+    with _libvirt_of(config) as libvirt, ExitStack() as undo:
         domain = find_domain(libvirt, _domain(config))
         active, persistent = bool(domain.isActive()), bool(domain.isPersistent())
         for port in ports:
@@ -78,7 +94,7 @@ def attach(config: VmConfig, ports: list[Port], vptd: Client) -> None:
 
 def detach(config: VmConfig, names: list[str]) -> None:
     """Take the ports out, wherever the domain has them; they themselves stay."""
-    with suppress(NotFoundError), open_libvirt(config.connect) as libvirt:
+    with suppress(NotFoundError), _libvirt_of(config) as libvirt:
         for name in names:
             _detach(libvirt, config, name)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from vpt.daemon.client import Client
 from vpt.daemon.models import PortConfig
 from vpt.daemon.runtime import RuntimePaths
-from vpt.errors import ConflictError, ExistsError, NotFoundError, VptError
+from vpt.errors import ConflictError, ExistsError, MissingError, NotFoundError, VptError
 from vpt.libvirt_plugin.attach import free_name, random_mac
 from vpt.provision import _attached, _domain, _qemu, ready
 from vpt.provision.config import VmConfig
@@ -79,7 +79,10 @@ class Guests:
         return [self.view(name) for name in self.store.names()]
 
     def configs(self) -> tuple[VmConfig, ...]:
-        """Of all of them, an existing domain's with the ports that it really has."""
+        """Of all of them, an existing domain's with the ports that it really has.
+
+        Those of its record where libvirt is down, which keeps nobody from working with other machines.
+        """
         return tuple(self._as_it_is(self.store.load(name)) for name in self.store.names())
 
     def _as_it_is(self, record: Record) -> VmConfig:
@@ -89,6 +92,8 @@ class Guests:
             there = _attached.attached_ports(record.config, record.runtime_dir)
         except NotFoundError:
             there = set()
+        except MissingError:
+            return record.config
         return record.config.model_copy(
             update={"ports": [port for port in record.config.ports if port.port in there]}
         )
