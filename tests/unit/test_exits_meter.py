@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from vpt.errors import GuestError, UsageError
-from vpt.exits import meter
+from vpt.exits import meter, render
 from vpt.exits.model import Identity, Quantity, Sample, Tier
 
 
@@ -249,3 +252,12 @@ def test_parts_add_up_to_the_whole(steps: list[tuple[int, int]], kicks: int) -> 
         assert sum(part.total(name) or 0 for part in parts) == whole.total(name)
     m = meter.measure(who, whole)
     assert m.counted == (guest if guest + noise else None)
+
+
+def test_the_title_of_a_table_without_counters_is_one_line() -> None:
+    who = identity()
+    nothing = measured(who, Sample(at_ns=0, units={}), Sample(at_ns=10**9, units={}))
+    console = Console(width=160, file=io.StringIO(), record=True)
+    console.print(render.table(who, nothing))
+    first, *_ = console.export_text().splitlines()
+    assert first.strip() == f"{who.vm}: {who.tier.value}, source {who.source}"

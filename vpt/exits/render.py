@@ -144,14 +144,16 @@ def table(identity: Identity, m: Measure) -> RenderableType:
     from rich.text import Text
 
     names = _columns(m.delta)
-    title = Text(f"{identity.vm}: {identity.tier.value}, source {identity.source}")
-    grid = Table(title=title, title_justify="left")
+    # Not the grid's title, which would be folded to the width of a grid without counters.
+    title = Text(f"{identity.vm}: {identity.tier.value}, source {identity.source}", style="italic")
+    grid = Table()
     grid.add_column("unit")
     for name in names:
         grid.add_column(name, justify="right")
     for unit, counters in sorted(m.delta.units.items()):
         grid.add_row(unit, *(_number(counters.get(name)) for name in names))
-    lines: list[RenderableType] = [grid, Text(headline(identity, m), style="red" if m.refused else "bold")]
+    verdict = Text(headline(identity, m), style="red" if m.refused else "bold")
+    lines: list[RenderableType] = [title, grid, verdict]
     lines += [Text(f"note: {note}", style="dim") for note in m.notes]
     return Group(*lines)
 
