@@ -13,11 +13,13 @@ from types import SimpleNamespace
 import pytest
 
 from support.libvirt import DRIVER
-from vpt.bench.micro import Order, Role
+from vpt.bench.micro import Machine, MicroGuest, Order, Role
+from vpt.bench.micro._desk import Desk
 from vpt.bench.result import Point, Sample, Variant
 from vpt.bench.scenario import Measured, Settings
 from vpt.bench.scenarios import control_plane, exits, vhost_user
 from vpt.bench.scenarios._testpmd import Rates, huge_pages_mib, parse_counts, parse_rates, parse_totals
+from vpt.errors import GuestError
 
 STATISTICS = """show port stats all
 
@@ -137,3 +139,13 @@ def test_a_worker_that_never_sleeps_used_no_more_than_its_core(monkeypatch: pyte
     monkeypatch.setattr(exits, "time", clock)
     _, percent = bench._timed(Order(role=Role.GEN), bench.sender)
     assert 0 < percent < 100
+
+
+def test_of_a_guest_whose_qemu_was_killed_it_is_said_so(tmp_path: Path) -> None:
+    guest = MicroGuest(Machine())
+    guest._work = tempfile.TemporaryDirectory(dir=tmp_path)
+    guest._desk_or_none = Desk()
+    guest._process = SimpleNamespace(pid=os.getpid(), returncode=-9, poll=lambda: -9)  # type: ignore[assignment]
+    with pytest.raises(GuestError, match="QEMU ended with status -9") as caught:
+        _ = guest.vcpu_tid
+    assert "measure again" in str(caught.value.hint)

@@ -161,7 +161,8 @@ class MicroGuest:
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             if (task / "comm").read_text().startswith("CPU "):
                 return int(task.name)
-        raise GuestError("QEMU has no vCPU thread")
+        self._check_alive("its vCPU was looked for")
+        raise GuestError("QEMU has no vCPU thread", hint="it may just be ending: measure again")
 
     # ---- orders ----
 
