@@ -189,8 +189,8 @@ class TestTogether:
             held.domain = libvirtd.libvirt.connection.lookupByName("held")
             watch.wait_says("following the domains", 2)
             assert up(vptd) == {"cold", "warm"}, "the domain did not notice"
-            # A query waits for its turn, behind libvirtd's own return to that QEMU. One that dies before that is
-            # tried for half a minute, and counts as running.
+            # A query waits for its turn, behind libvirtd's own return to that QEMU. One that dies before
+            # that is tried for half a minute, and counts as running.
             held.domain.memoryStats()
             pid = int((libvirtd.root / "run/libvirt/qemu/held.pid").read_text())
             os.kill(pid, signal.SIGKILL)
