@@ -90,6 +90,16 @@ def stopped(scene: Scene) -> Iterator[None]:
 
 
 @contextmanager
+def would_crash(scene: Scene) -> Iterator[None]:
+    """Stopped, without KVM, and nothing keeps its QEMU from MSI-X."""
+    scene.patch.setattr(Target, "qemu_version", lambda _: 7_002_022)
+    guest = scene.libvirt.define("msix")
+    scene.libvirt.connection.defineXML(guest.domain.XMLDesc(2).replace("pci.vectors=0", "pci.vectors=3"))
+    yield
+    scene.libvirt.remove(guest)
+
+
+@contextmanager
 def ends_meanwhile(scene: Scene) -> Iterator[None]:
     guest = scene.libvirt.define("brief")
     guest.start()
@@ -183,6 +193,9 @@ CASES = {
         attach("stopped", "--live"), 1, "stopped does not run", "virsh start stopped", stopped
     ),
     "memory that is not shared": Case(attach("private"), 1, "memory is not shared", "--config", private),
+    "a configuration that QEMU would crash with": Case(
+        attach("msix", "--config"), 1, "crashes under TCG", "virtio-net-pci.vectors=0", would_crash
+    ),
     "a domain that ends meanwhile": Case(
         attach("brief"), 1, "domain is not running", "virsh domstate", ends_meanwhile
     ),

@@ -57,6 +57,11 @@ class Target:
         with self.asking("read its configuration"):
             return str(self.domain.XMLDesc(flags))
 
+    def qemu_version(self) -> int:
+        """Of libvirt's QEMU: 7002022 for 7.2.22."""
+        with self.asking("ask which QEMU there is"):
+            return int(self.connection.getVersion())
+
     def define(self, xml: str) -> None:
         with self.asking("change its configuration"):
             # One that somebody has undefined meanwhile must not come back.

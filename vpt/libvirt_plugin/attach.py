@@ -132,9 +132,10 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
     if "config" in where:
         target.require_config()
     if live:
-        version = int(connection.getVersion())
-        rules.check_live(target.live_xml(), plug, version)
+        rules.check_live(target.live_xml(), plug, target.qemu_version())
         rules.check_domain(_with_port(target.live_xml(), plug))
+    if config:
+        rules.check_config(target.config_xml(), plug, target.qemu_version())
     before = target.config_xml() if config or not live else target.live_xml()
     after = _with_port(before, plug) if live or config else before
     rules.check_domain(after)

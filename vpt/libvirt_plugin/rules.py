@@ -20,6 +20,7 @@ from vpt.libvirt_plugin.xml import alias_of
 
 __all__ = [
     "LIVE_WINDOW",
+    "check_config",
     "check_domain",
     "check_live",
     "check_packed",
@@ -111,6 +112,12 @@ def has_shared_memory(domain: Element) -> bool:
         return all(cell.attrs.get("memAccess", access) == "shared" for cell in cells)
     backed = domain.attr("memoryBacking/source", "type") in ("memfd", "file")
     return access == "shared" and (backed or domain.find("memoryBacking/hugepages") is not None)
+
+
+def check_config(xml: str, plug: Plug, qemu_version: int) -> None:
+    """A configuration, before the port is put into it. qemu_version: as of check_live()."""
+    if plug.kind == "vhost-user":
+        check_tcg_msix(domain_element(xml)[1], qemu_version)
 
 
 def check_live(xml: str, plug: Plug, qemu_version: int) -> None:
