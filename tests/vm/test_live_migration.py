@@ -133,8 +133,10 @@ def stage(tmp_path_factory: pytest.TempPathFactory, image: Image, qemu: Qemu) ->
             "ip addr add 10.0.0.2/24 dev eth0; ip addr add 10.0.1.2/24 dev eth0; ip link set eth0 up"
         )
         moves.wait_ready().run(
-            "for n in 0 1; do ip addr add 10.0.$n.1/24 dev eth$n; ip link set eth$n up; "
-            "cd /proc/sys/net; echo 1 >ipv4/conf/eth$n/arp_ignore; echo 1 >ipv6/conf/eth$n/disable_ipv6; done"
+            # IPv6 first: taken down later, it says goodbye to its multicast groups, seconds afterwards.
+            "cd /proc/sys/net; for n in 0 1; do echo 1 >ipv6/conf/eth$n/disable_ipv6; "
+            "echo 1 >ipv4/conf/eth$n/arp_ignore; ip addr add 10.0.$n.1/24 dev eth$n; "
+            "ip link set eth$n up; done"
         )
         yield Stage(host, folder, homes, stays, third, start, moves)
 
