@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "fd.h"
+#include "notify.h"
 
 int vpti_log_new(int fd, uint64_t offset, uint64_t size, uint32_t *flag, const int *event_fd, struct vpti_log **out)
 {
@@ -80,7 +81,7 @@ static void mark_range(const struct vpti_log *log, uint64_t gpa, uint64_t len)
 	mark_bits(log, last, end);
 	/* Whoever sets bits beside it sets what is set; the front-end, who clears, meets a byte as a whole. */
 	memset(&log->bits[first / 8], 0xff, (size_t)((last - first) / 8));
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	vpti_full_fence();
 }
 
 void vpti_log_mark_all(const struct vpti_log *log, const struct vpti_mem *mem)
