@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
@@ -329,6 +330,22 @@ def test_a_file_is_whole_after_a_signal_and_the_result_says_how_many(vptd: Vptd,
         "lost": 0,
         "ended_by_vptd": False,
     }
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_a_full_pipe_did_not_take_at_once_still_comes(vptd: Vptd, unbuffered: str) -> None:
+    """Python's standard output may be the bare file: a write to it that a signal interrupts is short."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    running = vpt(vptd, "capture", "sink", env=environment)
+    assert running.stdout is not None
+    fcntl.fcntl(running.stdout, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE)
+    until(lambda: capturing(vptd), "the capture to begin")
+    generate(vptd, 1000)
+    until(lambda: "pipe_write" in Path(f"/proc/{running.pid}/wchan").read_text(), "the pipe to be full")
+    running.send_signal(signal.SIGINT)
+    output, errors = running.communicate(timeout=60)
+    assert running.returncode == 0, errors
+    assert len(pcapng.packets(output)) == int(errors.split()[0]) >= 1000
 
 
 def test_an_observer_that_is_killed_has_ended_its_capture(vptd: Vptd) -> None:

@@ -109,7 +109,7 @@ def capture(
                 buffer=1 << (buffer * (1 << 20) - 1).bit_length(),
             )
         )
-        out: BinaryIO = sys.stdout.buffer if to_stdout else stack.enter_context(_create(str(path)))
+        out = stack.enter_context(_standard_output() if to_stdout else _create(str(path)))
         _copy(observer, out, count, seconds, progress=not to_stdout and sys.stderr.isatty())
     if as_json:
         emit_json(
@@ -118,6 +118,11 @@ def capture(
     else:
         end = "; vptd ended it" if observer.ended else ""
         click.echo(f"{observer.packets} packets, {observer.lost} lost for want of room{end}", err=True)
+
+
+def _standard_output() -> BinaryIO:
+    """Not sys.stdout.buffer: with PYTHONUNBUFFERED that is the bare file, which may write less than all."""
+    return open(sys.stdout.fileno(), "wb", closefd=False)
 
 
 def _create(path: str) -> BinaryIO:
