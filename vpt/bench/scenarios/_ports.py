@@ -118,14 +118,14 @@ def other_cpus(cpus: Sequence[int]) -> Iterator[None]:
 def undisturbed(threads: Iterable[int], realtime: bool, ahead: Iterable[int] = ()) -> Iterator[None]:
     """Real-time priority for these threads and the caller's, if asked for; for as long as something is timed.
 
-    The caller and the threads in `ahead`, which sleep most of the time, go before the others: where one of
-    those never leaves its CPU, its commander still has to get there. As long as it took, others get the CPUs
-    after it.
+    The threads in `ahead`, which sleep most of the time, go before the others, and the caller before all:
+    where one of those never leaves its CPU, its commander still has to get there. As long as it took, others
+    get the CPUs after it.
     """
     if not realtime:
         yield
         return
-    everybody = dict.fromkeys((0, *ahead), 2) | dict.fromkeys(threads, 1)
+    everybody = {0: 3} | dict.fromkeys(ahead, 2) | dict.fromkeys(threads, 1)
     began = time.monotonic()
     try:
         for tid, priority in everybody.items():

@@ -123,6 +123,7 @@ def _await_packets(front: _FrontEnd) -> bool:
 
     A back-end that was not ready when they were put in has dropped them, and nobody will ever send one again:
     then they are put in once more. A ring that stands still is full, and takes no more by that.
+    Not with real-time priority: testpmd's `stop` spins until its thread has stopped, on the same CPU.
     """
     lost = _LOST_S
     began = time.monotonic()
@@ -154,9 +155,11 @@ def _measure(front: _FrontEnd, back: BackEnd, point: _Point, settings: Settings)
     cpu = [cpu_ns(front), cpu_ns(back)]
     back.start()
     front.start()
-    with undisturbed(front.moving | back.moving, settings.realtime, front.ahead | back.ahead):
-        pps = 0.0
-        if _await_packets(front):
+    pps = 0.0
+    if _await_packets(front):
+        with undisturbed(front.moving | back.moving, settings.realtime, front.ahead | back.ahead):
+            time.sleep(_SETTLE_S)
+            front.rate()
             time.sleep(_SECONDS * settings.scale)
             pps = front.rate()
     sent = front.stop()
