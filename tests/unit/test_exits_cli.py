@@ -171,7 +171,7 @@ def test_without_a_daemon_its_counters_are_said_to_be_missing(tmp_path: Path) ->
     from vpt.exits.sources.vpt_counters import VptCounters
 
     with pytest.raises(MissingError, match="is vptd running"):
-        VptCounters(tmp_path / "absent")
+        VptCounters(tmp_path / "absent", ("p0",))
 
 
 def test_vpts_own_counters_by_port(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_vpts_own_counters_by_port(tmp_path: Path) -> None:
                     0,
                 )
             }
-        with VptCounters(path) as source:
+        with VptCounters(path, ("p0", "p1")) as source:
             assert set(source.read()) == {"p0", "p1"}
         with pytest.raises(NotFoundError, match=r"no port p9; there are p0, p1"):
             VptCounters(path, ("p9",))

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from support.exits_guest import CPL3, NATIVE, PIO, RING0_LOOP, RING0_UNKNOWN, Mailbox, build_payload
 from support.leaks import open_fds
+from support.vptd import Vptd
 from support.waiting import PATIENCE_S, until
 from vpt.cli.exits import exits
 from vpt.doctor._daemon import listeners
@@ -325,6 +326,19 @@ def test_a_paused_vm_gets_no_number(boot: Callable[..., Guest]) -> None:
     with QmpSession(guest.qmp) as qmp:
         qmp.execute("stop")
     assert "paused" in failure(cli("top", guest.qmp), GuestError)
+
+
+def test_kicks_of_other_vms_ports_are_not_a_vms_kicks(boot: Callable[..., Guest]) -> None:
+    guest = boot("tcg")
+    vptd = Vptd()
+    try:
+        vptd.start()
+        vptd.call("switch.add", name="sw0")
+        vptd.call("port.add", switch="sw0", name="other", kind="vhost-user")
+        result = cli("top", guest.qmp, "--source", "vpt", "--stats", vptd.paths.stats)
+        assert "no port of vptd belongs to" in failure(result, NotFoundError)
+    finally:
+        vptd.close()
 
 
 def test_a_stopped_vmm_gets_no_number(boot: Callable[..., Guest], tmp_path: Path) -> None:

@@ -41,7 +41,10 @@ def _vm_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="vptd's counters file.  [default: that of the running vptd]",
         ),
         click.option(
-            "--port", "ports", multiple=True, help="vpt port whose packets to divide by (repeatable)."
+            "--port",
+            "ports",
+            multiple=True,
+            help="vpt port whose packets to divide by (repeatable).  [default: with --source vpt the VM's]",
         ),
     ):
         command = decorate(command)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 import vpt
 from vpt.errors import GuestError, NotFoundError, UsageError
 from vpt.exits.model import Identity, Machine, Recording, Sample
+from vpt.exits.ports import ports_of
 from vpt.exits.sources import Source, open_source
 from vpt.exits.target import Vm, cpu_ms, open_vm, require_running
 
@@ -69,14 +70,16 @@ def open_session(
 ) -> Iterator[Session]:
     """Find the VM and open the source; both are given back at the end.
 
-    stats, ports: vptd's counters and the ports that carry the packets; without ports nothing is divided.
+    stats, ports: vptd's counters and the ports that carry the packets; without ports nothing is divided, and
+    the source "vpt" counts those that belong to the VM.
     """
     with contextlib.ExitStack() as stack:
         vm = stack.enter_context(open_vm(name, connect))
         require_running(vm)
+        if source == "vpt" and stats is not None and not ports:
+            ports = ports_of(vm, stats)
         opened = stack.enter_context(open_source(vm, source, stats, ports))
-        counted = bool(ports) or source == "vpt"
-        packets = stack.enter_context(open_source(vm, "vpt", stats, ports)) if counted else None
+        packets = stack.enter_context(open_source(vm, "vpt", stats, ports)) if ports else None
         yield Session(vm, opened, packets)
 
 

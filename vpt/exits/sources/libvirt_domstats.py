@@ -47,7 +47,8 @@ class Domain:
             self.close()
             raise NotFoundError(f"the VM {name!r} is not running", hint=f"virsh start {name}")
         self.type = tree.get("type", "")
-        self.pid = _pid(tree.findtext("uuid", ""), name)
+        self.uuid = tree.findtext("uuid", "")
+        self.pid = _pid(self.uuid, name)
 
     def stats(self) -> dict[str, Any]:
         """The vCPU group of the domain's statistics. GuestError: the domain ended."""

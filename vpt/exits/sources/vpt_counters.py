@@ -11,7 +11,7 @@ from vpt.errors import GuestError, MissingError, NotFoundError
 from vpt.exits.model import Quantity
 from vpt.exits.sources.base import Source, Units
 
-__all__ = ["VptCounters"]
+__all__ = ["VptCounters", "open_counters"]
 
 _NAMES = {
     "kicks": ("kicks",),
@@ -23,25 +23,30 @@ _NAMES = {
 }
 
 
+def open_counters(stats: Path) -> StatsReader:
+    """vptd's counters. MissingError: there are none, or they may not be read."""
+    try:
+        return StatsReader(stats)
+    except FileNotFoundError:
+        raise MissingError(
+            f"{stats}: no counters there; is vptd running?",
+            hint=f"{command(stats.parent, 'daemon start')}, or name the file with --stats",
+        ) from None
+    except PermissionError:
+        raise MissingError(
+            f"{stats}: no permission to read", hint="join the daemon's group, or run as root"
+        ) from None
+
+
 class VptCounters(Source):
-    """The ports named, or all. Also what counts the packets that other sources' numbers are divided by."""
+    """The ports named. Also what counts the packets that other sources' numbers are divided by."""
 
     name = "vpt"
     quantity = Quantity.KICKS
 
-    def __init__(self, stats: Path, ports: tuple[str, ...] = ()) -> None:
+    def __init__(self, stats: Path, ports: tuple[str, ...]) -> None:
         self._ports = frozenset(ports)
-        try:
-            self._reader = StatsReader(stats)
-        except FileNotFoundError:
-            raise MissingError(
-                f"{stats}: no counters there; is vptd running?",
-                hint=f"{command(stats.parent, 'daemon start')}, or name the file with --stats",
-            ) from None
-        except PermissionError:
-            raise MissingError(
-                f"{stats}: no permission to read", hint="join the daemon's group, or run as root"
-            ) from None
+        self._reader = open_counters(stats)
         try:
             self._require_ports()
         except BaseException:
@@ -52,7 +57,7 @@ class VptCounters(Source):
         """Units are port names."""
         units: Units = {}
         for queue in self._reader.read().queues:
-            if self._ports and queue.port not in self._ports:
+            if queue.port not in self._ports:
                 continue
             unit = units.setdefault(queue.port, dict.fromkeys(_NAMES, 0))
             for name, parts in _NAMES.items():
