@@ -45,8 +45,11 @@ class Toy(Scenario):
         Plot(title="None", x="absent", y=["ns"], x_label="", y_label=""),
     )
 
-    def __init__(self, slow: float = 1.0, copies: float = 1.0, failing: int = 0) -> None:
+    def __init__(
+        self, slow: float = 1.0, copies: float = 1.0, failing: int = 0, broken: Sequence[int] = ()
+    ) -> None:
         self.slow, self.copies, self.failing = slow, copies, failing
+        self.broken = broken
         self.order: list[str] = []
         self.open = 0
 
@@ -55,6 +58,8 @@ class Toy(Scenario):
 
     @contextmanager
     def session(self, params: Params, settings: Settings) -> Iterator[Mapping[str, Runnable]]:  # noqa: ARG002
+        if params["bytes"] in self.broken:
+            raise GuestError("no guest")
         self.open += 1
 
         def once(name: str, ns: float) -> Measured:
@@ -111,11 +116,38 @@ def test_a_repetition_that_could_not_be_measured_is_taken_again_and_that_is_said
     ] * 2
 
 
-def test_a_repetition_that_can_not_be_measured_ends_the_run() -> None:
-    toy = Toy(failing=9)
-    with pytest.raises(GuestError, match="not all were taken"):
-        run([toy], Settings(repetitions=1))
-    assert toy.order.count("switch") == 3
+def test_a_variant_that_can_not_be_measured_costs_nobody_else_anything() -> None:
+    toy = Toy(failing=3)
+    scenario = run([toy], Settings(repetitions=2)).scenarios[0]
+    assert [[v.name for v in point.variants] for point in scenario.points] == [["plain"], ["switch", "plain"]]
+    assert {len(v.samples) for point in scenario.points for v in point.variants} == {2}
+    assert scenario.failed == 1
+    assert scenario.notes[-1] == "NOT MEASURED: toy: bytes 64: switch: not all were taken."
+
+
+def test_a_point_that_does_not_stand_up_is_left_out() -> None:
+    scenario = run([Toy(broken=[64])], Settings(repetitions=1)).scenarios[0]
+    assert [point.params for point in scenario.points] == [{"bytes": 1500}]
+    assert scenario.failed == 1
+    assert scenario.notes[-1] == "NOT MEASURED: toy: bytes 64: no guest."
+
+
+def test_nothing_measured_is_no_result() -> None:
+    with pytest.raises(GuestError, match="no guest"):
+        run([Toy(broken=[64, 1500])], Settings(repetitions=1))
+
+
+def test_what_could_not_be_measured_shows_in_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After all that could, which is kept."""
+    monkeypatch.setattr("vpt.bench.registry.find", lambda name: Toy(broken=[64]))  # noqa: ARG005
+    output = tmp_path / "r.json"
+    assert main(["bench", "run", "toy", "--quick", "--output", str(output)]) == 1
+    printed = capsys.readouterr()
+    assert "bytes 1500" in printed.out
+    assert "1 of what was asked for could not be measured" in printed.err
+    assert load(output).scenarios[0].failed == 1
 
 
 def test_every_sample_is_kept_and_summaries_follow(result: Result) -> None:

@@ -113,7 +113,8 @@ class Point(_Record):
 
 class ScenarioResult(_Record):
     """All that one scenario measured. `notes`: what a reader should know; `reference`: the variant others are
-    divided by; `provenance`: where the numbers come from (tier, source), without which they mean nothing.
+    divided by; `provenance`: where the numbers come from (tier, source), without which they mean nothing;
+    `failed`: how many points, or variants at a point, could not be measured; the notes say why.
     """
 
     name: str
@@ -123,6 +124,7 @@ class ScenarioResult(_Record):
     points: list[Point]
     plots: list[Plot] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    failed: int = 0
     provenance: dict[str, str] = Field(default_factory=dict)
 
     def metric(self, name: str) -> Metric | None:

@@ -3,27 +3,31 @@
 
 The order of the variants turns with each repetition, so that none always runs in the wake of the same other.
 One repetition goes before those that count, to warm caches and to let page faults happen. One that could not
-be measured (GuestError: the host was too busy, say) is taken again, with all variants, and a note says so.
+be measured (the host was too busy, say) is taken again, with all variants, and a note says so. A variant that
+can't be measured at all at some point is left out there: nobody's fault costs an hour's run.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from vpt.bench.machine import emulated, machine, revision, versions
 from vpt.bench.result import Point, Result, Sample, ScenarioResult, Variant
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
-from vpt.errors import GuestError, UsageError
+from vpt.errors import MissingError, UsageError, VptError
 
 __all__ = ["Progress", "run"]
 
 _EMULATED = "This processor is emulated: times mean nothing here, counts hold."
 
-#: How often a repetition is begun, before a run of an hour is given up for it.
+#: How often a repetition is begun, before the variant that fails is given up.
 _TRIES = 3
+
+#: What ends a run: it would fail at each point.
+_ENDS = (UsageError, MissingError)
 
 #: Called with (steps done, steps in all, what comes next).
 Progress = Callable[[int, int, str], None]
@@ -34,11 +38,17 @@ class _Steps:
         self.done, self.total, self.progress = 0, total, progress
         self.began = time.monotonic()
         self.again: list[str] = []
+        self.failed: list[str] = []
+        self.error: VptError | None = None
 
     def next(self, what: str) -> None:
         if self.progress:
             self.progress(self.done, self.total, what)
         self.done += 1
+
+    def give_up(self, what: str, error: VptError) -> None:
+        self.failed.append(f"NOT MEASURED: {what}: {error.message}.")
+        self.error = error
 
     @property
     def seconds(self) -> float:
@@ -51,36 +61,67 @@ def turn(names: Sequence[str], repetition: int) -> list[str]:
     return [*names[at:], *names[:at]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    name: str
+    error: VptError
+
+
 def _in_turn(
     variants: Mapping[str, Runnable], order: Sequence[str], steps: _Steps
-) -> dict[str, tuple[float, Measured]]:
+) -> dict[str, tuple[float, Measured]] | _Failure:
     """One repetition: of each variant when it began, in seconds of the run, and what was measured."""
-    return {name: (steps.seconds, variants[name]()) for name in order}
+    taken = {}
+    for name in order:
+        began = steps.seconds
+        try:
+            taken[name] = began, variants[name]()
+        except _ENDS:
+            raise
+        except VptError as error:
+            return _Failure(name, error)
+    return taken
+
+
+def _repetition(
+    variants: dict[str, Runnable], order: list[str], steps: _Steps, label: str, number: int
+) -> dict[str, tuple[float, Measured]]:
+    """The same, until it could be measured; who fails each time is taken out of `variants`."""
+    tries = 0
+    while isinstance(found := _in_turn(variants, order, steps), _Failure):
+        tries += 1
+        if tries < _TRIES:
+            steps.again.append(f"Taken again, {label}, repetition {number}: {found.error.message}.")
+            continue
+        steps.give_up(f"{label}: {found.name}", found.error)
+        order.remove(found.name)
+        del variants[found.name]
+        tries = 0
+    return found
 
 
 def _point(
     params: Params, variants: Mapping[str, Runnable], settings: Settings, steps: _Steps, scenario: Scenario
 ) -> Point:
-    label = f"{scenario.name}: " + ", ".join(f"{k} {v}" for k, v in params.items())
+    label = _label(scenario, params)
+    left = dict(variants)
     samples: dict[str, list[Sample]] = {name: [] for name in variants}
     for repetition in range(-1, settings.repetitions):
-        steps.next(f"{label}, repetition {repetition + 1} of {settings.repetitions}")
-        order = turn(list(variants), repetition if scenario.turns else 0)
-        for left in reversed(range(_TRIES)):
-            try:
-                taken = _in_turn(variants, order, steps)
-                break
-            except GuestError as error:
-                if not left:
-                    raise
-                steps.again.append(f"Taken again, {label}, repetition {repetition + 1}: {error.message}.")
+        number = repetition + 1
+        steps.next(f"{label}, repetition {number} of {settings.repetitions}")
+        order = [n for n in turn(list(variants), repetition if scenario.turns else 0) if n in left]
+        taken = _repetition(left, order, steps, label, number)
         if repetition < 0:
             continue
         for name, (at, measured) in taken.items():
             samples[name].append(
                 Sample(repetition=repetition, at=at, values=measured.values, series=measured.series)
             )
-    return Point(params=dict(params), variants=[Variant(name=n, samples=s) for n, s in samples.items()])
+    return Point(params=dict(params), variants=[Variant(name=n, samples=samples[n]) for n in left])
+
+
+def _label(scenario: Scenario, params: Params) -> str:
+    return f"{scenario.name}: " + ", ".join(f"{k} {v}" for k, v in params.items())
 
 
 def points_of(scenario: Scenario, settings: Settings) -> list[Params]:
@@ -98,9 +139,20 @@ def points_of(scenario: Scenario, settings: Settings) -> list[Params]:
 def _scenario(scenario: Scenario, settings: Settings, steps: _Steps) -> ScenarioResult:
     points = []
     steps.again.clear()
+    steps.failed.clear()
     for params in points_of(scenario, settings):
-        with scenario.session(params, settings) as variants:
-            points.append(_point(params, variants, settings, steps, scenario))
+        try:
+            with scenario.session(params, settings) as variants:
+                points.append(_point(params, variants, settings, steps, scenario))
+        except _ENDS:
+            raise
+        except (
+            VptError
+        ) as error:  # before or after what was measured: it does not stand up, or left something
+            steps.give_up(_label(scenario, params), error)
+    points = [point for point in points if point.variants]
+    if not points and steps.error:
+        raise steps.error
     return ScenarioResult(
         name=scenario.name,
         title=scenario.title,
@@ -108,7 +160,13 @@ def _scenario(scenario: Scenario, settings: Settings, steps: _Steps) -> Scenario
         reference=scenario.reference,
         points=points,
         plots=list(scenario.plots),
-        notes=[*([_EMULATED] if emulated() else []), *scenario.notes(settings, points), *steps.again],
+        notes=[
+            *([_EMULATED] if emulated() else []),
+            *scenario.notes(settings, points),
+            *steps.again,
+            *steps.failed,
+        ],
+        failed=len(steps.failed),
         provenance=dict(scenario.provenance()),
     )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from vpt.cli._common import emit_json, json_option, print_table
+from vpt.errors import VptError
 
 if TYPE_CHECKING:
     from vpt.bench.compare import Change
@@ -161,9 +162,14 @@ def run(
         page.write_text(render(result))
     if as_json:
         click.echo(result.model_dump_json(by_alias=True, indent=2))
-        return
-    for scenario in result.scenarios:
-        _print_scenario(scenario)
+    else:
+        for scenario in result.scenarios:
+            _print_scenario(scenario)
+    if failed := sum(scenario.failed for scenario in result.scenarios):
+        raise VptError(
+            f"{failed} of what was asked for could not be measured",
+            hint="NOT MEASURED, in the notes, says why",
+        )
 
 
 def _run(scenarios: list[Scenario], settings: Settings, verbose: bool) -> Result:
