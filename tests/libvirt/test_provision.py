@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from support.libvirt import NEEDS, DomainGuest, Libvirt, lose_device
 from vpt.cli import main
@@ -172,6 +173,98 @@ def test_a_device_that_somebody_took_out_of_a_domain_is_put_back(
         assert idle.domain.XMLDesc(2) == before
     finally:
         libvirt.remove(idle)
+
+
+def plugged_in(cli: Cli, libvirt: Libvirt, vm: str, *more: str) -> None:
+    cli("attach", "--connect", libvirt.uri, vm, "--switch", "sw0", *more)
+
+
+def test_a_domain_that_attach_plugged_in_is_a_machine_of_the_export(
+    libvirt: Libvirt, runtime: Path, cli: Cli, old: DomainGuest, tmp_path: Path
+) -> None:
+    """Running or not, whatever a topology calls it; pruned, it loses its ports before they go."""
+    file, exported = tmp_path / "lab.yaml", tmp_path / "exported.yaml"
+    idle = libvirt.define("idle")
+    before = idle.domain.XMLDesc(2)
+    try:
+        old.wait_ready()
+        plugged_in(cli, libvirt, "old", "--live")
+        plugged_in(cli, libvirt, "idle")
+        plugged_in(cli, libvirt, "idle", "--port", "more", "--kind", "passthrough")
+        exported.write_text(cli("export")[1])
+        vms = {vm["name"]: vm for vm in yaml.safe_load(exported.read_text())["vms"]}
+        assert vms["old"] == {
+            "name": "old",
+            "domain": "old",
+            "connect": libvirt.uri,
+            "ports": [{"port": "old"}],
+        }
+        assert [port["port"] for port in vms["idle"]["ports"]] == ["idle", "more"]
+        assert cli("diff", str(exported), "--prune")[1] == "nothing to do\n"
+        assert cli("apply", str(exported), "--prune")[1] == "nothing to do\n"
+        file.write_text(
+            exported.read_text().replace("name: idle\n  domain", "name: lazy\n  domain")
+            .replace(f"  connect: {libvirt.uri}\n", "")
+            .replace("- port: idle\n  - port: more", "- port: more\n  - port: idle")
+        )  # fmt: skip
+        assert "name: lazy" in file.read_text()
+        assert "- port: more\n  - port: idle" in file.read_text()
+        assert cli("diff", str(file), "--prune")[1] == "nothing to do\n"
+
+        file.write_text("switches: [{name: sw0}]\n")
+        assert "left alone: idle, more, old, vm old, vm idle" in cli("apply", str(file))[1]
+        cli("apply", str(file), "--prune")
+        assert ports(old.domain) == []
+        assert idle.domain.XMLDesc(2) == before
+        assert "vms" not in cli("export")[1]
+    finally:
+        libvirt.remove(idle)
+
+
+def test_a_port_that_attach_gave_to_a_domain_of_a_topology_stays_unless_pruned(
+    libvirt: Libvirt, runtime: Path, cli: Cli, tmp_path: Path
+) -> None:
+    file, idle = tmp_path / "lab.yaml", libvirt.define("idle")
+    port = "{name: e1, switch: sw0, kind: vhost-user, mac: 52:54:00:00:07:01}"
+    vm = f"{{name: lazy, domain: idle, connect: '{libvirt.uri}', ports: [e1]}}"
+    file.write_text(f"switches: [{{name: sw0}}]\nports: [{port}]\nvms: [{vm}]\n")
+    try:
+        cli("apply", str(file))
+        plugged_in(cli, libvirt, "idle")
+        assert "nothing to do" in cli("diff", str(file))[1]
+        (machine,) = yaml.safe_load(cli("export")[1])["vms"]
+        assert (machine["name"], machine["ports"]) == ("lazy", [{"port": "e1"}, {"port": "idle"}])
+        assert "change vm lazy: detach idle\n" in cli("diff", str(file), "--prune", code=EXIT_DIFFERENT)[1]
+        cli("apply", str(file), "--prune")
+        assert ports(idle.domain) == ["e1"]
+        assert cli("diff", str(file), "--prune")[1] == "nothing to do\n"
+        file.write_text("switches: [{name: sw0}]\n")
+        cli("apply", str(file), "--prune")
+    finally:
+        libvirt.remove(idle)
+
+
+def test_export_without_libvirt_names_the_ports_of_domains_and_says_what_it_does_not_know(
+    libvirt: Libvirt, cli: Cli, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = libvirt.define("idle")
+    try:
+        plugged_in(cli, libvirt, "idle")
+        with monkeypatch.context() as patch:
+            patch.setattr("libvirt.open", down)
+            _, out, err = cli("export")
+        assert [port["name"] for port in yaml.safe_load(out)["ports"]] == ["idle"]
+        assert "vms" not in out
+        assert err.startswith("note: not shown is which domains have idle: no libvirt at qemu:///embed")
+    finally:
+        libvirt.remove(idle)
+        vptd.call("port.del", name="idle", if_exists=True)
+
+
+def down(_uri: str) -> None:
+    import libvirt
+
+    raise libvirt.libvirtError("Failed to connect socket to '/run/libvirt/libvirt-sock'")
 
 
 def test_a_domain_that_does_not_exist_is_named_and_nothing_is_changed(

@@ -24,6 +24,7 @@ from vpt.cli._common import (
 from vpt.errors import EXIT_DIFFERENT, UsageError
 
 if TYPE_CHECKING:
+    from vpt.daemon.client import Client
     from vpt.provision.guests import Guests
     from vpt.topology import Actual, Plan, Wanted
 
@@ -143,15 +144,25 @@ def export(as_json: bool) -> None:
     from vpt.topology import actual, as_data, as_yaml
 
     with connect() as vptd:
-        state = actual(vptd, _machines())
+        state = actual(vptd, _machines(vptd))
+    _print_unknown(state)
     click.echo(json.dumps(as_data(state), indent=2) if as_json else as_yaml(state).rstrip())
 
 
-def _machines(*, wanted: bool = False) -> Guests | None:
+def _machines(vptd: Client, *, wanted: bool = False) -> Guests | None:
     """None where there are no machines and none are wanted: what they need takes a while to load."""
+    from vpt.libvirt_plugin._connection import parts_of
     from vpt.provision.record import Store
 
-    return guests_of(paths()) if wanted or Store(paths().state).names() else None
+    any_there = (
+        wanted or Store(paths().state).names() or any(map(parts_of, vptd.call("config")["owners"].values()))
+    )
+    return guests_of(paths()) if any_there else None
+
+
+def _print_unknown(state: Actual) -> None:
+    for line in state.unknown:
+        click.echo(f"note: {line}", err=True)
 
 
 def _plan(file: str, *, prune: bool) -> tuple[Wanted, Actual, Plan, Guests | None]:
@@ -161,9 +172,10 @@ def _plan(file: str, *, prune: bool) -> tuple[Wanted, Actual, Plan, Guests | Non
         wanted = load(_read(file), "standard input", paths().ports, Path.cwd())
     else:
         wanted = load(_read(file), file, paths().ports, Path(file).absolute().parent)
-    guests = _machines(wanted=bool(wanted.vms))
     with connect() as vptd:
-        have = actual(vptd, guests)
+        guests = _machines(vptd, wanted=bool(wanted.vms))
+        have = actual(vptd, guests, wanted.vms)
+    _print_unknown(have)
     if guests is not None:
         check_machines(wanted, guests)
     return wanted, have, plan(wanted, have, prune=prune), guests

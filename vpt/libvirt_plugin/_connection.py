@@ -10,11 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 
-__all__ = ["NO_LIBVIRT", "binding", "events", "find_domain", "open_libvirt", "owner_of", "translate", "which"]
+__all__ = [
+    "NO_LIBVIRT",
+    "binding",
+    "events",
+    "find_domain",
+    "open_libvirt",
+    "owner_of",
+    "parts_of",
+    "translate",
+    "uri_of",
+    "which",
+    "which_of",
+]
 
 NO_LIBVIRT = "no-libvirt"
 """Code of the error that says that nobody is there."""
@@ -126,18 +138,43 @@ def find_domain(connection: Any, name: str) -> Any:
 
 def which(connection: Any) -> str:
     """Which libvirt of this host it is: "system", "session-UID", "embed-ROOT". The hook says it as well."""
-    uri = urlsplit(connection.getURI())
-    driver = str(uri.path).strip("/")
+    return which_of(connection.getURI())
+
+
+def which_of(uri: str) -> str:
+    """The same, of the URI that it was or would be opened with."""
+    parts = urlsplit(uri)
+    driver = str(parts.path).strip("/")
     if driver == "session":
         return f"session-{os.geteuid()}"
     if driver == "embed":
-        return f"embed-{''.join(parse_qs(uri.query).get('root', []))}"
+        return f"embed-{''.join(parse_qs(parts.query).get('root', []))}"
     return driver
+
+
+def uri_of(libvirt: str) -> str | None:
+    """What opens the libvirt that `which` calls so; None: nothing that this user has."""
+    default = os.environ.get("LIBVIRT_DEFAULT_URI")
+    if default is not None and which_of(default) == libvirt:
+        return default
+    driver, _, more = libvirt.partition("-")
+    if driver == "embed":
+        return f"qemu:///embed?root={quote(more)}"
+    if driver == "session":
+        return "qemu:///session" if more == str(os.geteuid()) else None
+    return f"qemu:///{driver}"
 
 
 def owner_of(connection: Any, domain: Any) -> str:
     """What ports that were made for the domain are marked with in vptd."""
     return f"libvirt:{which(connection)}:{domain.UUIDString()}"
+
+
+def parts_of(owner: str) -> tuple[str, str] | None:
+    """Of what owner_of() gave, which libvirt and the domain's UUID. None: no domain owns that port."""
+    libvirt, _, uuid = owner.rpartition(":")
+    kind, _, libvirt = libvirt.partition(":")
+    return (libvirt, uuid) if kind == "libvirt" and libvirt else None
 
 
 def translate(error: Exception, name: str, what: str) -> VptError:

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
 from vpt.errors import MissingError, NotFoundError
 from vpt.libvirt_plugin import attach as plugin
-from vpt.libvirt_plugin._connection import find_domain, open_libvirt
+from vpt.libvirt_plugin._connection import find_domain, open_libvirt, owner_of
 from vpt.libvirt_plugin.rules import plugged_in
 from vpt.provision.config import VmConfig
 from vpt.provision.machine import Port
 
-__all__ = ["attach", "attached_ports", "check_domain", "detach", "is_running"]
+__all__ = ["DomainPorts", "attach", "attached_ports", "check_domain", "detach", "is_running", "ports_of"]
 
 
 def _domain(config: VmConfig) -> str:
@@ -52,13 +53,34 @@ def is_running(config: VmConfig) -> bool:
     return False
 
 
-def attached_ports(config: VmConfig, runtime_dir: str) -> set[str]:
-    """Of that vptd's ports those that the domain has: running, if it does, and in its configuration."""
+@dataclass(frozen=True, slots=True)
+class DomainPorts:
+    """Ports of one vptd that a domain has.
+
+    everywhere: in its configuration, and running if it runs. anywhere: in one of them, in their order.
+    owner:      what ports that were made for it are marked with.
+    """
+
+    everywhere: frozenset[str]
+    anywhere: tuple[str, ...]
+    owner: str
+
+
+def attached_ports(config: VmConfig, runtime_dir: str) -> DomainPorts:
+    """Of that vptd's ports those that the machine's domain has."""
     with _libvirt_of(config) as libvirt:
-        domain = find_domain(libvirt, _domain(config))
-        texts = _descriptions(domain)
-    each = [{plug.name for plug in plugged_in(text) if plug.runtime_dir == runtime_dir} for text in texts]
-    return set.intersection(*each)
+        return ports_of(libvirt, find_domain(libvirt, _domain(config)), runtime_dir)
+
+
+def ports_of(connection: Any, domain: Any, runtime_dir: str) -> DomainPorts:
+    """Of that vptd's ports those that the domain has."""
+    each = [
+        [plug.name for plug in plugged_in(text) if plug.runtime_dir == runtime_dir]
+        for text in _descriptions(domain)
+    ]
+    everywhere = frozenset.intersection(*map(frozenset, each))
+    anywhere = tuple(dict.fromkeys(name for names in reversed(each) for name in names))
+    return DomainPorts(everywhere, anywhere, owner_of(connection, domain))
 
 
 def _descriptions(domain: Any) -> list[str]:

@@ -7,7 +7,7 @@ Whatever fails on the way leaves nothing behind: ports, processes, files, domain
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +18,8 @@ from vpt.daemon.runtime import RuntimePaths
 from vpt.errors import ConflictError, ExistsError, MissingError, NotFoundError, VptError
 from vpt.libvirt_plugin.attach import free_name, random_mac
 from vpt.provision import _attached, _domain, _qemu, ready
-from vpt.provision.config import VmConfig
+from vpt.provision._found import found_domains
+from vpt.provision.config import VmConfig, VmPort
 from vpt.provision.images import BootImage, Progress
 from vpt.provision.machine import (
     Port,
@@ -65,6 +66,7 @@ class Guests:
         self._paths = paths
         self._connect = connect
         self.store = Store(paths.state)
+        self._found: dict[str, VmConfig] = {}
 
     # ---- looking ----
 
@@ -78,28 +80,39 @@ class Guests:
         """All of them."""
         return [self.view(name) for name in self.store.names()]
 
-    def configs(self) -> tuple[VmConfig, ...]:
-        """Of all of them, an existing domain's with the ports that it really has.
+    def configs(
+        self, ports: Mapping[str, str | None], named: Sequence[VmConfig] = ()
+    ) -> tuple[tuple[VmConfig, ...], tuple[str, ...]]:
+        """All machines that vpt made or plugged in, a domain's with the ports that it really has.
 
         Those of its record where libvirt is down, which keeps nobody from working with other machines.
+        And what could not be found out, in words. ports: all of vptd, with their owners.
+        named: what a topology calls domains that have no record.
         """
-        return tuple(self._as_it_is(self.store.load(name)) for name in self.store.names())
+        known = [self._as_it_is(self.store.load(name), ports) for name in self.store.names()]
+        found, unknown = found_domains(ports, str(self._paths.runtime), known, named)
+        self._found = {vm.name: vm for vm in found}
+        return (*known, *found), tuple(unknown)
 
-    def _as_it_is(self, record: Record) -> VmConfig:
-        if record.config.domain is None:
-            return record.config
+    def _as_it_is(self, record: Record, ports: Mapping[str, str | None]) -> VmConfig:
+        config = record.config
+        if config.domain is None:
+            return config
         try:
-            there = _attached.attached_ports(record.config, record.runtime_dir)
+            has = _attached.attached_ports(config, record.runtime_dir)
         except NotFoundError:
-            there = set()
+            return config.model_copy(update={"ports": []})
         except MissingError:
-            return record.config
-        return record.config.model_copy(
-            update={"ports": [port for port in record.config.ports if port.port in there]}
-        )
+            return config
+        # What was made for the domain is its own, wherever it has it.
+        own = [name for name in has.anywhere if ports.get(name) == has.owner]
+        there = {*has.everywhere, *own}
+        more = [VmPort(port=name) for name in own if name not in config.port_names]
+        return config.model_copy(update={"ports": [*(p for p in config.ports if p.port in there), *more]})
 
     def is_stopped(self, name: str) -> bool:
-        return self.view(name).state == "stopped"
+        """False for what has no record: only libvirt starts and stops that."""
+        return name not in self._found and self.view(name).state == "stopped"
 
     @staticmethod
     def check(config: VmConfig) -> None:
@@ -164,7 +177,9 @@ class Guests:
         if config.domain is None:
             return config
         there = _attached.attached_ports(config, str(self._paths.runtime))
-        return config.model_copy(update={"ports": [p for p in config.ports if p.port not in there]})
+        return config.model_copy(
+            update={"ports": [p for p in config.ports if p.port not in there.everywhere]}
+        )
 
     def _vptd(self, *, needed: bool) -> AbstractContextManager[Client | None]:
         return self._connect() if needed else nullcontext()
@@ -263,6 +278,9 @@ class Guests:
 
     def remove(self, name: str, *, keep_ports: bool = False) -> None:
         """End it, and take away all that it has: its process or domain, its files, the ports made for it."""
+        if name in self._found:
+            _attached.detach(self._found[name], self._found[name].port_names)
+            return
         with self.store.changing():
             record = self.store.load(name)
             made = [] if keep_ports else record.made_ports
@@ -277,12 +295,18 @@ class Guests:
     def change_ports(self, config: VmConfig, add: list[str], drop: list[str]) -> None:
         """Of an existing domain: attach these ports, detach those. `config` is what it then has."""
         with self.store.changing():
-            record = self.store.load(config.name)
+            record = self._record_of(config)
             _attached.detach(config, drop)
             wanted = config.model_copy(update={"ports": [p for p in config.ports if p.port in add]})
             with self._connect() as vptd:
                 _attached.attach(config, look_up(vptd, wanted), vptd)
             self.store.save(record.model_copy(update={"config": config}))
+
+    def _record_of(self, config: VmConfig) -> Record:
+        """Of a domain that has none yet, a new one: from here on it is the topology's."""
+        if config.name in self._found:
+            return Record(config=config, runtime_dir=str(self._paths.runtime), created=time.time())
+        return self.store.load(config.name)
 
     def _end(self, record: Record) -> None:
         folder = self.store.folder(record.name)

@@ -32,8 +32,13 @@ class Connect(Protocol):
 class Machines(Protocol):
     """What is done with virtual machines; vpt.provision.guests.Guests does it."""
 
-    def configs(self) -> tuple[VmConfig, ...]:
-        """Of those that there are; an existing domain's with the ports that it really has."""
+    def configs(
+        self, ports: Mapping[str, str | None], named: Sequence[VmConfig] = ()
+    ) -> tuple[tuple[VmConfig, ...], tuple[str, ...]]:
+        """Of those that there are, and what could not be found out; a domain's with the ports that it has.
+
+        ports: all of vptd, with their owners. named: what a topology calls domains.
+        """
 
     def check(self, config: VmConfig) -> None:
         """Raises what can be said against it before anything is done."""
@@ -73,10 +78,14 @@ class Doer:
     places: Mapping[str, str] = field(default_factory=dict)
 
 
-def actual(vptd: Client, machines: Machines | None = None) -> Actual:
-    """What runs."""
+def actual(vptd: Client, machines: Machines | None = None, named: Sequence[VmConfig] = ()) -> Actual:
+    """What runs. named: what a topology calls domains that vpt has no record of."""
     found = vptd.call("config")
-    vms = machines.configs() if machines else ()
+    vms: tuple[VmConfig, ...] = ()
+    unknown: tuple[str, ...] = ()
+    if machines is not None:
+        ports = {port["name"]: found["owners"].get(port["name"]) for port in found["ports"]}
+        vms, unknown = machines.configs(ports, named)
     return Actual(
         tuple(SwitchConfig.model_validate(switch) for switch in found["switches"]),
         tuple(PortConfig.model_validate(port) for port in found["ports"]),
@@ -84,6 +93,7 @@ def actual(vptd: Client, machines: Machines | None = None) -> Actual:
         owners=found["owners"],
         failed=found["failed"],
         stopped=frozenset(vm.name for vm in vms if machines and machines.is_stopped(vm.name)),
+        unknown=unknown,
     )
 
 
@@ -215,7 +225,7 @@ def _back(before: Actual, begun: list[Step], doer: Doer, error: VptError | Keybo
     """Plan and do the way back, from what is really there: the step that failed may have been done."""
     try:
         with doer.connect() as vptd:
-            now = actual(vptd, doer.machines)
+            now = actual(vptd, doer.machines, before.vms)
         back = _way_back(before, now, begun)
         for is_vm, group in groupby(back, key=lambda step: step.is_vm):
             steps = [replace(step, why="") for step in group]

@@ -59,10 +59,12 @@ class Actual(Wanted):
 
     failed: ports that vptd knows and could not set up when it came back, and why
     stopped: machines that were made and do not run
+    unknown: what could not be found out of machines, in words
     """
 
     failed: dict[str, str] = field(default_factory=dict)
     stopped: frozenset[str] = frozenset()
+    unknown: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

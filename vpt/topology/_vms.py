@@ -27,6 +27,8 @@ def plan(wanted: Wanted, actual: Actual, *, prune: bool = False) -> Plan:
 
     ConflictError: a machine that vpt made has a port that is to be replaced, and is not in the topology.
     """
+    if not prune:
+        wanted = replace(wanted, vms=tuple(_with_its_own(vm, wanted, actual) for vm in wanted.vms))
     base = plan_ports(wanted, actual, prune=prune)
     known = {vm.name for vm in wanted.vms}
     strangers = [vm for vm in actual.vms if vm.name not in known]
@@ -46,12 +48,25 @@ def plan(wanted: Wanted, actual: Actual, *, prune: bool = False) -> Plan:
         *before,
         *(_let_go(vm, lost[vm.name]) for vm in actual.vms if vm.name in lost),
         *after,
-        *_changes((*wanted.vms, *touched), rest),
+        *_changes((*wanted.vms, *touched), rest, pruned=_unwanted(wanted, actual) if prune else set()),
         *(_delete(vm, "not in the topology") for vm in alone if prune),
         *end,
     ]
     left = base.left_alone if prune else (*base.left_alone, *(f"vm {vm.name}" for vm in alone))
     return Plan(tuple(steps), left)
+
+
+def _unwanted(wanted: Wanted, actual: Actual) -> set[str]:
+    """Ports that the topology does not have."""
+    return {port.name for port in actual.ports} - {port.name for port in wanted.ports}
+
+
+def _with_its_own(vm: VmConfig, wanted: Wanted, actual: Actual) -> VmConfig:
+    """With what `vpt attach` gave the domain beside the topology: as other ports not in it, that stays."""
+    unwanted = _unwanted(wanted, actual) & actual.owners.keys()
+    have = next((other for other in actual.vms if other.name == vm.name), vm)
+    own = [port for port in have.ports if port.port in unwanted]
+    return vm if vm.domain is None else vm.model_copy(update={"ports": [*vm.ports, *own]})
 
 
 def _parts(steps: tuple[Step, ...]) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]]:
@@ -130,8 +145,11 @@ def _delete(vm: VmConfig, why: str, *, anew: bool = False) -> Step:
     return Step("del-vm", vm.name, params, ", ".join(filter(None, (why, what))), "replace" if anew else None)
 
 
-def _changes(wanted: tuple[VmConfig, ...], actual: Actual) -> Iterator[Step]:
-    """Deletions first: a new machine may take over the port of one that is replaced."""
+def _changes(wanted: tuple[VmConfig, ...], actual: Actual, *, pruned: set[str]) -> Iterator[Step]:
+    """Deletions first: a new machine may take over the port of one that is replaced.
+
+    pruned: ports that go anyway.
+    """
     have = {vm.name: vm for vm in actual.vms}
     replaced = {
         vm.name: _differences(have[vm.name], vm)
@@ -146,7 +164,7 @@ def _changes(wanted: tuple[VmConfig, ...], actual: Actual) -> Iterator[Step]:
         elif vm.name in replaced:
             yield replace(_add(vm), needs="replace")
         elif vm != have[vm.name]:
-            yield _change_ports(have[vm.name], vm)
+            yield _change_ports(have[vm.name], vm, pruned)
         elif vm.name in actual.stopped and vm.domain is None:
             yield Step("start-vm", vm.name, {}, "it was stopped")
 
@@ -160,15 +178,15 @@ def _only_ports_differ(have: VmConfig, want: VmConfig) -> bool:
     return want.domain is not None and have.model_copy(update={"ports": want.ports}) == want
 
 
-def _change_ports(have: VmConfig, want: VmConfig) -> Step:
-    """Taking a port away costs the guest a link, so that it needs to be allowed."""
+def _change_ports(have: VmConfig, want: VmConfig, pruned: set[str]) -> Step:
+    """Taking a port away costs the guest a link, so that it needs to be allowed, unless the port goes."""
     add = [name for name in want.port_names if name not in have.port_names]
     drop = [name for name in have.port_names if name not in want.port_names]
     words = [f"attach {', '.join(add)}"] if add else []
     words += [f"detach {', '.join(drop)}"] if drop else []
     params = {"add": add, "drop": drop, "config": want.model_dump(mode="json", exclude_defaults=True)}
     why = "; ".join(words) or "in another order"
-    return Step("set-vm", want.name, params, why, "replace" if drop else None)
+    return Step("set-vm", want.name, params, why, "replace" if set(drop) - pruned else None)
 
 
 def _differences(have: VmConfig, want: VmConfig) -> str:
