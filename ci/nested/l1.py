@@ -11,6 +11,7 @@ import argparse
 import base64
 import gzip
 import hashlib
+import json
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from vpt.cli._common import stoppable
 from vpt.errors import MissingError, TimeoutExpired, VptError
 from vpt.guest import READY_MARK, Guest, Image, build_image, cache_dir
 from vpt.qemu import Accel, find_qemu, probe_accel
+from vpt.revision import of_checkout
 
 TOP = Path(__file__).resolve().parents[2]
 WORK = TOP / "build/nested"
@@ -105,7 +107,8 @@ def sources() -> Iterable[bytes]:
 
 def payload_disk() -> Path:
     """The wheel as pip installs it, with what it needs, in a tar file that L1 reads from a disk."""
-    path, there = kept("payload.tar", digest(sources()))
+    # The wheel knows its commit, which may be another though no source is.
+    path, there = kept("payload.tar", digest([json.dumps(of_checkout(TOP / "vpt")).encode(), *sources()]))
     if there:
         return path
     say("building the wheel")

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from vpt.bench import machine, registry
+from vpt.bench import machine, programs, registry
 from vpt.bench.compare import compare, differences
 from vpt.bench.result import Metric, Plot, Point, Result, load, save
 from vpt.bench.runner import run
@@ -88,6 +89,36 @@ def test_only_the_points_that_were_asked_for_are_measured() -> None:
     assert [p.params for p in without.scenarios[0].points] == [{"bytes": 64}]
     both = run([Toy()], Settings(repetitions=1, at={"bytes": ["64", "1500"]}))
     assert len(both.scenarios[0].points) == 2
+
+
+def test_a_result_holds_the_versions_of_the_programs_that_were_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    says = {"qemu": "7.2.22", "dpdk": None, "openvswitch": "3.1.0"}
+    monkeypatch.setattr(programs, "_ASK", {name: lambda name=name: says[name] for name in says})
+    toy = Toy()
+    monkeypatch.setattr(toy, "programs", (programs.QEMU, programs.DPDK), raising=False)
+    used = run([toy, Toy()], Settings(repetitions=1)).versions
+    assert used["qemu"] == "7.2.22"
+    assert "openvswitch" not in used, "nobody used it"
+    assert "dpdk" not in used, "it is not there"
+
+
+def test_scenarios_name_the_programs_that_they_run() -> None:
+    assert {name: set(s.programs) for name in registry.names() if (s := registry.find(name)).programs} == {
+        "exits": {"qemu"},
+        "control-plane": {"qemu"},
+        "vhost-user": {"dpdk", "openvswitch"},
+        "vhost-user-latency": {"dpdk"},
+    }
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [("qemu", "qemu-system-x86_64"), ("dpdk", "dpdk-testpmd"), ("openvswitch", "ovs-vsctl")],
+)
+def test_each_program_says_its_version(name: str, program: str, need: Callable[[str], None]) -> None:
+    need(program)
+    assert re.match(r"\d+\.\d+", programs.versions_of([name])[name])
 
 
 @pytest.mark.parametrize("at", [{"bytes": ["65"]}, {"colour": ["64"]}])

@@ -60,6 +60,16 @@ def test_its_data_plane_moves_packets_without_a_compiler(wheel: Path) -> None:
     assert "none lost" in checks["data plane"]["what"]
 
 
+@pytest.mark.needs("git")
+def test_its_results_name_the_commit_that_it_was_built_from(wheel: Path) -> None:
+    """Where there is only the wheel, and neither the checkout nor git."""
+    git = ["git", "-c", "safe.directory=*", "-C", str(TOP), "rev-parse", "HEAD"]
+    head = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    done = _run(wheel, "bench", "run", "switch-copy", "--quick", "--at", "bytes=64", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["revision"]["commit"] == (head or "unknown")
+
+
 def test_it_brings_its_libraries_along(wheel: Path) -> None:
     (extension,) = wheel.glob("vpt/_vpt*.so")
     read = subprocess.run(["readelf", "-d", extension], capture_output=True, text=True, check=True).stdout
@@ -75,6 +85,7 @@ def test_it_brings_its_libraries_along(wheel: Path) -> None:
         "vpt/_data/guest-driver/micro/boot.S",
         "vpt/_data/guest-driver/micro/micro.elf",
         "vpt/_data/include/vpt/abi.h",
+        "vpt/_data/revision.json",
         "*.data/data/share/man/man1/vpt.1",
         "*.data/data/share/vpt/systemd/vptd.service",
         "*.data/data/share/vpt/systemd/vptd.socket",

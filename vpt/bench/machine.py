@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import vpt
 
-__all__ = ["emulated", "machine", "revision", "versions"]
+__all__ = ["emulated", "machine", "versions"]
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -55,22 +54,3 @@ def versions() -> dict[str, str]:
     with suppress(PackageNotFoundError):
         found["cffi"] = version("cffi")
     return found
-
-
-def _git(*args: str) -> str | None:
-    folder = Path(vpt.__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def revision() -> dict[str, str | bool | None]:
-    """The checkout's commit and whether it was changed since; None for an installed package."""
-    inside = _git("ls-files", "--error-unmatch", "__init__.py") is not None
-    commit = _git("rev-parse", "HEAD") if inside else None
-    changed = bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None
-    return {"commit": commit, "modified": changed}

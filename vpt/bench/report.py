@@ -139,7 +139,7 @@ def _facts(facts: Iterable[tuple[str, object]]) -> str:
 
 def _made(result: Result) -> str:
     """Where and with what one result was measured."""
-    commit = str(result.revision.get("commit") or "installed package")[:12]
+    commit = str(result.revision.get("commit") or "unknown")[:12]
     modified = " (modified)" if result.revision.get("modified") else ""
     facts = [
         ("measured", result.created),

@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from vpt.bench.machine import emulated, machine, revision, versions
+from vpt.bench.machine import emulated, machine, versions
+from vpt.bench.programs import versions_of
 from vpt.bench.result import Point, Result, Sample, ScenarioResult, Variant
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.errors import MissingError, UsageError, VptError
+from vpt.revision import revision
 
 __all__ = ["Progress", "run"]
 
@@ -181,7 +183,7 @@ def run(scenarios: Sequence[Scenario], settings: Settings, progress: Progress | 
     return Result(
         created=created,
         machine=before,
-        versions=versions(),
+        versions=versions() | versions_of(program for s in scenarios for program in s.programs),
         revision=revision(),
         settings={
             "repetitions": settings.repetitions,

@@ -52,7 +52,8 @@ class Scenario(ABC):
     """Something to measure at several points, and what to measure it against.
 
     `reference` names the variant that the others' numbers are divided by. `turns`: the variants' order turns
-    with each repetition; to be switched off where one computes from what another measured.
+    with each repetition; to be switched off where one computes from what another measured. `programs`: those
+    of vpt.bench.programs that it runs; a result holds their versions.
     """
 
     name: ClassVar[str]
@@ -61,6 +62,7 @@ class Scenario(ABC):
     reference: ClassVar[str | None] = None
     plots: ClassVar[Sequence[Plot]] = ()
     turns: ClassVar[bool] = True
+    programs: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def points(self, settings: Settings) -> Sequence[Params]:

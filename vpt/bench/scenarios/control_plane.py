@@ -19,6 +19,7 @@ from itertools import product
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
+from vpt.bench.programs import QEMU
 from vpt.bench.result import Metric, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.bench.scenarios._attach import Command, attach_to_domain, attach_to_qemu
@@ -51,6 +52,7 @@ class _ControlPlane(Scenario):
 
     name: ClassVar[str] = "control-plane"
     title: ClassVar[str] = "What an operator waits for"
+    programs: ClassVar[Sequence[str]] = (QEMU,)
     metrics: ClassVar[Sequence[Metric]] = (
         Metric(name="ms", unit="ms", better="lower", title="Time from start to end"),
         Metric(name="libvirt", unit="ms", title="libvirt's own"),

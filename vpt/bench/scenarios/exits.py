@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from vpt.bench.machine import emulated
 from vpt.bench.micro import Kick, Order, Report, Role, Touch, Wait
+from vpt.bench.programs import QEMU
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.bench.scenarios._claims import verdicts
@@ -99,6 +100,7 @@ class _Exits(Scenario):
         *percentile_metrics("Round trip"),
     )
     reference: ClassVar[str | None] = "notify"
+    programs: ClassVar[Sequence[str]] = (QEMU,)
     plots: ClassVar[Sequence[Plot]] = (
         *(plot for device in ATTACHMENTS for plot in _plots(device)),
         Plot(

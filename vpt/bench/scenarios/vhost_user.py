@@ -23,6 +23,7 @@ from functools import partial
 from itertools import product
 from typing import ClassVar
 
+from vpt.bench.programs import DPDK, OPEN_VSWITCH
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.bench.scenarios._openvswitch import OpenVSwitch
@@ -185,6 +186,7 @@ class _VhostUser(Scenario):
         Metric(name="batch", unit="packets", better="neither", title="Taken at a time"),
     )
     reference: ClassVar[str | None] = "testpmd"
+    programs: ClassVar[Sequence[str]] = (DPDK, OPEN_VSWITCH)
     plots: ClassVar[Sequence[Plot]] = tuple(
         Plot(
             title=f"{path}, 64 bytes",

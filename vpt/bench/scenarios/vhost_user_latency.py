@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import ClassVar
 
+from vpt.bench.programs import DPDK
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.bench.scenarios._latency import log_log, percentile_metrics, percentiles
@@ -99,6 +100,7 @@ class _Latency(Scenario):
         Metric(name="lost", unit="packets", better="lower", title="Lost"),
     )
     reference: ClassVar[str | None] = "testpmd"
+    programs: ClassVar[Sequence[str]] = (DPDK,)
     plots: ClassVar[Sequence[Plot]] = (
         log_log("Median latency", "p50", *_LOAD),
         log_log("99th percentile", "p99", *_LOAD),
