@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,6 +110,50 @@ def test_scenarios_name_the_programs_that_they_run() -> None:
         "vhost-user": {"dpdk", "openvswitch"},
         "vhost-user-latency": {"dpdk"},
     }
+
+
+@pytest.mark.parametrize("option", ["--output", "--report"])
+def test_nothing_is_measured_for_a_file_that_can_not_be_written(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy = Toy()
+    monkeypatch.setattr("vpt.bench.registry.find", lambda name: toy)  # noqa: ARG005
+    (tmp_path / "file").touch()
+    for path, said in (
+        (tmp_path / "absent/r", f"hint: mkdir -p {tmp_path}/absent"),
+        (tmp_path / "file/r", "is not a folder"),
+        (tmp_path, "it is a folder"),
+    ):
+        assert main(["bench", "run", "toy", "--quick", option, str(path)]) == 2
+        assert said in capsys.readouterr().err
+    assert toy.order == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["report", "absent.json", "--output"], ["model", "--plot"]], ids=["report", "model"]
+)
+def test_where_a_page_or_a_picture_goes_is_looked_at_first(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments, str(tmp_path / "absent/x.svg")]) == 2
+    printed = capsys.readouterr()
+    assert "there is no folder" in printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("cpus", "said"),
+    [
+        ("9999", "may not use CPU 9999; it may use"),
+        ("{0},{0}", "named twice"),
+        ("{0}", "--cpus names one only"),
+    ],
+    ids=["absent", "twice", "one"],
+)
+def test_cpus_that_will_not_do_are_named(cpus: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    first = min(os.sched_getaffinity(0))
+    assert main(["bench", "run", "switch-copy", "--quick", "--cpus", cpus.format(first)]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.native

@@ -61,6 +61,22 @@ def test_a_recording_reads_back_as_it_was(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["schema"] == "vpt.exits/v1"
 
 
+def test_a_link_to_the_recording_stays_a_link(tmp_path: Path) -> None:
+    """/dev/stdout is one."""
+    (tmp_path / "link").symlink_to(tmp_path / "a.json")
+    write(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert load(tmp_path / "a.json").complete
+
+
+@pytest.mark.parametrize("there", ["folder/a.json", "."])
+def test_a_recording_that_can_not_be_written_is_not_begun(tmp_path: Path, there: str) -> None:
+    """Not even the VM, which does not exist, is looked for."""
+    assert "can't write" in failure(
+        cli("record", "pid:4194304999", "-o", tmp_path / there, "--", "true"), UsageError
+    )
+
+
 def test_report_tells_machine_versions_tier_and_result(tmp_path: Path) -> None:
     result = cli("report", write(tmp_path / "a.json"))
     assert result.exit_code == 0

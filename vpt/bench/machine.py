@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import vpt
+from vpt.errors import MissingError, UsageError
 
-__all__ = ["emulated", "machine", "versions"]
+__all__ = ["emulated", "machine", "two_cpus", "versions"]
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -54,3 +56,15 @@ def versions() -> dict[str, str]:
     with suppress(PackageNotFoundError):
         found["cffi"] = version("cffi")
     return found
+
+
+def two_cpus(cpus: Sequence[int], why: str) -> Sequence[int]:
+    """These CPUs, or all that this process may use. Raises where there are not two; `why` they are needed."""
+    usable = cpus or sorted(os.sched_getaffinity(0))
+    if len(usable) >= 2:
+        return usable
+    if cpus:
+        raise UsageError(f"{why}, and --cpus names one only", hint="name another, too: --cpus 0,1")
+    raise MissingError(
+        f"{why}, and this process may use one only", hint="give it another: taskset -c 0,1 vpt bench ..."
+    )

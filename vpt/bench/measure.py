@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vpt.bench.costs import Costs, Kind, Policy
+from vpt.bench.machine import two_cpus
 from vpt.bench.model import Prediction, Regime, regime_of
 from vpt.bench.stats import percentile
 from vpt.dataplane import PcNotify, PcResult, PcSpec, PolicyKind, bench_pc
-from vpt.errors import DataplaneError, MissingError
+from vpt.errors import DataplaneError
 
 __all__ = ["Observation", "Threads", "measure_costs"]
 
@@ -113,14 +113,9 @@ class Threads:
     """
 
     def __init__(self, by: PcNotify = PcNotify.EVENTFD, cpus: Sequence[int] = ()) -> None:
-        cpus = cpus or sorted(os.sched_getaffinity(0))
-        if len(cpus) < 2:
-            raise MissingError(
-                "a producer and a consumer need a CPU each, and this process may use one only",
-                hint="give it another: taskset -c 0,1 vpt bench ...",
-            )
+        usable = two_cpus(cpus, "a producer and a consumer need a CPU each")
         self.by = by
-        self.cpus = cpus[0], cpus[1]
+        self.cpus = usable[0], usable[1]
         self.realtime = True
 
     def run(self, c: Costs, policy: Policy, expected: Prediction, scale: float = 1.0) -> Observation:

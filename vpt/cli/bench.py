@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from vpt.cli._common import emit_json, json_option, print_table
+from vpt.cli._output import output_option
 from vpt.errors import VptError
 
 if TYPE_CHECKING:
@@ -73,9 +75,17 @@ def _cpus(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     if value is None:
         return ()
     try:
-        return tuple(int(cpu) for cpu in value.split(","))
+        cpus = tuple(int(cpu) for cpu in value.split(","))
     except ValueError:
         raise click.BadParameter("give numbers, separated by commas: 0,1") from None
+    usable = os.sched_getaffinity(0)
+    for cpu in cpus:
+        if cpu not in usable:
+            there = ",".join(map(str, sorted(usable)))
+            raise click.BadParameter(f"this process may not use CPU {cpu}; it may use {there}")
+        if cpus.count(cpu) > 1:
+            raise click.BadParameter(f"CPU {cpu} is named twice")
+    return cpus
 
 
 def _at(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:  # noqa: ARG001
@@ -117,8 +127,8 @@ def _at(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> 
     help="What VMs run on; auto: KVM if it can run them.",
 )
 @click.option("--verbose", "-v", is_flag=True, help="Say on stderr what is measured, a line each.")
-@click.option("--output", type=_FILE, metavar="FILE", help="Keep all samples there, for compare and report.")
-@click.option("--report", "page", type=_FILE, metavar="FILE", help="Write the HTML report, too.")
+@output_option("--output", help="Keep all samples there, for compare and report.")
+@output_option("--report", "page", help="Write the HTML report, too.")
 @json_option
 def run(
     names: tuple[str, ...],
@@ -304,9 +314,7 @@ def _print_changes(changes: list[Change]) -> None:
 
 @bench.command()
 @click.argument("files", nargs=-1, required=True, type=_FILE, metavar="FILE...")
-@click.option(
-    "--output", type=_FILE, default=Path("report.html"), show_default=True, metavar="FILE", help="The page."
-)
+@output_option("--output", default="report.html", help="The page.")
 def report(files: tuple[Path, ...], output: Path) -> None:
     """Make one HTML page of result files: tables and plots, no network needed.
 
@@ -337,9 +345,7 @@ def _cost_options(command: click.decorators.FC) -> click.decorators.FC:
 @click.option("--sleep", type=float, default=50.0, show_default=True, metavar="US", help="For sleep.")
 @click.option("--latency", type=float, metavar="US", help="Advise: average latency that is acceptable.")
 @click.option("--cpu", type=float, metavar="PERCENT", help="Advise: share of a core for the side that waits.")
-@click.option(
-    "--plot", type=_FILE, metavar="FILE", help="Draw it along Wp: .svg; .png and .pdf by matplotlib."
-)
+@output_option("--plot", help="Draw it along Wp: .svg; .png and .pdf by matplotlib.")
 @json_option
 def model(
     length: int,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vpt.cli._common import stoppable
+from vpt.cli._output import output_option
 
 if TYPE_CHECKING:
     from vpt.exits.meter import Measure
@@ -141,14 +142,7 @@ def top(
     metavar="SECONDS",
     help="How long each reading takes.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default="exits.json",
-    show_default=True,
-    help="File that the recording goes to.",
-)
+@output_option("-o", "--output", default="exits.json", help="File that the recording goes to.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def record(
     vm: str,

@@ -133,10 +133,14 @@ def machine() -> Machine:
 
 
 def save(recording: Recording, path: Path) -> None:
-    """Write a recording, whole or not at all."""
+    """Write a recording, whole or not at all; what is no regular file, as /dev/stdout, stays what it is."""
+    text = recording.model_dump_json(by_alias=True, indent=1) + "\n"
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_text(text)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(recording.model_dump_json(by_alias=True, indent=1) + "\n")
+        temporary.write_text(text)
         temporary.replace(path)
     except OSError as exc:
         temporary.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpt.bench.machine import two_cpus
 from vpt.dataplane import (
     App,
     Engine,
@@ -94,13 +95,7 @@ def _handshake(engine: Engine, port: Port, app: App) -> None:
 
 def worker_cpu(cpus: Sequence[int]) -> int:
     """The CPU for the worker: the last of those it may have. The measuring thread goes to the first."""
-    usable = cpus or sorted(os.sched_getaffinity(0))
-    if len(usable) < 2:
-        raise MissingError(
-            "this scenario needs a CPU for the worker and one for itself, and this process may use one only",
-            hint="give it another: taskset -c 0,1 vpt bench run ...",
-        )
-    return usable[-1]
+    return two_cpus(cpus, "this scenario needs a CPU for the worker and one for itself")[-1]
 
 
 @contextmanager
