@@ -158,7 +158,7 @@ def test_a_port_of_the_configuration_is_plugged_into_the_running_domain_as_it_is
 
 @pytest.mark.usefixtures("untouched")
 def test_a_port_of_somebody_else_is_refused_with_words_of_this_command(vpt: Vpt, vptd: Client) -> None:
-    vptd.call("port.add", name="theirs", switch="sw0", kind="vhost-user")
+    vptd.call("port.add", name="theirs", switch="sw0", kind="vhost-user", owner="qmp:/vm7")
     code, _, err = vpt("attach", "left", "--switch", "sw0", "--port", "theirs")
     assert (code, "--port" in err, "--may-exist" in err) == (1, True, False)
     vptd.call("port.del", name="theirs")
@@ -345,6 +345,84 @@ def test_a_port_that_was_not_made_for_the_domain_outlives_its_detach(
     finally:
         libvirt.remove(guest)
         vptd.call("port.del", name="common", if_exists=True)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_port_made_by_hand_is_plugged_in_as_it_is_and_outlives_its_detach(
+    guests: SimpleNamespace, vpt: Vpt, vptd: Client
+) -> None:
+    """Where it is what was asked for, and nobody is plugged into it."""
+    mac = "52:54:00:00:07:09"
+    vptd.call("port.add", switch="sw0", name="common", kind="vhost-user", mac=mac)
+    named = ("--switch", "sw0", "--port", "common")
+    for other, says in (
+        (("--kind", "passthrough"), "--kind vhost-user"),
+        (("--mac", "52:54:00:00:00:77"), f"with other settings: mac {mac}"),
+        (("--policy", "poll"), "with other settings: policy adaptive"),
+    ):
+        code, _, err = vpt("attach", "left", *named, *other)
+        assert (code, says in err) == (1, True), err
+    assert f"common (vhost-user, {mac}) plugs left into sw0: live" in ok(
+        vpt("attach", "left", *named, "--mac", mac)
+    )
+    guests.left.wait_until("[ -e /sys/class/net/eth0 ]", 10, "the interface")
+    guests.left.run("ip link set eth0 up")
+    guests.left.wait_until("grep -q 1 /sys/class/net/eth0/carrier", 10, "a carrier")
+    code, _, err = vpt("attach", "right", *named)
+    assert (code, "somebody is plugged into port common already" in err) == (1, True), err
+    assert "the port is still there: it was not made for left" in ok(vpt("detach", "left"))
+    (port,) = vptd.call("port.list")["ports"]
+    assert (port["name"], port["owner"]) == ("common", None)
+    vptd.call("port.del", name="common")
+    vptd.call("port.add", switch="sw0", name="common", kind="passthrough")
+    code, _, err = vpt("attach", "left", *named, "--kind", "passthrough")
+    assert (code, "vpt port add sw0 common --kind passthrough --mac" in err) == (2, True), err
+    vptd.call("port.del", name="common")
+    guests.left.wait_until("[ ! -e /sys/class/net/eth0 ]", 10, "the interface to go")
+
+
+def test_a_port_is_not_named_as_one_that_the_configuration_has_and_vptd_lacks(
+    libvirt: Libvirt, vpt: Vpt, vptd: Client
+) -> None:
+    """The hook takes a stopped domain's ports down, and their names stay."""
+    guest = libvirt.define("guest", machine="q35")
+    try:
+        ok(vpt("attach", "guest", "--switch", "sw0"))
+        vptd.call("port.del", name="guest")
+        assert ok(vpt("attach", "guest", "--switch", "sw0", "--config")).startswith("guest-2 (vhost-user, ")
+        assert [plug.name for plug in plugs_in(guest.domain.XMLDesc(2))] == ["guest", "guest-2"]
+        named = ("--switch", "sw0", "--port", "guest")
+        assert "already plugs guest into sw0" in ok(vpt("attach", "guest", *named))
+        assert [port["name"] for port in vptd.call("port.list")["ports"]] == ["guest", "guest-2"]
+    finally:
+        libvirt.remove(guest)
+        for name in ("guest", "guest-2"):
+            vptd.call("port.del", name=name, if_exists=True)
+
+
+def test_a_port_that_has_become_another_vms_is_neither_plugged_in_nor_deleted(
+    libvirt: Libvirt, vpt: Vpt, vptd: Client
+) -> None:
+    """A stopped domain's port was taken down, and its name was free for others."""
+    guest = libvirt.define("guest", machine="q35")
+    before = guest.domain.XMLDesc(2)
+    try:
+        ok(vpt("attach", "guest", "--switch", "sw0"))
+        noted = guest.domain.XMLDesc(2)
+        vptd.call("port.del", name="guest")
+        vptd.call("port.add", switch="sw0", name="guest", kind="vhost-user", owner="qmp:/vm7")
+        code, _, err = vpt("attach", "guest", "--switch", "sw0", "--port", "guest")
+        assert (code, "made for another VM" in err, "vpt detach guest guest" in err) == (1, True, True), err
+        assert guest.domain.XMLDesc(2) == noted
+        assert "the port is still there: it was not made for guest" in ok(vpt("detach", "guest", "guest"))
+        assert guest.domain.XMLDesc(2) == before
+        owners = {port["name"]: port["owner"] for port in vptd.call("port.list")["ports"]}
+        assert owners["guest"] == "qmp:/vm7"
+        ok(vpt("attach", "guest", "--switch", "sw0", "--port", "other"))
+    finally:
+        libvirt.remove(guest)
+        for name in ("guest", "other"):
+            vptd.call("port.del", name=name, if_exists=True)
 
 
 def test_a_stopped_domain_starts_with_both_ports(libvirt: Libvirt, vpt: Vpt, vptd: Client) -> None:

@@ -9,9 +9,9 @@ never let go of the device.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from vpt.errors import (
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import which
 from vpt.libvirt_plugin._domain import Target
+from vpt.libvirt_plugin._there import device_settings, require_common, require_free, require_usable
 from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.metadata import Plug, plugs_in
 from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
@@ -119,13 +120,22 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
     where = tuple(name for name, wanted in (("live", live), ("config", config)) if wanted)
     live_plugs, config_plugs = _plugs_of(target, plugs_in)
     plug = _plugged_in(request, [*config_plugs, *live_plugs])
+    ports = {port["name"]: port for port in vptd.call("port.list")["ports"]}
     if plug is None:
+        if request.port in ports and not request.existing:
+            require_common(vptd, ports[request.port], request.switch, request.kind, request.settings)
+            request = replace(request, existing=True)
         small = live and rules.is_express(target.live_xml())
-        plug, there = make_plug(vptd, request, request.vm, small=small), request.existing
+        has = {other.name for other in (*config_plugs, *live_plugs)}
+        plug = make_plug(vptd, request, request.vm, small=small, has=has)
     else:
         in_live, in_config = _plugs_of(target, rules.plugged_in)
         live, config = live and plug not in in_live, config and plug not in in_config
-        there = any(port["name"] == plug.name for port in vptd.call("port.list")["ports"])
+    there = ports.get(plug.name)
+    if there is not None:
+        require_usable(there, plug, request.vm, target.owner)
+        if live and there["owner"] is None:
+            require_free(vptd, there)
     # Last, for what was asked for may be wrong whatever state the domain is in.
     if "live" in where:
         target.require_live()
@@ -139,7 +149,7 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
     before = target.config_xml() if config or not live else target.live_xml()
     after = _with_port(before, plug) if live or config else before
     rules.check_domain(after)
-    return _Plan(target, plug, where, live, config, there, before, after)
+    return _Plan(target, plug, where, live, config, there is not None, before, after)
 
 
 def _with_port(xml: str, plug: Plug) -> str:
@@ -168,22 +178,24 @@ def _plugged_in(request: Request, plugs: list[Plug]) -> Plug | None:
     return found
 
 
-def make_plug(vptd: Client, request: Request, vm: str, *, small: bool) -> Plug:
+def make_plug(vptd: Client, request: Request, vm: str, *, small: bool, has: Collection[str] = ()) -> Plug:
     """The port that is to be made, and that vptd would make.
 
     vm: to name it after; small: a region that fits a running q35 guest.
+    has: ports that the VM has, whether vptd has them or not.
     """
     rules.check_packed(request.kind, packed=request.packed)
     status, everything = vptd.call("daemon.status"), vptd.call("port.list")
     taken = {found["name"]: "switch" for found in vptd.call("switch.list")["switches"]}
     taken |= {port["name"]: "port" for port in everything["ports"]}
-    name = request.port or free_name(vm, set(taken))
+    name = request.port or free_name(vm, {*taken, *has})
     if name in taken and not request.existing:
         raise ExistsError(
             f"there is a {taken[name]} {name!r} already",
             hint=f"choose another name: --port; see whose it is: vpt show {name}",
         )
-    settings = {"mac": random_mac(), **request.settings}
+    there = device_settings(vptd, name) if request.existing and name in taken else {}
+    settings = {"mac": random_mac(), **request.settings, **there}
     if small and request.kind == "passthrough" and not request.existing:
         settings.setdefault("slots", rules.live_slots(int(settings.get("pairs", 1))))
     runtime = status["runtime_dir"]
@@ -375,7 +387,7 @@ def _detach(
             kept = "the rest of the VM has it"
         elif vptd is None:
             kept = f"vptd does not run; once it does: vpt port del {plug.name} --if-exists"
-        elif keep_port or _is_common(vptd, plug.name):
+        elif keep_port or _is_anothers(vptd, plug.name, target.owner):
             kept = f"it was not made for {vm}; to be rid of it: vpt port del {plug.name}"
         else:
             vptd.call("port.del", name=plug.name, if_exists=True)
@@ -383,9 +395,9 @@ def _detach(
     return Detached(vm, plug.name, where_done, kept)
 
 
-def _is_common(vptd: Client, name: str) -> bool:
-    """Is the port there, and no VM's: a topology's, or made by hand?"""
-    return any(port["name"] == name and port["owner"] is None for port in vptd.call("port.list")["ports"])
+def _is_anothers(vptd: Client, name: str, owner: str) -> bool:
+    """Is the port there, and was made for no VM (a topology's, or made by hand), or for another one?"""
+    return any(port["name"] == name and port["owner"] != owner for port in vptd.call("port.list")["ports"])
 
 
 def _client(

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Ports that vptd has already: whose they are, and whether a domain can be plugged into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vpt.daemon.client import Client
+from vpt.errors import ConflictError, ExistsError, UsageError
+from vpt.libvirt_plugin.metadata import Plug
+
+__all__ = ["device_settings", "require_common", "require_free", "require_usable"]
+
+# Of a port's settings, those that its device or the guest's window for it depends on.
+_OF_DEVICE = ("mac", "pairs", "slots", "buf_size")
+
+
+def device_settings(vptd: Client, name: str) -> dict[str, Any]:
+    """What the device of a port that is there must be told, as far as it is not the default."""
+    config = _config(vptd, name)
+    return {
+        key: config[key]
+        for key in _OF_DEVICE
+        if config[key] is not None and (key, config[key]) != ("pairs", 1)
+    }
+
+
+def _config(vptd: Client, name: str) -> dict[str, Any]:
+    return next(dict(port) for port in vptd.call("config")["ports"] if port["name"] == name)
+
+
+def require_common(
+    vptd: Client, port: Mapping[str, Any], switch: str, kind: str, settings: Mapping[str, Any]
+) -> None:
+    """Is the port nobody's (a topology's, or made by hand), what was asked for, and free?"""
+    name = port["name"]
+    if port["owner"] is not None:
+        raise ExistsError(
+            f"there is a port {name!r} already, and it was made for another VM",
+            hint=f"choose another name: --port; see whose it is: vpt show {name}",
+        )
+    if (port["switch"], port["kind"]) != (switch, kind):
+        raise ConflictError(
+            f"there is a port {name!r} already, of kind {port['kind']} on the switch {port['switch']}",
+            hint=f"to plug it in: --switch {port['switch']} --kind {port['kind']};"
+            " or choose another name: --port",
+        )
+    config = _config(vptd, name)
+    has = {**config, "mtu": port["mtu"], "policy": config["policy"]["kind"]}
+    other = [f"{key} {has[key]}" for key, value in settings.items() if has[key] != value]
+    if other:
+        raise ConflictError(
+            f"there is a port {name!r} already, with other settings: {', '.join(other)}",
+            hint="to plug it in as it is, leave out what it has already; or choose another name: --port",
+        )
+    if kind == "passthrough" and config["mac"] is None:
+        raise UsageError(
+            f"the passthrough port {name} has no MAC address to know its interface by in the guest",
+            hint=f"make it anew with one: vpt port del {name}; vpt port add {switch} {name}"
+            " --kind passthrough --mac MAC",
+        )
+    require_free(vptd, port)
+
+
+def require_free(vptd: Client, port: Mapping[str, Any]) -> None:
+    """A port takes one peer."""
+    name = port["name"]
+    if port["state"] in ("failed", "broken"):
+        raise ConflictError(f"port {name} is {port['state']}: {port['reason']}", hint=f"vpt show {name}")
+    if vptd.call("port.show", name=name)["transport"].get("connected"):
+        raise ConflictError(
+            f"somebody is plugged into port {name} already",
+            hint=f"see which process: vpt show {name}; or choose another name: --port",
+        )
+
+
+def require_usable(port: Mapping[str, Any], plug: Plug, vm: str, owner: str) -> None:
+    """Is vptd's port the one that the VM's device means, and no other VM's?"""
+    hint = (
+        f"see whose it is: vpt show {plug.name}; to have another one: vpt detach {vm} {plug.name},"
+        f" then attach with --port"
+    )
+    if port["owner"] not in (None, owner):
+        raise ConflictError(
+            f"the port {plug.name!r} that vptd has was made for another VM than {vm}", hint=hint
+        )
+    if (port["kind"], port["socket"]) != (plug.kind, plug.socket):
+        raise ConflictError(
+            f"the port {plug.name!r} that vptd has is another one than {vm} has:"
+            f" {port['kind']} at {port['socket']}",
+            hint=hint,
+        )
