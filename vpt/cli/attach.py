@@ -74,7 +74,7 @@ def attach(
 
     VM is the name of a libvirt domain, or the path of a QMP socket for a QEMU without libvirt. If anything
     fails, VM and switch are as before. A --port that the domain's configuration has is put into the running
-    domain as it is there, and the other way round; one that is everywhere already is left alone. A --port that
+    domain as it is there, and the other way round; one that is everywhere already is left alone. One that
     was made for no VM (by vpt port add, or a topology) is plugged in as it is.
 
     \b
