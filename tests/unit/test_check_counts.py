@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from vpt.bench.registry import find
+from vpt.bench.runner import points_of
 from vpt.bench.scenario import Settings
 from vpt.bench.scenarios._rig import ATTACHMENTS, POLICIES
 
@@ -38,18 +40,56 @@ def test_each_bound_is_about_a_count_that_the_scenario_takes(path: Path) -> None
         assert ("is" in bound) != ("seen" in bound)
 
 
-@pytest.mark.parametrize("load", [{"rate": 1000}, {"load": "saturation"}], ids=str)
+LOADS = [{"rate": 1000}, {"rate": 10_000}, {"rate": 100_000}, {"load": "saturation"}]
+
+
+def under_kvm() -> list[dict[str, Any]]:
+    files = ("exits-any", "exits-kvm", "exits-kvm-policies")
+    return [bound for path in BASELINES if path.stem in files for bound in bounds(path)]
+
+
+@pytest.mark.parametrize("load", LOADS, ids=str)
 def test_each_device_and_policy_has_bounds_under_kvm(load: dict[str, Any]) -> None:
-    kvm = [
-        b
-        for path in BASELINES
-        if path.stem in ("exits-any", "exits-kvm", "exits-kvm-policies")
-        for b in bounds(path)
-    ]
-    bound = {(b["at"]["device"], b["what"], b["metric"]) for b in kvm if load.items() <= b["at"].items()}
-    wanted = itertools.product(ATTACHMENTS, POLICIES, ("exits", "kicks", "interrupts"))
-    assert set(wanted) - bound == set()
-    assert {(device, "notify", "syscalls") for device in ATTACHMENTS} <= bound
+    at_it = [b for b in under_kvm() if load.items() <= b["at"].items()]
+    bound = {(b["at"]["device"], b["what"], b["metric"]) for b in at_it}
+    wanted = set(itertools.product(ATTACHMENTS, POLICIES, ("exits", "kicks", "interrupts")))
+    if load == LOADS[2]:
+        # How many packets find the worker awake is up to the host there (docs/benchmarks.md).
+        asking = set(ATTACHMENTS) - {"virtio-net, kicks each"}
+        wanted -= set(itertools.product(asking, ("notify", "adaptive"), ("exits", "kicks")))
+    else:
+        wanted |= {(device, "notify", "syscalls") for device in ATTACHMENTS}
+    assert wanted - bound == set()
+
+
+@pytest.mark.parametrize("load", LOADS, ids=str)
+def test_a_guest_that_kicks_each_packet_makes_one_kick_and_one_exit(load: dict[str, Any]) -> None:
+    """The control: fewer would be as wrong as more, whatever the worker's policy."""
+    at = {"device": "virtio-net, kicks each", **load}
+    for policy, metric in itertools.product(POLICIES, ("kicks", "exits")):
+        (bound,) = [b for b in under_kvm() if (b["at"], b["what"], b["metric"]) == (at, policy, metric)]
+        assert bound.get("is") == 1.0
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda p: p.stem)
+def test_a_count_has_one_bound(path: Path) -> None:
+    keys = [(json.dumps(b["at"]), b["what"], b["metric"]) for b in bounds(path)]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("path", [p for p in BASELINES if p.stem.startswith("exits")], ids=lambda p: p.stem)
+def test_an_emulated_l1_measures_every_point_that_has_a_bound(path: Path) -> None:
+    """One that was not measured fails the check."""
+    few = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse((CI / "nested/l1.py").read_text()).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "FEW"
+    )
+    at: dict[str, list[str]] = {}
+    for key, _, value in (word.partition("=") for word in few):
+        at.setdefault(key, []).append(value)
+    measured = points_of(find("exits"), Settings(at=at))
+    assert [b["at"] for b in bounds(path) if b["at"] not in measured] == []
 
 
 def check(file: Path) -> subprocess.CompletedProcess[str]:
