@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support.libvirt import NEEDS, DomainGuest, assert_traffic_between_its_interfaces
+from support.libvirt import NEEDS, DomainGuest, assert_traffic_between_its_interfaces, lose_device
 from support.libvirtd import Libvirtd
 from support.vptd import Vptd, run_vpt
 from support.waiting import until
@@ -214,6 +214,24 @@ class TestTogether:
         with watching(vptd, libvirtd.uri) as watch:
             watch.wait_says("port brief deleted")
         assert names(vptd) == {"mine", "foreign"}
+
+    def test_a_note_of_a_port_keeps_it_from_nobody_once_its_device_is_out(
+        self, libvirtd: Libvirtd, vptd: Vptd
+    ) -> None:
+        """Somebody edited the configuration of a stopped domain, and left our metadata in."""
+        guest = libvirtd.libvirt.define("edited")
+        try:
+            for name in ("taken", "stays"):
+                attach(libvirtd, vptd, "edited", "--port", name)
+            lose_device(guest, "taken", live=False)
+            done = run_vpt(vptd.paths.runtime, "libvirt", "watch", "--once", "--connect", libvirtd.uri)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "port taken deleted" in done.stdout
+            assert names(vptd) & {"taken", "stays"} == {"stays"}
+        finally:
+            libvirtd.libvirt.remove(guest)
+            for name in ("taken", "stays"):
+                vptd.call("port.del", name=name, if_exists=True)
 
     def test_a_libvirt_that_is_not_there_yet_is_waited_for(
         self, libvirtd: Libvirtd, vptd: Vptd, tmp_path: Path

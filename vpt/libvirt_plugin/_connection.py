@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
+from vpt.libvirt_plugin._answers import close, open_within
 
 __all__ = [
     "NO_LIBVIRT",
@@ -90,17 +91,20 @@ events = _EventLoop()
 
 @contextmanager
 def open_libvirt(uri: str | None) -> Iterator[Any]:
-    """A connection with events. MissingError: nobody there, or no permission. UsageError: not QEMU's URI."""
+    """A connection with events. MissingError: nobody there, or no permission. UsageError: not QEMU's URI.
+
+    TimeoutExpired, from here and from each call: libvirt is there and says nothing.
+    """
     libvirt = binding()
     with events():
         try:
-            connection = libvirt.open(uri)
+            connection = open_within(libvirt, uri)
         except libvirt.libvirtError as error:
             raise _not_opened(uri, error) from error
         try:
             yield connection
         finally:
-            connection.close()
+            close(connection)
 
 
 def _not_opened(uri: str | None, error: Any) -> VptError:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from vpt.daemon.client import Client
 from vpt.daemon.runtime import Lock, RuntimePaths
-from vpt.errors import ConflictError, DaemonError, NotFoundError, VptError
+from vpt.errors import ConflictError, DaemonError, NotFoundError, TimeoutExpired, VptError
 from vpt.libvirt_plugin._connection import (
     NO_LIBVIRT,
     binding,
@@ -30,8 +30,9 @@ from vpt.libvirt_plugin._connection import (
     which,
 )
 from vpt.libvirt_plugin._domain import Target
-from vpt.libvirt_plugin.metadata import Plug, plugs_in
+from vpt.libvirt_plugin.metadata import Plug
 from vpt.libvirt_plugin.reconnect import lost, reconnect
+from vpt.libvirt_plugin.rules import plugged_in
 
 __all__ = ["Watch", "is_watched", "left_over"]
 
@@ -45,7 +46,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """What a domain of libvirt's has of us. owner: as Target.owner."""
+    """What a domain of libvirt's has of us: ports whose devices it has. owner: as Target.owner."""
 
     name: str
     owner: str
@@ -128,7 +129,7 @@ class Watch:
                         raise translate(error, "libvirt", "look at its domains") from error
                     self._complain(f"libvirt is gone: {error}")
                 except VptError as error:
-                    if once or error.code != NO_LIBVIRT:
+                    if once or not (error.code == NO_LIBVIRT or isinstance(error, TimeoutExpired)):
                         raise
                     self._complain(error)
                     ready()
@@ -156,7 +157,6 @@ class Watch:
             with suppress(lib.libvirtError):
                 connection.registerCloseCallback(on_close, None)
                 undo.callback(_quietly, connection.unregisterCloseCallback)
-                connection.setKeepAlive(5, 3)
             for kind in (lib.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lib.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED):
                 handle = connection.domainEventRegisterAny(None, kind, on_event, None)
                 undo.callback(_quietly, partial(connection.domainEventDeregisterAny, handle))
@@ -217,7 +217,7 @@ class Watch:
                 target = Target(connection, name)
                 texts = [target.live_xml()] if target.active else []
                 texts += [target.config_xml()] if target.persistent else []
-                plugs = {plug.name: plug for text in texts for plug in plugs_in(text)}
+                plugs = {plug.name: plug for text in texts for plug in plugged_in(text)}
                 ours = [plug for plug in plugs.values() if plug.runtime_dir == str(self._paths.runtime)]
                 seen = Domain(name, target.owner, target.active, tuple(ours))
             found.append(seen)
@@ -291,7 +291,7 @@ def _has_peer(vptd: Client, name: str) -> bool:
 
 
 def _quietly(action: Callable[[], object]) -> None:
-    with suppress(binding().libvirtError):
+    with suppress(binding().libvirtError, TimeoutExpired):
         action()
 
 

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A libvirtd that takes connections and says nothing: stopped, as a debugger or a full disk would do it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from support.libvirt import NEEDS, Vpt
+from support.libvirtd import Libvirtd
+from support.waiting import PATIENCE_S, until
+from vpt.daemon.client import Client
+from vpt.libvirt_plugin import _answers, rules
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(240), pytest.mark.needs(*NEEDS, "libvirtd", "unshare")]
+
+
+@contextmanager
+def stopped(libvirtd: Libvirtd) -> Iterator[None]:
+    os.kill(libvirtd.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(libvirtd.pid, signal.SIGCONT)
+
+
+def test_attach_says_what_it_waited_for_when_nobody_takes_its_connection(
+    libvirtd: Libvirtd, vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_answers, "_OPEN_S", 1.0)
+    with stopped(libvirtd):
+        code, out, err = vpt("attach", "any", "--switch", "sw0", uri=libvirtd.uri)
+    assert (code, out) == (1, "")
+    assert f"libvirt at {libvirtd.uri} does not answer: waited 1 s for it to take a connection" in err
+    assert "ps -o pid,stat,cmd -C libvirtd" in err
+    assert vptd.call("port.list")["ports"] == []
+
+
+def test_silence_in_the_middle_of_an_attach_is_named_and_undone(
+    libvirtd: Libvirtd, vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the port made, and the domain about to be changed."""
+    monkeypatch.setattr(_answers, "_ASK_S", 1)
+    monkeypatch.setattr(_answers, "_SILENT", 1)
+    guest = libvirtd.libvirt.define("quiet")
+    before = guest.domain.XMLDesc(2)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(rules, "validate", lambda _xml: os.kill(libvirtd.pid, signal.SIGSTOP))
+            code, _, err = vpt("attach", "quiet", "--switch", "sw0", uri=libvirtd.uri)
+        assert (code, "does not answer: waited" in err, "isPersistent()" in err) == (1, True, True), err
+        assert vptd.call("port.list")["ports"] == []
+        os.kill(libvirtd.pid, signal.SIGCONT)
+        assert guest.domain.XMLDesc(2) == before
+    finally:
+        os.kill(libvirtd.pid, signal.SIGCONT)
+        libvirtd.libvirt.remove(guest)
+
+
+@pytest.mark.parametrize("command", [("attach", "any", "--switch", "sw0"), ("detach", "any")], ids=" ".join)
+def test_ctrl_c_ends_a_command_that_waits_for_libvirt(
+    libvirtd: Libvirtd, runtime: Path, command: tuple[str, ...]
+) -> None:
+    argv = [
+        sys.executable,
+        "-m",
+        "vpt.cli",
+        "--runtime-dir",
+        str(runtime),
+        *command,
+        "--connect",
+        libvirtd.uri,
+    ]
+    with stopped(libvirtd), subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as waiting:
+        try:
+            # Itself, libvirt's events, and the call that waits.
+            tasks = Path(f"/proc/{waiting.pid}/task")
+            until(lambda: len(list(tasks.iterdir())) == 3, "it to wait")
+            waiting.send_signal(signal.SIGINT)
+            assert waiting.wait(PATIENCE_S) == 130
+        finally:
+            waiting.kill()
+        assert waiting.stderr is not None
+        assert waiting.stderr.read().strip() == ""

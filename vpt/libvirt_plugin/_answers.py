@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Calls of libvirt that end: when it answers, when it has been silent for too long, or by Ctrl-C.
+
+The binding waits in C, where Python hears no signal, and for as long as it takes: a libvirtd that is stopped,
+or stuck, would hold a command for ever. So each call is made in a thread, for which the caller waits; and
+the connection asks libvirtd now and then whether it is alive, so that only silence counts, not long work.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import ModuleType
+from typing import Any, TypeVar
+
+from vpt.errors import TimeoutExpired
+
+__all__ = ["Answers", "close", "open_within"]
+
+# A libvirtd that somebody starts by connecting to it first looks at QEMU, which takes seconds.
+_OPEN_S = 30.0
+_CLOSE_S = 2.0
+# Seconds between two questions whether it is alive, and how many may stay without answer.
+_ASK_S, _SILENT = 5, 3
+
+T = TypeVar("T")
+
+
+def _in_thread(function: Callable[..., T], *args: Any, limit_s: float | None = None, **named: Any) -> T:
+    """What it returns or raises. queue.Empty: it goes on in its thread, which keeps no process alive."""
+    done: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((True, function(*args, **named)))
+        except BaseException as error:
+            done.put((False, error))
+
+    threading.Thread(target=run, name="libvirt call", daemon=True).start()
+    returned, value = done.get(timeout=limit_s)
+    if returned:
+        return value  # type: ignore[no-any-return]
+    raise value
+
+
+def open_within(libvirt: ModuleType, uri: str | None) -> Any:
+    """A connection. Raises what libvirt raises. TimeoutExpired: it does not answer."""
+    where = uri or "its default URI"
+    try:
+        raw = _in_thread(libvirt.open, uri, limit_s=_OPEN_S)
+    except queue.Empty:
+        raise _silent(where, _OPEN_S, "to take a connection") from None
+    # An embedded driver has nobody to ask.
+    with suppress(libvirt.libvirtError):
+        raw.setKeepAlive(_ASK_S, _SILENT)
+    return Answers(raw, raw, where, libvirt)
+
+
+def close(connection: Any) -> None:
+    """Also one whose libvirtd has nothing to say to it."""
+    with suppress(queue.Empty):
+        _in_thread(object.__getattribute__(connection, "_raw").close, limit_s=_CLOSE_S)
+
+
+def _silent(where: str, seconds: float, what: str) -> TimeoutExpired:
+    return TimeoutExpired(
+        f"libvirt at {where} does not answer: waited {seconds:.0f} s for it {what}",
+        hint="is it stopped (T), or stuck (D)? ps -o pid,stat,cmd -C libvirtd; systemctl restart libvirtd",
+    )
+
+
+class Answers:
+    """A connection or a domain of the binding, whose methods wait so, and return more of that kind."""
+
+    def __init__(self, raw: Any, connection: Any, where: str, libvirt: ModuleType) -> None:
+        self._raw = raw
+        self._connection = connection
+        self._where = where
+        self._libvirt = libvirt
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._raw, name)
+        if not callable(value):
+            return value
+
+        def call(*args: Any, **named: Any) -> Any:
+            begun = time.monotonic()
+            try:
+                return self._wrapped(_in_thread(value, *args, **named))
+            except self._libvirt.libvirtError:
+                took = time.monotonic() - begun
+                if took >= _ASK_S and not self._connection.isAlive():
+                    raise _silent(self._where, took, f"to do {name}()") from None
+                raise
+
+        return call
+
+    def _wrapped(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._wrapped(item) for item in value]
+        if isinstance(value, self._libvirt.virDomain):
+            return Answers(value, self._connection, self._where, self._libvirt)
+        return value
