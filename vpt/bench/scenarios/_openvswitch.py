@@ -55,6 +55,7 @@ class OpenVSwitch:
             *("set", "Open_vSwitch", ".", "other_config:dpdk-init=true", "other_config:vhost-sock-dir=."),
             f"other_config:pmd-cpu-mask={1 << cpu:#x}",
             f"other_config:dpdk-socket-limit={_MEMORY_MIB}",  # it would take all there is
+            "other_config:per-port-memory=true",  # else its buffers leave what a device needs to chance
             f"other_config:dpdk-lcore-mask={1 << commander:#x}",
             f'other_config:dpdk-extra="{dpdk}"',
         )
