@@ -3,22 +3,34 @@
 #include "engine.h"
 #include "take.h"
 
-/* As wide as every 64-bit processor reads at once; several sums, for each waits for the one before it. */
+/* As wide as every 64-bit processor reads at once. */
 typedef uint64_t words __attribute__((vector_size(16)));
 
-#define SUMS 4u
+static inline words words_at(const uint8_t *p)
+{
+	words word;
+
+	memcpy(&word, p, sizeof(word));
+	return word;
+}
 
 static uint64_t read_all(const struct vpti_frag *f)
 {
-	words sum[SUMS] = { { 0 } }, word;
+	/*
+	 * Several sums, for each waits for the one before it; and by name: gcc -O2 keeps an array of them on the stack, and
+	 * then each waits for its own store (reading 1518 bytes took 130 ns instead of 60).
+	 */
+	words a = { 0 }, b = a, c = a, d = a, word;
 	uint64_t rest = 0, eight;
-	uint32_t i, k;
+	uint32_t i;
 
-	for (i = 0; i + sizeof(sum) <= f->len; i += sizeof(sum)) {
-		for (k = 0; k < SUMS; k++) {
-			memcpy(&word, f->p + i + k * sizeof(word), sizeof(word));
-			sum[k] += word;
-		}
+	for (i = 0; i + 4 * sizeof(word) <= f->len; i += 4 * sizeof(word)) {
+		const uint8_t *p = f->p + i;
+
+		a += words_at(p);
+		b += words_at(p + sizeof(word));
+		c += words_at(p + 2 * sizeof(word));
+		d += words_at(p + 3 * sizeof(word));
 	}
 	for (; i + sizeof(eight) <= f->len; i += sizeof(eight)) {
 		memcpy(&eight, f->p + i, sizeof(eight));
@@ -26,7 +38,7 @@ static uint64_t read_all(const struct vpti_frag *f)
 	}
 	for (; i < f->len; i++)
 		rest += f->p[i];
-	word = sum[0] + sum[1] + sum[2] + sum[3];
+	word = a + b + c + d;
 	return word[0] + word[1] + rest;
 }
 
