@@ -14,7 +14,8 @@ from typing import Any
 from vpt.daemon.client import Client
 from vpt.daemon.transports.unix import AppLink, open_app
 from vpt.dataplane import App, Feature, Receiver, Sender
-from vpt.errors import VptError
+from vpt.errors import ConflictError, UsageError, VptError
+from vpt.percentile import tells
 
 __all__ = ["PERCENTILES", "RECEIVER_MAC", "SENDER_MAC", "Limits", "Traffic", "plug", "receive", "send"]
 
@@ -75,7 +76,7 @@ class Limits:
 def plug(vptd: Client, *, switch: str | None, port: str | None, mac: str) -> Iterator[AppLink]:
     """The app port to work on: an existing one, or one made on that switch for as long as we need it."""
     if port is not None:
-        path = vptd.call("port.show", name=port)["socket"]
+        path = _usable(vptd.call("port.show", name=port))
         with open_app(path, features=int(Feature.EVENT_IDX)) as link:
             yield link
         return
@@ -87,6 +88,24 @@ def plug(vptd: Client, *, switch: str | None, port: str | None, mac: str) -> Ite
     finally:
         with contextlib.suppress(VptError):  # a vptd that is gone has nothing to clean up
             vptd.call("port.del", name=name, if_exists=True)
+
+
+def _usable(port: dict[str, Any]) -> str:
+    """The socket of an app port on which packets flow."""
+    name = port["name"]
+    if port["kind"] != "app":
+        raise UsageError(
+            f"port {name} is of kind {port['kind']}, which is for others to use",
+            hint="name an app port, or the switch, for one to be made: --switch " + port["switch"],
+        )
+    if port["state"] in ("broken", "failed"):
+        raise ConflictError(f"port {name} is {port['state']}: {port['reason']}", hint=f"vpt show {name}")
+    if port["link"] == "down":
+        raise ConflictError(
+            f"the link of port {name} is down: vptd takes nothing from it, and delivers nothing",
+            hint=f"vpt port set {name} --link up",
+        )
+    return str(port["socket"])
 
 
 class _Ticker:
@@ -147,7 +166,11 @@ def receive(app: App, limits: Limits, report: Report | None = None, *, poll: boo
         "other": receiver.other,
         "seconds": round(receiver.seconds, 6),
         "pps": _rounded(receiver.pps),
-        "latency_us": {f"p{percent}": receiver.latency_us(percent) for percent in PERCENTILES},
+        # None: too few packets have come for it.
+        "latency_us": {
+            f"p{percent}": receiver.latency_us(percent) if tells(percent, receiver.received) else None
+            for percent in PERCENTILES
+        },
     }
 
 

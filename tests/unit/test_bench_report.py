@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from vpt.bench.model import PUBLISHED, Kind, Policy, sweep
-from vpt.bench.report import page
+from vpt.bench.report import charts, page
 from vpt.bench.result import Metric, Plot, Point, Result, Sample, ScenarioResult, Variant
 
 # A browser does not run under AddressSanitizer, which that step preloads into all that is started.
@@ -89,6 +89,18 @@ def test_the_page_asks_nobody_for_anything(report: str) -> None:
 def test_a_metric_that_nothing_measured_has_no_column(report: str) -> None:
     assert "Throughput" in report
     assert "Of another tier" not in report
+
+
+def test_of_one_place_along_x_there_are_bars_and_no_axis_of_one_number() -> None:
+    at = [Point(params={"rate": 1000}, variants=[_variant("one", 5.0), _variant("two", 7.0)])]
+    plot = Plot(title="t", x="rate", y=["rate"], x_label="packets/s", y_label="us", log_x=True, log_y=True)
+    scenario = ScenarioResult(name="n", title="t", metrics=[], reference=None, points=at, plots=[plot])
+    (chart,) = charts(scenario)
+    assert chart.bars
+    assert not chart.log_y, "bars begin at 0"
+    at.append(Point(params={"rate": 2000}, variants=at[0].variants))
+    (chart,) = charts(scenario.model_copy(update={"points": at}))
+    assert not chart.bars
 
 
 def test_names_can_not_break_the_page(report: str) -> None:

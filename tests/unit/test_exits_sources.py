@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 import threading
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpt.errors import MissingError, NotFoundError, ProtocolError, UsageError
+from vpt.errors import MissingError, NotFoundError, ProtocolError, UsageError, VptError
 from vpt.exits.model import Tier
 from vpt.exits.sources import open_source
 from vpt.exits.sources.debugfs import Debugfs, mount_point
@@ -198,6 +199,24 @@ def test_a_vm_that_is_not_there_is_named_with_a_next_step(name: str, message: st
     with pytest.raises(NotFoundError, match=message) as caught:
         open_vm(name)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["", " ", "qmp:", "pid:", "libvirt:"])
+def test_an_empty_name_is_wrong_usage_and_no_vm_of_libvirts(name: str) -> None:
+    with pytest.raises(UsageError, match="names no VM") as caught:
+        open_vm(name)
+    assert caught.value.hint
+
+
+def test_a_qmp_socket_may_be_named_by_a_relative_path(
+    old_qemu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one without a slash, which would else be libvirt's; where it is looked for is said in full."""
+    monkeypatch.chdir(old_qemu.parent)
+    with pytest.raises(VptError, match="query-kvm"):  # all that this one lacks: it was spoken to
+        open_vm(f"qmp:{old_qemu.name}")
+    with pytest.raises(NotFoundError, match=f"^{re.escape(str(old_qemu.parent / 'absent'))}: no such QMP"):
+        open_vm("qmp:absent")
 
 
 def test_a_pid_is_a_number() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 import threading
 import time
@@ -16,7 +17,8 @@ from support.vptd import Vptd, run_vpt, vpt_json
 from vpt.dataplane import Engine, Feature, Policy, Receiver, Sender
 from vpt.dataplane._native import lib
 from vpt.errors import DataplaneError
-from vpt.gen import Traffic
+from vpt.gen import PERCENTILES, Traffic
+from vpt.percentile import tells
 
 EVENT_IDX = int(Feature.EVENT_IDX)
 STAMP = struct.Struct("<HQQ")
@@ -184,6 +186,14 @@ def test_latency_buckets_are_in_order_and_six_percent_wide() -> None:
     assert all(b - a <= max(1, a / 16) for a, b in itertools.pairwise(lower))
 
 
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [(0, []), (1, [0, 100]), (2, [0, 50, 100]), (10, [0, 10, 50, 90, 100]), (100, [0, 10, 50, 90, 99, 100])],
+)
+def test_a_percentile_takes_as_many_samples_as_have_one_beyond_it(samples: int, told: list[int]) -> None:
+    assert [percent for percent in PERCENTILES if tells(percent, samples)] == told
+
+
 # ---- the command ----
 
 
@@ -202,6 +212,39 @@ def test_pair_sends_and_receives_and_leaves_no_port(lab: Vptd) -> None:
     assert got["sender"]["sent"] == 500
     assert got["receiver"]["received"] + got["receiver"]["lost"] == 500
     assert not lab.call("port.list")["ports"]
+
+
+def test_of_one_packet_there_is_one_latency_and_no_percentile(lab: Vptd) -> None:
+    one = ("gen", "pair", "--switch", "sw0", "--count", "1")
+    us = vpt_json(lab.paths.runtime, *one)["receiver"]["latency_us"]
+    assert [name for name, value in us.items() if value is not None] == ["p0", "p100"]
+    assert re.search(r"latency us: [\d.]+ \(one packet\)$", run_vpt(lab.paths.runtime, *one).stdout.strip())
+
+
+def test_a_receiver_that_got_nothing_says_so_and_prints_no_latency(lab: Vptd) -> None:
+    done = run_vpt(lab.paths.runtime, "gen", "recv", "--switch", "sw0", "--seconds", "0.2")
+    assert done.returncode == 0
+    assert done.stdout == "received 0, rate n/a; lost 0, late 0, other 0\n"
+
+
+@pytest.mark.parametrize("direction", ["send", "recv"])
+def test_a_port_that_carries_no_packets_is_refused_with_the_way_on(direction: str, lab: Vptd) -> None:
+    """Not a thousand packets sent into its ring, and a success."""
+    lab.call("port.add", switch="sw0", name="down", kind="app")
+    lab.call("port.set", name="down", link="down")
+    lab.call("port.add", switch="sw0", name="null", kind="null")
+    try:
+        ended = {
+            name: run_vpt(lab.paths.runtime, "gen", direction, "--port", name, "--count", "1")
+            for name in ("down", "null")
+        }
+    finally:
+        lab.call("port.del", name="down")
+        lab.call("port.del", name="null")
+    assert (ended["down"].returncode, ended["null"].returncode) == (1, 2)
+    assert "the link of port down is down" in ended["down"].stderr
+    assert "vpt port set down --link up" in ended["down"].stderr
+    assert "is of kind null" in ended["null"].stderr
 
 
 @pytest.mark.parametrize(

@@ -61,14 +61,16 @@ def _chart(scenario: ScenarioResult, plot: Plot) -> Chart:
         for y in plot.y:
             title = name if len(plot.y) == 1 else f"{name}, {y}"
             series.append(Series(title, [d for p in points if (d := _dot(p, name, plot.x, y))]))
+    # Of one place along x there is no curve to draw, and no axis.
+    one = plot.style == "line" and len({d.x for s in series for d in s.dots}) == 1
     return Chart(
         plot.title,
         plot.x_label,
         plot.y_label,
         [s for s in series if s.dots],
-        bars=plot.style != "line",
+        bars=one or plot.style != "line",
         log_x=plot.log_x,
-        log_y=plot.log_y,
+        log_y=plot.log_y and not one,
     )
 
 

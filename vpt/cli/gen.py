@@ -246,11 +246,20 @@ def _show(result: dict[str, dict[str, Any]], as_json: bool) -> None:
             f" ring full {sent['ring_full']:,} times"
         )
     if got := result.get("receiver"):
+        took = f" in {got['seconds']:.2f} s" if got["received"] else ""
         click.echo(
-            f"received {got['received']:,} in {got['seconds']:.2f} s, {_speed(got['pps'])};"
+            f"received {got['received']:,}{took}, {_speed(got['pps'])};"
             f" lost {got['lost']:,}, late {got['late']:,}, other {got['other']:,}"
         )
         if got["received"]:
-            named = {"p0": "min", "p100": "max"}
-            parts = (f"{named.get(name, name)} {us:.1f}" for name, us in got["latency_us"].items())
-            click.echo(f"latency us: {'  '.join(parts)}")
+            click.echo(f"latency us: {_latency(got['received'], got['latency_us'])}")
+
+
+def _latency(packets: int, us: dict[str, float | None]) -> str:
+    """Percentiles that so few packets do not have are left out."""
+    if packets == 1:
+        return f"{us['p0']:.1f} (one packet)"
+    named = {"p0": "min", "p100": "max"}
+    return "  ".join(
+        f"{named.get(name, name)} {value:.1f}" for name, value in us.items() if value is not None
+    )

@@ -60,8 +60,8 @@ def open_vm(name: str, connect: str | None = None) -> Vm:
     connect: libvirt's URI, None for libvirt's own default.
     NotFoundError: no such VM. MissingError: no permission, or libvirt's Python binding is not installed.
     """
-    scheme, _, rest = name.partition(":")
-    if scheme in ("pid", "qmp", "libvirt") and rest:
+    scheme, colon, rest = name.partition(":")
+    if colon and scheme in ("pid", "qmp", "libvirt"):
         how, what = scheme, rest
     elif name.isdigit():
         how, what = "pid", name
@@ -69,6 +69,11 @@ def open_vm(name: str, connect: str | None = None) -> Vm:
         how, what = "qmp", name
     else:
         how, what = "libvirt", name
+    if not what.strip():
+        raise UsageError(
+            f"{name!r} names no VM",
+            hint="name it by libvirt name, QMP socket or pid: pgrep -a qemu lists them",
+        )
     if how == "pid":
         if not what.isdigit():
             raise UsageError(f"{what!r} is not a process id", hint="write pid:1234")

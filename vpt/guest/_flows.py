@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from vpt.guest._guest import Guest
+from vpt.percentile import tells
 
 __all__ = ["Ping", "Tcp", "Udp", "ping", "tcp_file", "udp_stream"]
 
@@ -40,7 +41,8 @@ class Ping:
 
     @property
     def rtt_us_p99(self) -> float | None:
-        return percentile(self.rtt_us, 99)
+        """None: too few came back for a 99th percentile."""
+        return percentile(self.rtt_us, 99) if tells(99, len(self.rtt_us)) else None
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,8 @@ def _require_socket(path: Path) -> None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise NotFoundError(
-            f"{path}: no such QMP socket", hint=f"start QEMU with: -qmp unix:{path},server=on,wait=off"
+            f"{path.absolute()}: no such QMP socket",
+            hint=f"start QEMU with: -qmp unix:{path.absolute()},server=on,wait=off",
         ) from None
     except PermissionError:
         raise MissingError(

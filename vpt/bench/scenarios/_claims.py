@@ -134,12 +134,12 @@ def _latency(found: _Points) -> Iterator[str]:
     for rate in found.values(_RING, "rate"):
         ours = found.get("adaptive", "p99", device=_RING, rate=rate)
         theirs = found.get("notify", "p99", device=_RING, rate=rate)
-        if ours is not None and theirs is not None:
-            yield _said(
-                _no_more(ours, theirs),
-                f"at {rate:g} round trips/s, adaptive's p99 no worse than notify's",
-                f"{_spread(ours, '.0f')} us against {_spread(theirs, '.0f')} us",
-            )
+        claim = f"at {rate:g} round trips/s, adaptive's p99 no worse than notify's"
+        if ours is None or theirs is None:
+            yield _said(None, claim, "too few round trips for a 99th percentile")
+            continue
+        numbers = f"{_spread(ours, '.0f')} us against {_spread(theirs, '.0f')} us"
+        yield _said(_no_more(ours, theirs), claim, numbers)
 
 
 def _load(load: dict[str, float] | dict[str, str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vpt.bench.result import Metric, Plot
 from vpt.bench.stats import percentile
+from vpt.percentile import tells
 
 __all__ = ["PERCENTILES", "log_log", "percentile_metrics", "percentiles"]
 
@@ -19,8 +20,8 @@ def percentile_metrics(what: str) -> tuple[Metric, ...]:
 
 
 def percentiles(us: Sequence[float]) -> dict[str, float]:
-    """Their values."""
-    return {name: percentile(us, p) for name, p in PERCENTILES.items()}
+    """Their values; those that so few times do not have are left out."""
+    return {name: percentile(us, p) for name, p in PERCENTILES.items() if tells(p, len(us))}
 
 
 def log_log(title: str, y: str, x: str, x_label: str) -> Plot:

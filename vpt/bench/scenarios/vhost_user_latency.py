@@ -24,6 +24,7 @@ from vpt.bench.scenarios._vhost_backs import BackEnd, Vptd, cpu_ns, testpmd_back
 from vpt.conform.front_end import PLAIN, FrontEnd
 from vpt.daemon.config_models import PolicyConfig
 from vpt.dataplane import VirtqueueDriver, VirtqueueRing
+from vpt.errors import GuestError
 from vpt.vhost_user import VirtioFeature
 
 __all__ = ["SCENARIO"]
@@ -80,6 +81,10 @@ def _measure(driver: VirtqueueDriver, back: BackEnd, rate: int, settings: Settin
         latency = driver.run(packets, 10**9 // rate)
         share = (cpu_ns(back) - before) / (time.monotonic_ns() - began)
     back.stop()
+    if not latency:
+        raise GuestError(
+            f"of {packets} packets none came back", hint="the host may be too busy; run it again"
+        )
     values = percentiles([ns / 1000 for ns in latency]) | {
         "cpu": 100 * share,
         "kicks": driver.kicks / packets,

@@ -61,7 +61,7 @@ class _Wake(Scenario):
 
     @contextmanager
     def session(self, params: Params, settings: Settings) -> Iterator[Mapping[str, Runnable]]:
-        packets, gap = max(20, int(_PACKETS * settings.scale)), int(params["gap_us"])
+        packets, gap = max(100, int(_PACKETS * settings.scale)), int(params["gap_us"])
         cpu = worker_cpu(settings.cpus)
         with other_cpus(settings.cpus):
             yield {
