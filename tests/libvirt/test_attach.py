@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +23,7 @@ from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
 from vpt.guest import Guest, ping
 from vpt.libvirt_plugin import _domain
+from vpt.libvirt_plugin._domain import Target
 from vpt.libvirt_plugin.attach import Request, attach
 from vpt.libvirt_plugin.metadata import plugs_in
 from vpt.libvirt_plugin.rules import alias_in
@@ -191,6 +192,48 @@ def test_a_guest_that_does_not_let_go_keeps_its_port(
     finally:
         libvirt.remove(deaf)
         vptd.call("port.del", name="deaf", if_exists=True)
+
+
+@pytest.mark.parametrize("config", [False, True], ids=["live", "live and config"])
+def test_a_domain_that_ends_during_a_detach_is_said_to_have_ended(
+    libvirt: Libvirt, vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch, config: bool
+) -> None:
+    """`virsh destroy`, while the guest is waited for. The hint gets rid of the port."""
+    guest = libvirt.define("brief")
+    unplugged = guest.domain.XMLDesc(2)
+
+    @contextmanager
+    def ending(target: Target) -> Iterator[Callable[[Callable[[], bool]], bool]]:
+        with changes(target) as changed:
+
+            def destroy_and_wait(condition: Callable[[], bool]) -> bool:
+                guest.domain.destroy()
+                return changed(condition)
+
+            yield destroy_and_wait
+
+    changes = _domain._changes
+    try:
+        guest.start().wait_ready()
+        ok(vpt("attach", "brief", "--switch", "sw0", "--live", *(["--config"] if config else [])))
+        before = guest.domain.XMLDesc(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(_domain, "_changes", ending)
+            patch.setattr(_domain, "_DEVICE_S", 0.5)
+            code, _, err = vpt("detach", "brief")
+        assert (code, "brief ended while brief was taken out of it" in err) == (1, True), err
+        assert guest.domain.XMLDesc(2) == before
+        assert [port["name"] for port in vptd.call("port.list")["ports"]] == ["brief"]
+        if config:
+            assert "vpt detach brief brief" in err
+            ok(vpt("detach", "brief", "brief"))
+            assert vptd.call("port.list")["ports"] == []
+        else:
+            assert "vpt port del brief --if-exists" in err
+        assert guest.domain.XMLDesc(2) == unplugged
+    finally:
+        libvirt.remove(guest)
+        vptd.call("port.del", name="brief", if_exists=True)
 
 
 @pytest.mark.usefixtures("untouched")

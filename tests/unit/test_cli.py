@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,11 +19,13 @@ import pytest
 
 from support.vptd import Vptd, gone, run_vpt, vpt_json
 from support.waiting import PATIENCE_S, until
-from vpt import __version__
+from vpt import __version__, errors
 from vpt.cli import _main, _system_errors, main
 from vpt.cli._main import vpt
 from vpt.cli._table import COMMANDS
 from vpt.daemon.transports.unix import open_app
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +143,16 @@ def test_version(nowhere: Path) -> None:
 
 
 # ---- exit codes, errors ----
+
+
+@pytest.mark.parametrize(
+    "where", ["README.md", "docs/cli.md", "docs/continuous-integration.md", "vpt --help"]
+)
+def test_every_exit_code_is_in_each_table_of_them(where: str) -> None:
+    text = vpt.epilog if where == "vpt --help" else (ROOT / where).read_text()
+    table = str(text).partition("0 done")[2]
+    for code in (errors.EXIT_FAILED, errors.EXIT_USAGE, errors.EXIT_MISSING, errors.EXIT_DIFFERENT):
+        assert re.search(rf"\b{code}\b", table[:260]), code
 
 
 @pytest.mark.parametrize(

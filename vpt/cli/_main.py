@@ -25,7 +25,8 @@ Two virtual machines on one switch, from nothing:
   vpt show vm1                                (how to tell QEMU)
 
 \b
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a needed thing is missing on this host.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a needed thing is missing on this host,
+4 (vpt diff) there is something to do.
 With --json, results are an object with a "schema", and errors one of "vpt.error/v1".
 """
 

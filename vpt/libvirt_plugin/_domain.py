@@ -82,6 +82,15 @@ class Target:
                 hint=f"virsh resume {self.name}",
             )
 
+    def has_ended(self) -> bool:
+        """Is it known that it does not run any more, though it did?"""
+        if not self.active:
+            return False
+        try:
+            return not self.domain.isActive()
+        except self.lib.libvirtError as error:
+            return bool(error.get_error_code() == self.lib.VIR_ERR_NO_DOMAIN)
+
     def require_config(self) -> None:
         if not self.persistent:
             raise ConflictError(

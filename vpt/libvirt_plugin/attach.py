@@ -381,7 +381,16 @@ def _detach(
         target.require_live()
     with ExitStack() as stack:
         vptd = _client(stack, open_vptd, plug.runtime_dir, needed=do_live)
-        _take_out(target, plug, live=do_live, config=do_config)
+        try:
+            _take_out(target, plug, live=do_live, config=do_config)
+        except (ConflictError, GuestError, NotFoundError) as error:
+            if not (do_live and target.has_ended()):
+                raise
+            again = f"vpt detach {vm} {plug.name}" if has_config else f"vpt port del {plug.name} --if-exists"
+            raise ConflictError(
+                f"{vm} ended while {plug.name} was taken out of it; the port is still there",
+                hint=f"to be rid of it: {again}",
+            ) from error
         kept = ""
         if (has_live and not do_live) or (has_config and not do_config):
             kept = "the rest of the VM has it"
