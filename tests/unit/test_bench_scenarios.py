@@ -7,6 +7,8 @@ import itertools
 import os
 import shutil
 import tempfile
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -161,6 +163,18 @@ def test_of_a_guest_whose_qemu_was_killed_it_is_said_so(tmp_path: Path) -> None:
     assert "measure again" in str(caught.value.hint)
 
 
+def test_instructions_per_packet_are_counted_or_it_is_said_why_not() -> None:
+    scenario = type(vhost_user.SCENARIO)()
+    with ExitStack() as stack:
+        counter = scenario._count(stack, Mock(moving={threading.get_native_id()}))
+        notes = "\n".join(scenario.notes(Settings(), []))
+        if counter is None:
+            assert "Instructions per packet are not counted: this processor counts no" in notes
+        else:
+            assert counter.read() > 0
+            assert "not counted" not in notes
+
+
 class _Loses(Mock):
     """A front-end (a back-end, too) whose first packets are lost: no real one does that at will."""
 
@@ -184,7 +198,7 @@ def test_lost_packets_are_put_in_again_without_real_time_priority(monkeypatch: p
     point = vhost_user._Point("guest-guest", "split", "yes", 64)
     back = _Loses(put_in_again=None)
     back.stop.return_value = {}
-    measured = vhost_user._measure(front, back, point, Settings(realtime=True, scale=0.01))
+    measured = vhost_user._measure(front, back, point, Settings(realtime=True, scale=0.01), None)
     assert front.put_in_again is not None
     assert front.put_in_again & os.SCHED_FIFO == 0
     assert measured.values["rate"] == 1.0

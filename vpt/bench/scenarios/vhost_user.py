@@ -26,6 +26,7 @@ from typing import ClassVar
 from vpt.bench.programs import DPDK, OPEN_VSWITCH
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
+from vpt.bench.scenarios._instructions import Instructions
 from vpt.bench.scenarios._openvswitch import OpenVSwitch
 from vpt.bench.scenarios._ports import mac_of, other_cpus, undisturbed, worker_cpu
 from vpt.bench.scenarios._testpmd import Testpmd, memory_is_huge
@@ -151,8 +152,13 @@ def _why_none(front: _FrontEnd, back: BackEnd, cpu: Sequence[int], point: _Point
     )
 
 
-def _measure(front: _FrontEnd, back: BackEnd, point: _Point, settings: Settings) -> Measured:
-    """Let packets flow, and read the front-end's clock and counts at both ends of a while."""
+def _measure(
+    front: _FrontEnd, back: BackEnd, point: _Point, settings: Settings, instructions: Instructions | None
+) -> Measured:
+    """Let packets flow, and read the front-end's clock and counts at both ends of a while.
+
+    instructions: the back-end's. Those of looking for packets in vain are counted, too.
+    """
     cpu = [cpu_ns(front), cpu_ns(back)]
     back.start()
     front.start()
@@ -161,20 +167,24 @@ def _measure(front: _FrontEnd, back: BackEnd, point: _Point, settings: Settings)
         with undisturbed(front.moving | back.moving, settings.realtime, front.ahead | back.ahead):
             time.sleep(_SETTLE_S)
             front.rate()
+            began, before = time.monotonic(), instructions.read() if instructions else 0
             time.sleep(_SECONDS * settings.scale)
+            seconds, after = time.monotonic() - began, instructions.read() if instructions else 0
             pps = front.rate()
     sent = front.stop()
     time.sleep(_DRAIN_S)
     values = back.stop()
     if not pps:
         raise _why_none(front, back, cpu, point)
+    if instructions:
+        values["instructions"] = (after - before) / (pps * seconds)
     if point.path == _HOST:
         values["missing"] = float(sent - back.taken())
     return Measured({"rate": pps / 1e6, "ns": 1e9 / pps, "gbit": 8 * point.size * pps / 1e9, **values})
 
 
 class _VhostUser(Scenario):
-    _missing = ""
+    _missing = _uncounted = ""
 
     name: ClassVar[str] = "vhost-user"
     title: ClassVar[str] = "vhost-user back-ends under the same front-end, DPDK's"
@@ -183,6 +193,7 @@ class _VhostUser(Scenario):
         Metric(name="ns", unit="ns/packet", better="lower", title="Time"),
         Metric(name="gbit", unit="Gbit/s", better="higher", title="Throughput"),
         Metric(name="missing", unit="packets", better="lower", kind="count", title="Sent but not consumed"),
+        Metric(name="instructions", unit="per packet", better="lower", title="Instructions"),
         Metric(name="batch", unit="packets", better="neither", title="Taken at a time"),
     )
     reference: ClassVar[str | None] = "testpmd"
@@ -223,9 +234,19 @@ class _VhostUser(Scenario):
             sockets = {tuple(back.sockets) for back in backs.values()}
             fronts = {paths: _FrontEnd(stack, point, here, paths) for paths in sockets}
             yield {
-                name: partial(_measure, fronts[tuple(back.sockets)], back, point, settings)
+                name: partial(
+                    _measure, fronts[tuple(back.sockets)], back, point, settings, self._count(stack, back)
+                )
                 for name, back in backs.items()
             }
+
+    def _count(self, stack: ExitStack, back: BackEnd) -> Instructions | None:
+        """Where the processor counts; else a note says why they are not there."""
+        try:
+            return Instructions(stack, back.moving)
+        except MissingError as why:
+            self._uncounted = f"Instructions per packet are not counted: {why} ({why.hint})."
+            return None
 
     def _openvswitch(self, stack: ExitStack, cpu: int, here: int, point: _Point) -> dict[str, BackEnd]:
         """Where it is installed and starts; else a note says why it is not there."""
@@ -238,7 +259,7 @@ class _VhostUser(Scenario):
     def notes(self, settings: Settings, points: Sequence[Point]) -> Sequence[str]:  # noqa: ARG002
         pages = "huge pages" if memory_is_huge() else "pages of 4 KiB (no huge pages are free)"
         return [
-            *([self._missing] if self._missing else []),
+            *filter(None, (self._missing, self._uncounted)),
             f"Rates are the front-end's. Its memory, which both back-ends map, is of {pages}.",
             "vpt takes up to 64 packets at a time: where it took fewer, it had emptied the ring, and the"
             " front-end was the slower side.",

@@ -7,25 +7,19 @@ there instead, which is another quantity and is named so.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
 import os
 import platform
-import struct
 from pathlib import Path
 
 from vpt.errors import GuestError, MissingError, NotFoundError
 from vpt.exits.model import Quantity, Tier
 from vpt.exits.sources.base import Source, Units
 from vpt.exits.sources.debugfs import mount_point
+from vpt.perf_event import EventType, open_counter, read_counter
 
 __all__ = ["Tracepoints"]
 
-_SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "s390x": 331, "ppc64le": 319}
-_PERF_TYPE_TRACEPOINT = 2
-_ATTR_SIZE = 112
-_FLAG_CLOEXEC = 8
 # Tracepoint -> the name it has here. One per line of `perf stat`, were it asked.
 _EVENTS = {
     "kvm_userspace_exit": "userspace_exits",
@@ -90,12 +84,7 @@ class Tracepoints(Source):
         """One unit, "vm"."""
         if not os.path.exists(f"/proc/{self._pid}"):
             raise GuestError("the VM ended while it was measured", hint="start it again and keep it running")
-        return {
-            "vm": {
-                name: sum(struct.unpack("=Q", os.read(fd, 8))[0] for fd in fds)
-                for name, fds in self._fds.items()
-            }
-        }
+        return {"vm": {name: sum(map(read_counter, fds)) for name, fds in self._fds.items()}}
 
     def close(self) -> None:
         """Remove the counters from the kernel."""
@@ -130,20 +119,10 @@ def _event_id(root: Path, event: str) -> int | None:
 
 def _open_counter(number: int, tid: int) -> int:
     """A counter of one tracepoint in one thread, running."""
-    syscall = _SYS_PERF_EVENT_OPEN.get(platform.machine())
-    if syscall is None:
-        raise MissingError(f"perf_event_open is not known for {platform.machine()}", hint="use --source qmp")
-    attr = ctypes.create_string_buffer(_ATTR_SIZE)
-    struct.pack_into("=IIQ", attr, 0, _PERF_TYPE_TRACEPOINT, _ATTR_SIZE, number)
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd: int = libc.syscall(syscall, attr, tid, -1, -1, _FLAG_CLOEXEC)
-    if fd >= 0:
-        return fd
-    code = ctypes.get_errno()
-    if code == errno.ESRCH:
-        raise ProcessLookupError(tid)
-    if code in (errno.EACCES, errno.EPERM):
+    try:
+        return open_counter(EventType.TRACEPOINT, number, tid)
+    except MissingError as error:
         raise MissingError(
-            "no permission to count tracepoints", hint="run as root or with CAP_PERFMON, or use --source qmp"
-        )
-    raise MissingError(f"perf_event_open: {os.strerror(code)}", hint="use --source qmp or stats-fd")
+            error.message,
+            hint=f"{error.hint}, or use --source qmp" if error.hint else "use --source qmp or stats-fd",
+        ) from None
