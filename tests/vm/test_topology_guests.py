@@ -94,6 +94,18 @@ def test_two_vms_reach_each_other_and_a_second_apply_leaves_them_alone(lab: Vptd
     pings(vpt, "vm1", "10.0.1.3")
 
 
+def test_a_port_made_for_a_guest_goes_with_the_one_that_took_its_place(lab: Vptd, vpt: Vpt) -> None:
+    vpt("switch", "add", "sw0")
+    vpt("guest", "boot", "vm1", "--switch", "sw0", "--memory", "96")
+    running = vpt("export")
+    changed = running.replace("memory_mib: 96", "memory_mib: 112")
+    assert changed != running
+    vpt("apply", "-", "--replace", stdin=changed)
+    assert [port["name"] for port in lab.call("port.list")["ports"]] == ["vm1"]
+    vpt("guest", "rm", "vm1")
+    assert lab.call("port.list")["ports"] == []
+
+
 def test_a_machine_that_does_not_come_up_takes_back_all_that_was_done(lab: Vptd, vpt: Vpt) -> None:
     """Also the machine that did, with its port and its switch."""
     text = (EXAMPLES / "two-vms.yaml").read_text()

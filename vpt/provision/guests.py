@@ -67,6 +67,8 @@ class Guests:
         self._connect = connect
         self.store = Store(paths.state)
         self._found: dict[str, VmConfig] = {}
+        # Of machines that went with their ports left for a successor: the ports made for them.
+        self._left: dict[str, list[str]] = {}
 
     # ---- looking ----
 
@@ -150,7 +152,10 @@ class Guests:
             runtime_dir=str(self._paths.runtime),
             created=time.time(),
             accel=accel,
-            made_ports=[port.name for port in new_ports],
+            made_ports=[
+                *(port.name for port in new_ports),
+                *(name for name in self._left.get(config.name, ()) if name in config.port_names),
+            ],
         )
         with self.store.changing(), self._vptd(needed=bool(config.ports)) as vptd, ExitStack() as undo:
             self._check_new(config)
@@ -277,12 +282,16 @@ class Guests:
         return True
 
     def remove(self, name: str, *, keep_ports: bool = False) -> None:
-        """End it, and take away all that it has: its process or domain, its files, the ports made for it."""
+        """End it, and take away all that it has: its process or domain, its files, the ports made for it.
+
+        keep_ports: they are for the machine of that name that is made next, and go with that one.
+        """
         if name in self._found:
             _attached.detach(self._found[name], self._found[name].port_names)
             return
         with self.store.changing():
             record = self.store.load(name)
+            self._left[name] = record.made_ports if keep_ports else []
             made = [] if keep_ports else record.made_ports
             # Before anything is gone: without vptd its ports would stay.
             with self._vptd(needed=bool(made)) as vptd:
