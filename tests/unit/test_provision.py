@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, TimeoutExpired, UsageError
 from vpt.libvirt_plugin.metadata import plugs_in
-from vpt.provision import images, ready, seed, ssh
+from vpt.provision import debian, images, ready, seed, ssh
 from vpt.provision._domain import domain_xml
 from vpt.provision.config import VmConfig, disk_of
 from vpt.provision.identity import Identity, Interface, debian_archive, new_key, read_key, tiny_archive
@@ -360,3 +360,21 @@ def test_waiting_says_which_sign_was_missing_and_shows_the_console(tmp_path: Pat
     console.write_text("vpt-guest-ready\n")
     with pytest.raises(TimeoutExpired, match=r"an ssh banner on 127\.0\.0\.1 port 1"):
         ready.wait_ready("g", console, 1, lambda: True, 0.2)
+
+
+def test_a_suite_that_debian_does_not_have_is_named_with_those_it_has() -> None:
+    """Before anything is built or fetched. What another mirror has, only that knows."""
+    with pytest.raises(UsageError, match="no release 'bookwrm'") as caught:
+        debian.build_debian(debian.Debian(suite="bookwrm"))
+    assert "did you mean bookworm?" in str(caught.value.hint)
+    for known in ("trixie", "sid", "stable", "--mirror"):
+        assert known in str(caught.value.hint)
+
+
+def test_what_distro_info_knows_is_a_suite_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "debian.csv"
+    monkeypatch.setattr(debian, "_DISTRO_INFO", file)
+    with pytest.raises(UsageError):
+        debian._check_suite("duke")
+    file.write_text("version,codename,series,created\n15,Duke,duke,2027-08-01\n,Sid,sid,1993-08-16\n")
+    debian._check_suite("duke")

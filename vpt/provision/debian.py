@@ -7,6 +7,7 @@ disk. So the disk needs no boot loader, and vpt_net always fits the kernel that 
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import os
 import shlex
@@ -15,6 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpt.errors import UsageError
 from vpt.guest import READY_MARK, _cpio
 from vpt.guest._image import build_driver, driver_sources, find_busybox, need, run_tool
 from vpt.guest._kernel import Kernel, find_kernel, module_bytes
@@ -26,6 +28,8 @@ _INIT = Path(__file__).with_name("_switch_root.sh")
 _PACKAGES = ("systemd-sysv", "udev", "dbus", "kmod", "iproute2", "iputils-ping", "openssh-server")
 _BOOT_MODULES = ["virtio_pci", "virtio_blk", "ext4"]
 _BOOTSTRAP_S = 1800
+_SUITES = ("bullseye", "bookworm", "trixie", "forky", "sid", "oldstable", "stable", "testing", "unstable")
+_DISTRO_INFO = Path("/usr/share/distro-info/debian.csv")
 _UNIT = f"""[Unit]
 Description=Say on the console that ssh answers
 After=ssh.service systemd-networkd.service
@@ -51,7 +55,10 @@ def build_debian(debian: Debian, progress: Progress = lambda _: None, *, fresh: 
     """A minute or two, and network; at once if the cache has it.
 
     As root, or as a user with fakeroot and user namespaces (mmdebstrap's mode unshare).
+    UsageError: Debian's mirrors have no such release.
     """
+    if debian.mirror is None:
+        _check_suite(debian.suite)
     kernel = find_kernel()
     parts = [find_busybox(), _INIT, *driver_sources(), *kernel.module_files(_BOOT_MODULES)]
     words = [
@@ -68,6 +75,28 @@ def build_debian(debian: Debian, progress: Progress = lambda _: None, *, fresh: 
         return found
     builder = _Builder(name, debian, kernel, progress)
     return keep(name, builder.build, fresh=fresh)
+
+
+def _check_suite(suite: str) -> None:
+    """Before mmdebstrap fails with no more than that apt-get did. What another mirror has, nobody knows."""
+    names = [*_SUITES, *_released()]
+    if suite not in names:
+        close = difflib.get_close_matches(suite, names, n=1)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(
+            f"Debian has no release {suite!r}",
+            hint=f"{guess}those known: {', '.join(_SUITES)}; of another mirror: --mirror URL",
+        )
+
+
+def _released() -> list[str]:
+    """What the package distro-info-data knows beside: newer ones, and old ones."""
+    try:
+        lines = _DISTRO_INFO.read_text().splitlines()
+    except OSError:
+        return []
+    column = lines[0].split(",").index("series")
+    return [line.split(",")[column] for line in reversed(lines[1:])]
 
 
 class _Builder:
