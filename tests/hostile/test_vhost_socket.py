@@ -164,8 +164,8 @@ FAULTS = [
         owner,
     ),
     Fault("S13 two kicks", Rule.BAD_FD_COUNT, message(12, VringFd(0), 2), owner),
-    Fault("S13 nine descriptors", Rule.TRUNCATED_FDS, message(12, VringFd(0), 9), owner),
-    Fault("S13 253 descriptors", Rule.TRUNCATED_FDS, message(12, VringFd(0), 253), owner),
+    Fault("S13 nine descriptors", Rule.BAD_FD_COUNT, message(12, VringFd(0), 9), owner),
+    Fault("S13 253 descriptors", Rule.BAD_FD_COUNT, message(12, VringFd(0), 253), owner),
     Fault(
         "S16 memory before the owner", Rule.BEFORE_OWNER, message(5, Opaque(pack("=II", 1, 0) + bytes(32)), 1)
     ),

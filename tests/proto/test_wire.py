@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from struct import pack
@@ -270,6 +271,24 @@ def test_more_descriptors_than_the_protocol_has_are_refused(count: int) -> None:
             os.close(fd)
         with pytest.raises(RuleError) as caught:
             receive(b, decoder)
+        assert caught.value.rule == Rule.BAD_FD_COUNT
+
+
+def test_descriptors_that_this_process_has_no_number_for_are_missed() -> None:
+    """A message is refused whole, and those that did come are closed."""
+    a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with a, b, Decoder() as decoder:
+        fds = some_fds(8)
+        send_message(a, encode(Request.SET_VRING_CALL, VringFd(1)), fds)
+        for fd in fds:
+            os.close(fd)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fds[4], hard))
+        try:
+            with pytest.raises(RuleError) as caught:
+                receive(b, decoder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert caught.value.rule == Rule.TRUNCATED_FDS
 
 

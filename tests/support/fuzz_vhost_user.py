@@ -11,14 +11,18 @@ tests/fuzz_vhost_user.py runs it under libFuzzer, tests/unit/test_fuzz_vhost_use
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 
 from vpt.conform.front_end import PLAIN, USUAL
 from vpt.conform.guest_memory import GPA_BASE, MIB, PAGE, UVA_OFFSET
+from vpt.daemon.descriptors import Closer
+from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.transports.base import Settings
 from vpt.daemon.transports.vhost.session import OFFERED_PROTOCOL, Session
 from vpt.dataplane import Engine, Kind, Policy
@@ -85,6 +89,7 @@ class Target:
         switch = self._engine.add_switch("sw0")
         self._port = switch.add_port("x", Kind.VHOST_USER, pairs=PAIRS, mtu=1500, policy=Policy.adaptive(0))
         self._pool = _descriptors()
+        self._closer = Closer(PortLog(logging.getLogger("vpt.fuzz"), "x"))
         self._loop = asyncio.new_event_loop()
         self._runs = 0
         self._held: tuple[int, int] | None = None
@@ -124,8 +129,15 @@ class Target:
         self._port.vhost_reset()
         counters: Counter[str] = Counter()
         settings = Settings(mtu=1500, polls=True)
-        session = Session(self._port, max_pairs=PAIRS, settings=settings, counters=counters, in_band=True)
-        decoder = Decoder()
+        session = Session(
+            self._port,
+            max_pairs=PAIRS,
+            settings=settings,
+            counters=counters,
+            closer=self._closer,
+            in_band=True,
+        )
+        decoder = Decoder(discard=self._closer.close)
         try:
             while source:
                 how = source.byte()
@@ -147,6 +159,8 @@ class Target:
             session.close()
             self._port.vhost_reset()
             self._engine.events()
+            while self._closer.pending:
+                time.sleep(0)
         reached.update(counters)
 
     def _some(self, count: int, start: int) -> list[int]:

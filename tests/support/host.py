@@ -11,7 +11,9 @@ import asyncio
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +67,11 @@ class VhostPort:
     def set_rules(self, rules: Rules) -> None:
         """What its peer may send, and gets."""
         self.host.call(lambda: self.port.set_rules(rules))
+
+    @property
+    def closing(self) -> int:
+        """Descriptors that front-ends have sent and that are not closed yet."""
+        return self.host.call(lambda: self.transport.closer.pending)
 
     @property
     def describe(self) -> dict[str, Any]:
@@ -123,6 +130,17 @@ class Host:
         """Run a coroutine in the loop's thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The loop takes nothing that arrives meanwhile, and then all of it."""
+        held, go_on = threading.Event(), threading.Event()
+        self._loop.call_soon_threadsafe(lambda: (held.set(), go_on.wait()))
+        held.wait()
+        try:
+            yield
+        finally:
+            go_on.set()
+
     def vhost(
         self,
         name: str,
@@ -172,10 +190,18 @@ class Host:
 
     def remove(self, port: VhostPort) -> None:
         """Take a vhost-user port away."""
-        self.run(port.transport.stop())
-        del self._transports[port.port.id]
-        self.vhost_ports.remove(port)
-        self.call(port.port.delete)
+        self.begin_removal(port).result(30)
+
+    def begin_removal(self, port: VhostPort) -> Future[None]:
+        """As soon as the loop has its turn."""
+
+        async def remove() -> None:
+            await port.transport.stop()
+            del self._transports[port.port.id]
+            self.vhost_ports.remove(port)
+            port.port.delete()
+
+        return asyncio.run_coroutine_threadsafe(remove(), self._loop)
 
     def close(self) -> None:
         """Stop all."""

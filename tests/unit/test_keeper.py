@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.leaks import open_things, until_open
+from support.lingering import Lingering
 from support.vptd import gone
 from support.waiting import until
 from vpt.daemon.keeper_client import KeeperClient
@@ -110,6 +112,14 @@ async def shelf_with(entry: Record, bundle: Bundle) -> AsyncIterator[Shelf]:
         yield shelf
     finally:
         await shelf.close()
+
+
+def gone_from(sock: socket.socket) -> bool:
+    """Has the other side hung up?"""
+    try:
+        return sock.recv(4096) == b""
+    except ConnectionError:
+        return True
 
 
 def with_shelf(entry: Record, bundle: Bundle, peer: Callable[[], Any]) -> Any:
@@ -297,6 +307,48 @@ class TestOnePeer:
                     with pytest.raises((DaemonError, ProtocolError, UsageError)):
                         receive_bundle(conn)
         listener.close()
+
+    @pytest.mark.native
+    @pytest.mark.parametrize("protocol", ["ivshmem", "app"])
+    def test_descriptors_that_do_not_close_hold_up_nobody(
+        self, folder: Path, bundle: Bundle, protocol: str
+    ) -> None:
+        """Another port's peer is served meanwhile; this one's next when they are gone."""
+
+        def connected(name: str) -> socket.socket:
+            kind = socket.SOCK_STREAM if name == "p" and protocol == "ivshmem" else socket.SOCK_SEQPACKET
+            sock = socket.socket(socket.AF_UNIX, kind)
+            sock.settimeout(20)
+            sock.connect(str(folder / name))
+            return sock
+
+        def peers() -> None:
+            with Lingering(253) as slow:
+                with connected("p") as villain:
+                    socket.send_fds(villain, [b"x"], slow.fds)
+                    slow.given()
+                    until(lambda: gone_from(villain), "the villain to be dropped")
+                with connected("q") as other, closing(receive_bundle(other)):
+                    pass
+                with connected("p") as again:
+                    again.setblocking(False)
+                    with pytest.raises(BlockingIOError):
+                        again.recv(1)
+                    again.settimeout(20)
+                    slow.end()
+                    if protocol == "app":
+                        receive_bundle(again).close()
+                    else:
+                        assert again.recv(8) == bytes(8)
+
+        async def run() -> None:
+            async with shelf_with(record(folder / "p", protocol), bundle) as shelf:
+                await shelf.put(record(folder / "q", "app", "q"), bundle)
+                await asyncio.to_thread(peers)
+
+        before = open_things()
+        asyncio.run(run())
+        until_open(before)
 
     def test_memory_that_can_shrink_is_not_kept(self, bundle: Bundle) -> None:
         """Whoever may truncate it could end with SIGBUS all who map it."""

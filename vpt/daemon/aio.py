@@ -7,10 +7,11 @@ import asyncio
 import socket
 from collections.abc import Sequence
 
-from vpt.daemon.sockets import close_fds
+from vpt.daemon.descriptors import Closer
+from vpt.daemon.sockets import MAX_FDS, close_fds
 from vpt.errors import ConflictError
 
-__all__ = ["receive", "send"]
+__all__ = ["receive", "receive_data", "send"]
 
 
 async def send(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
@@ -45,6 +46,20 @@ async def receive(sock: socket.socket, size: int, max_fds: int = 0) -> tuple[byt
             close_fds(fds)
             raise ConflictError("message too long, or with more descriptors than it may have")
         return data, list(fds)
+
+
+async def receive_data(sock: socket.socket, size: int, closer: Closer) -> bytes:
+    """As receive(), from a peer that has no descriptors to send and is not to be trusted with its own."""
+    while True:
+        try:
+            data, fds, flags, _ = socket.recv_fds(sock, size, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            await _ready(sock, write=False)
+            continue
+        closer.close(fds)
+        if fds or flags & socket.MSG_TRUNC:
+            raise ConflictError("message too long, or with more descriptors than it may have")
+        return data
 
 
 def _resolve(ready: asyncio.Future[None]) -> None:

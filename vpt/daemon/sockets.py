@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vpt.errors import ConflictError, ExistsError, MissingError, NotFoundError, UsageError
@@ -73,11 +73,20 @@ class Listener:
             return False
         return (found.st_dev, found.st_ino) == self._identity
 
-    def close(self) -> None:
+    def close(self, hang_up: Callable[[socket.socket], None] | None = None) -> None:
+        """hang_up: ends those who were never accepted; else the kernel closes what they sent, and waits."""
         with contextlib.suppress(OSError):
             if not self._lent and self.in_place:
                 os.unlink(self.path)
+        if hang_up is not None:
+            self._turn_away(hang_up)
         self.sock.close()
+
+    def _turn_away(self, hang_up: Callable[[socket.socket], None]) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+            while True:
+                hang_up(self.sock.accept()[0])
 
 
 def unix_path(path: str | os.PathLike[str]) -> str:

@@ -21,19 +21,21 @@ class WatchedListener:
     that stays: `problem` says so until it is gone, and the log once.
 
     listen: makes the listener; raises VptError if the path is taken. on_ready: a connection waits at this
-    socket. For the event loop's thread.
+    socket. hang_up: ends connections that wait there when listening ends. For the event loop's thread.
     """
 
     def __init__(
         self,
         listen: Callable[[], Listener],
         on_ready: Callable[[socket.socket], None],
+        hang_up: Callable[[socket.socket], None],
         log: PortLog,
         *,
         every_s: float,
     ) -> None:
         self._listen = listen
         self._on_ready = on_ready
+        self._hang_up = hang_up
         self._log = log
         self._every_s = every_s
         self._listener: Listener | None = None
@@ -53,14 +55,24 @@ class WatchedListener:
             self._timer = None
         self._leave()
 
+    def pause(self, seconds: float) -> None:
+        """Leave those who connect waiting for that long."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.sock)
+            asyncio.get_running_loop().call_later(seconds, self._watch, self._listener)
+
     def _take(self, listener: Listener) -> None:
         self._listener = listener
-        asyncio.get_running_loop().add_reader(listener.sock, self._on_ready, listener.sock)
+        self._watch(listener)
+
+    def _watch(self, listener: Listener) -> None:
+        if listener is self._listener:
+            asyncio.get_running_loop().add_reader(listener.sock, self._on_ready, listener.sock)
 
     def _leave(self) -> None:
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener.sock)
-            self._listener.close()
+            self._listener.close(self._hang_up)
             self._listener = None
 
     def _schedule(self) -> None:

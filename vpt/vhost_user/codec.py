@@ -15,7 +15,7 @@ import contextlib
 import os
 import socket
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vpt.vhost_user.messages import (
@@ -35,7 +35,10 @@ from vpt.vhost_user.messages import (
 
 # A plain number: the complement of an IntFlag knows its own bits only.
 _KNOWN_FLAGS = int(Flag.VERSION_MASK | Flag.REPLY | Flag.NEED_REPLY)
-_ANCILLARY = socket.CMSG_LEN(MAX_FDS * array("i").itemsize)
+# SCM_MAX_FD of the kernel: what there is no room for is closed inside of recvmsg(), which can take long.
+_ANCILLARY = socket.CMSG_LEN(253 * array("i").itemsize)
+
+Discard = Callable[[Iterable[int]], None]
 
 
 def close_fds(fds: Iterable[int]) -> None:
@@ -53,6 +56,7 @@ class Message:
     payload: Payload
     flags: int = VERSION
     fds: list[int] = field(default_factory=list)
+    discard: Discard = close_fds
 
     @property
     def spec(self) -> MessageSpec | None:
@@ -76,7 +80,7 @@ class Message:
     def close(self) -> None:
         """Close what was not taken."""
         fds, self.fds = self.fds, []
-        close_fds(fds)
+        self.discard(fds)
 
     def __enter__(self) -> Message:
         return self
@@ -98,11 +102,19 @@ class Decoder:
     """Incremental decoder of one direction of one connection.
 
     specs: the table of the side that asks, the front-end's by default. replies: decode what is answered
-    instead of what is asked. After a RuleError the stream has no meaning any more: the decoder holds no
+    instead of what is asked. discard: closes descriptors that nobody takes, also those of the messages that
+    it returns. After a RuleError the stream has no meaning any more: the decoder holds no
     descriptor and must not be fed again.
     """
 
-    def __init__(self, specs: Mapping[int, MessageSpec] = SPECS, *, replies: bool = False) -> None:
+    def __init__(
+        self,
+        specs: Mapping[int, MessageSpec] = SPECS,
+        *,
+        replies: bool = False,
+        discard: Discard = close_fds,
+    ) -> None:
+        self.discard = discard
         self._specs = specs
         self._replies = replies
         self._head: tuple[int, int, int] | None = None
@@ -132,7 +144,7 @@ class Decoder:
     def close(self) -> None:
         """Close the descriptors of an incomplete message."""
         fds, self._fds = self._fds, []
-        close_fds(fds)
+        self.discard(fds)
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[Message]:
         """Take bytes, and descriptors that belong to the message that the first byte is part of.
@@ -199,24 +211,26 @@ class Decoder:
             if not self._replies:
                 payload.check_fds(len(self._fds))
         fds, self._fds = self._fds, []
-        return Message(request, payload, flags, fds)
+        return Message(request, payload, flags, fds, self.discard)
 
 
 def receive(sock: socket.socket, decoder: Decoder) -> list[Message] | None:
     """Read once, at most to the end of what the decoder is at; None at the end of the stream.
 
-    Raises RuleError, and OSError (BlockingIOError on a non-blocking socket with nothing to read).
+    Raises RuleError, and OSError: BlockingIOError if there is nothing to read, unless the socket has a
+    time-out. Whoever made the socket may have it still, and make it blocking: that is not relied upon.
     """
-    data, ancillary, flags, _ = sock.recvmsg(decoder.want, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+    how = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+    data, ancillary, flags, _ = sock.recvmsg(decoder.want, _ANCILLARY, how)
     fds = array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     if flags & socket.MSG_CTRUNC:
-        close_fds(fds)
-        raise RuleError(Rule.TRUNCATED_FDS, f"more than {MAX_FDS} descriptors, or none free in this process")
+        decoder.discard(fds)
+        raise RuleError(Rule.TRUNCATED_FDS, f"no descriptor is free in this process after {len(fds)} of them")
     if not data:
-        close_fds(fds)
+        decoder.discard(fds)
         return None
     return decoder.feed(data, fds)
 
@@ -230,10 +244,10 @@ def send_message(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> N
 
 
 def send_some(sock: socket.socket, data: bytearray, fds: Sequence[int] = ()) -> int:
-    """Send and remove what a non-blocking socket takes, descriptors with the first byte; bytes sent."""
+    """Send and remove what the socket takes at once, descriptors with the first byte; bytes sent."""
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
     try:
-        sent = sock.sendmsg([data], control)
+        sent = sock.sendmsg([data], control, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return 0
     del data[:sent]

@@ -60,6 +60,7 @@ class Rule(StrEnum):
     BAD_RING = "bad_ring"
     BAD_INFLIGHT = "bad_inflight"
     FEATURES_LOST = "features_lost"
+    UNCLOSED_FDS = "unclosed_fds"
 
 
 class RuleError(ProtocolError):

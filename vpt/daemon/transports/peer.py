@@ -24,7 +24,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from vpt.daemon.aio import receive
+from vpt.daemon.aio import receive_data
+from vpt.daemon.descriptors import Closer, keep_urgent_inline
 from vpt.daemon.sockets import Listener, PeerCredentials, close_fds, peer_credentials
 from vpt.errors import UsageError, VptError
 
@@ -32,6 +33,8 @@ __all__ = ["Bundle", "PeerServer"]
 
 # How long a peer may take to read what it is handed.
 _GREET_TIMEOUT_S = 10.0
+# How often to look whether what peers sent has been closed, where too much of it is not.
+_CLOSER_POLL_S = 0.5
 _WANTED_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -108,6 +111,7 @@ class PeerServer:
         self._on_change = on_change
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self.closer = Closer(log)
         self.peer: PeerCredentials | None = None
 
     async def greet(self, conn: socket.socket, bundle: Bundle) -> None:
@@ -127,7 +131,7 @@ class PeerServer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._listener.close()
+        self._listener.close(self.closer.hang_up)
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -137,6 +141,10 @@ class PeerServer:
     async def _accept_all(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            if self.closer.full:
+                self._log.warning("no peer is accepted: %s", self.closer.problem)
+            while self.closer.full:
+                await asyncio.sleep(_CLOSER_POLL_S)
             try:
                 conn, _ = await loop.sock_accept(self._listener.sock)
             except OSError as error:
@@ -147,8 +155,9 @@ class PeerServer:
             self._spawn(self._serve(conn))
 
     async def _serve(self, conn: socket.socket) -> None:
-        with conn:
+        try:
             credentials = peer_credentials(conn)
+            keep_urgent_inline(conn)
             try:
                 if self.peer is not None:
                     self._log.warning("second peer refused: pid=%d", credentials.pid)
@@ -158,6 +167,8 @@ class PeerServer:
                 await self._serve_only(conn, credentials)
             except (VptError, OSError, TimeoutError) as error:
                 self._log.warning("peer dropped: pid=%d %s", credentials.pid, _reason(error))
+        finally:
+            self.closer.hang_up(conn)
 
     async def _serve_only(self, conn: socket.socket, credentials: PeerCredentials) -> None:
         self.peer = credentials
@@ -176,7 +187,7 @@ class PeerServer:
 
     async def _until_gone(self, conn: socket.socket) -> None:
         try:
-            data, _ = await receive(conn, 1)
+            data = await receive_data(conn, 1, self.closer)
         except OSError as error:
             if error.errno != errno.ECONNRESET:
                 raise

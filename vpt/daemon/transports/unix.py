@@ -23,7 +23,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from vpt.daemon.aio import receive, send
+from vpt.daemon.aio import receive_data, send
 from vpt.daemon.sockets import MAX_FDS, close_fds, connect_unix, unix_path
 from vpt.daemon.transports.peer import Bundle, PeerServer
 from vpt.errors import ConflictError, DaemonError, MissingError, NotFoundError, ProtocolError, TimeoutExpired
@@ -43,7 +43,7 @@ class AppServer(PeerServer):
     """Hands one port to one process."""
 
     async def greet(self, conn: socket.socket, bundle: Bundle) -> None:
-        data, _ = await receive(conn, _HELLO.size)
+        data = await receive_data(conn, _HELLO.size, self.closer)
         magic, version = _HELLO.unpack(data) if len(data) == _HELLO.size else (b"", 0)
         if magic != _MAGIC:
             raise ProtocolError("not a vpt app: its greeting is wrong")
@@ -54,7 +54,7 @@ class AppServer(PeerServer):
 
     async def refuse(self, conn: socket.socket, message: str) -> None:
         # A connection that is closed with something unread in it loses what was sent on it.
-        await receive(conn, _HELLO.size)
+        await receive_data(conn, _HELLO.size, self.closer)
         await send(conn, _reply(errno.EBUSY, 0, message))
 
 

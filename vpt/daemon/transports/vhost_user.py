@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vpt.daemon.descriptors import Closer, keep_urgent_inline
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.sockets import Listener, listen_unix, peer_credentials
 from vpt.daemon.transports.base import Settings
@@ -38,6 +39,8 @@ from vpt.vhost_user import (
 if TYPE_CHECKING:
     from vpt.dataplane import Event, Port
 
+# How often to look whether what front-ends sent has been closed, where too much of it is not.
+_CLOSER_POLL_S = 0.5
 _READS_PER_WAKE = 64  # then other sockets get their turn
 
 
@@ -50,7 +53,7 @@ class _Connection:
         self._owner = owner
         self._sock = sock
         self._loop = asyncio.get_running_loop()
-        self._decoder = Decoder()
+        self._decoder = Decoder(discard=owner.closer.close)
         self._out = bytearray()
         self._out_fds: list[int] = []  # go with the first byte of it
         self._stalled = False  # a reply waits for the peer to read
@@ -65,7 +68,7 @@ class _Connection:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._set_deadline(None)
-        self._sock.close()
+        self._owner.closer.hang_up(self._sock)
         self._decoder.close()
         close_fds(self._out_fds)
         self.session.close()
@@ -95,6 +98,8 @@ class _Connection:
         for message in messages:
             with message:
                 self._answer(message, self.session.handle(message))
+        if (problem := self._owner.closer.problem) is not None:
+            raise RuleError(Rule.UNCLOSED_FDS, problem)
         if messages:
             self._set_deadline(None)
             self._flush()
@@ -193,7 +198,8 @@ class VhostUserTransport:
         self._memory = memory
         self._calm_s = calm_s
         self._last = memory.recall() if memory is not None else None
-        self._socket = WatchedListener(self._listen, self._accept, log, every_s=watch_s)
+        self.closer = Closer(log)
+        self._socket = WatchedListener(self._listen, self._accept, self.closer.hang_up, log, every_s=watch_s)
         self._client: _Connection | None = None
         self._problem: str | None = None  # why the front-end that wants to come back can't
         self._counters: Counter[str] = Counter()
@@ -239,12 +245,15 @@ class VhostUserTransport:
         client = self._client
         return {
             "socket": self._path,
-            "problem": self._problem or self._socket.problem,
+            "problem": self._problem or self.closer.problem or self._socket.problem,
             "connected": client is not None,
             "front_end": None if client is None else {"pid": client.peer.pid, "uid": client.peer.uid},
             "session": None if client is None else client.session.describe(),
-            "counters": dict(sorted((self._counters | {"sockets_renewed": self._socket.renewed}).items())),
+            "counters": dict(sorted((self._counters | self._counted_elsewhere()).items())),
         }
+
+    def _counted_elsewhere(self) -> dict[str, int]:
+        return {"sockets_renewed": self._socket.renewed, "slow_descriptors": self.closer.handed_over}
 
     def drop(self, client: _Connection, rule: Rule | None, detail: str) -> None:
         """End a connection, by the peer's fault if a rule is given; the port is ready for the next one."""
@@ -276,6 +285,10 @@ class VhostUserTransport:
         self._port.vhost_reset()
 
     def _accept(self, listener: socket.socket) -> None:
+        if self.closer.full:
+            self._log.warning("no front-end is accepted: %s", self.closer.problem)
+            self._socket.pause(_CLOSER_POLL_S)
+            return
         try:
             sock, _ = listener.accept()
         except OSError as error:
@@ -283,11 +296,12 @@ class VhostUserTransport:
             self._log.warning("cannot accept: %s", error.strerror)
             return
         if self._client is not None:
-            sock.close()
+            self.closer.hang_up(sock)
             self._counters["second_clients"] += 1
             self._log.warning("second front-end refused: one is connected")
             return
         sock.setblocking(False)
+        keep_urgent_inline(sock)
         process = process_of(peer_credentials(sock).pid)
         session = Session(
             self._port,
@@ -296,6 +310,7 @@ class VhostUserTransport:
             mac=self._mac,
             in_band=self._in_band,
             counters=self._counters,
+            closer=self.closer,
             on_features=lambda features: self._remember(process, features=features),
             pages_refused=self._known(process).pages_refused,
             on_pages_refused=lambda: self._pages_refused(process),
@@ -303,7 +318,7 @@ class VhostUserTransport:
         )
         if self._lacks(process, session.offered):
             session.close()
-            sock.close()
+            self.closer.hang_up(sock)
             return
         self._client = _Connection(self, sock, session, self._timeout_s)
         self._counters["connections"] += 1

@@ -12,7 +12,7 @@ from vpt.vhost_user import Message, ProtocolFeature, Request
 def _set_backend_req_fd(state: State, message: Message) -> None:
     fd = message.take_fd()
     assert fd is not None
-    channel = Channel(fd, acknowledge=state.has(ProtocolFeature.REPLY_ACK))
+    channel = Channel(fd, acknowledge=state.has(ProtocolFeature.REPLY_ACK), closer=state.closer)
     old, state.channel = state.channel, channel
     if old is not None:
         old.close()

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vpt.daemon.descriptors import Closer, keep_urgent_inline
 from vpt.vhost_user import (
     BACKEND_SPECS,
     U64,
@@ -43,12 +44,13 @@ class _Pending:
 class Channel:
     """One such socket; owns it. acknowledge: REPLY_ACK was negotiated, so each request asks for an answer."""
 
-    def __init__(self, fd: int, *, acknowledge: bool) -> None:
+    def __init__(self, fd: int, *, acknowledge: bool, closer: Closer) -> None:
         """Takes over fd; RuleError(BAD_FD) if it is no connected stream socket of AF_UNIX."""
-        self._sock = _stream_socket(fd)
+        self._closer = closer
+        self._sock = _stream_socket(fd, closer)
         self.acknowledge = acknowledge
         self._loop = asyncio.get_running_loop()
-        self._decoder = Decoder(BACKEND_SPECS, replies=True)
+        self._decoder = Decoder(BACKEND_SPECS, replies=True, discard=closer.close)
         self._out = bytearray()
         self._queue: list[_Pending] = []  # the first is being sent
         self._in_flight: list[_Pending] = []  # sent, not answered; answers come in order
@@ -85,7 +87,7 @@ class Channel:
         self.open = False
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
-        self._sock.close()
+        self._closer.hang_up(self._sock)
         self._decoder.close()
         lost = self._in_flight + self._queue
         self._queue, self._in_flight = [], []
@@ -121,6 +123,7 @@ class Channel:
 
     def _readable(self) -> None:
         try:
+            keep_urgent_inline(self._sock)  # each time: the front-end may have the socket, too
             while (messages := receive(self._sock, self._decoder)) is not None:
                 for message in messages:
                     with message:
@@ -141,15 +144,15 @@ class Channel:
             answered(done)
 
 
-def _stream_socket(fd: int) -> socket.socket:
+def _stream_socket(fd: int, closer: Closer) -> socket.socket:
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
-        os.close(fd)
+        closer.close([fd])
         raise RuleError(Rule.BAD_FD, "not a socket") from error
     listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or listens:
-        sock.close()
+        closer.close([sock.detach()])
         raise RuleError(Rule.BAD_FD, "not a connected stream socket of AF_UNIX")
     sock.setblocking(False)
     return sock

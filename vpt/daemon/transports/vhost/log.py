@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from vpt.daemon.transports.vhost.state import Group, State, is_eventfd, payload_of, port_refuses
+from vpt.daemon.descriptors import is_eventfd
+from vpt.daemon.transports.vhost.state import Group, State, payload_of, port_refuses
 from vpt.vhost_user import Log, LogTaken, Message, Payload, ProtocolFeature, Request, Rule, RuleError
 
 

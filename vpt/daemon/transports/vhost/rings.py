@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 
+from vpt.daemon.descriptors import is_eventfd
 from vpt.daemon.transports.vhost import calls
-from vpt.daemon.transports.vhost.state import Group, Ring, State, is_eventfd, payload_of, port_refuses
+from vpt.daemon.transports.vhost.state import Group, Ring, State, payload_of, port_refuses
 from vpt.dataplane import Vring
 from vpt.vhost_user import (
     Message,

@@ -49,6 +49,7 @@ from vpt.vhost_user import (
 )
 
 if TYPE_CHECKING:
+    from vpt.daemon.descriptors import Closer
     from vpt.dataplane import Port
 
 _GROUPS: tuple[Group, ...] = (
@@ -78,6 +79,7 @@ _ACK = U64(0)
 class Session:
     """Back-end side of one connection. The caller resets the port before the first and after the last one.
 
+    closer: of what the front-end sends that nobody wants.
     on_features: told what the front-end has accepted, each time. pages_refused: it has refused a page for its
     kicks in an earlier connection; on_pages_refused: told when it does.
     calm_s: how long nothing has to change before it is given one.
@@ -90,6 +92,7 @@ class Session:
         max_pairs: int,
         settings: Settings,
         counters: Counter[str],
+        closer: Closer,
         mac: bytes | None = None,
         in_band: bool = False,
         on_features: Callable[[int], None] = lambda _features: None,
@@ -103,6 +106,7 @@ class Session:
             offered_protocol=OFFERED_PROTOCOL if in_band else OFFERED_PROTOCOL & ~_ON_REQUEST,
             settings=settings,
             max_pairs=max_pairs,
+            closer=closer,
             mac=mac,
             on_features=on_features,
             pages_refused=pages_refused,

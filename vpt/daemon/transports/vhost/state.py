@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from vpt.vhost_user import (
 )
 
 if TYPE_CHECKING:
+    from vpt.daemon.descriptors import Closer
     from vpt.daemon.transports.vhost.calls import InbandCall
     from vpt.daemon.transports.vhost.channel import Channel
     from vpt.daemon.transports.vhost.device_state import Transfer
@@ -110,6 +112,7 @@ class State:
         settings: Settings,
         offered_protocol: int,
         max_pairs: int,
+        closer: Closer,
         mac: bytes | None = None,
         on_features: Callable[[int], None],
         pages_refused: bool = False,
@@ -128,6 +131,7 @@ class State:
         )
         self.offered_protocol = int(offered_protocol) & ~(0 if self.pages.offered else int(PAGES))
         self.max_pairs = max_pairs
+        self.closer = closer
         self.mac = mac
         self.offered = vhost_features() | VirtioFeature.PROTOCOL_FEATURES.value
         if mac is None:
@@ -209,12 +213,11 @@ def u64_of(message: Message) -> int:
     return payload_of(message, U64).value
 
 
-def is_eventfd(fd: int) -> bool:
-    """Is it an eventfd? A file or a pipe would be read and written like one, with other consequences."""
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
-    except OSError:
-        return False
+_SAYS = {
+    errno.EMEDIUMTYPE: "neither a memfd nor a file in /dev/shm or on hugetlbfs (QEMU: -object"
+    " memory-backend-memfd,share=on; libvirt: <source type='memfd'/>)"
+}
+"""What the system's own words for an error would not tell."""
 
 
 @contextmanager
@@ -224,4 +227,4 @@ def port_refuses(rule: Rule, what: str, *, or_by: Mapping[int, Rule] | None = No
         yield
     except DataplaneError as error:
         rule = (or_by or {}).get(error.errno, rule)
-        raise RuleError(rule, f"{what}: {os.strerror(error.errno)}") from error
+        raise RuleError(rule, f"{what}: {_SAYS.get(error.errno) or os.strerror(error.errno)}") from error
