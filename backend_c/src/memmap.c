@@ -4,6 +4,7 @@
 #include "memmap.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +49,15 @@ static int check(const struct vpt_mem_region *r, const struct vpti_mem *m)
 	return 0;
 }
 
+/*
+ * memfd, tmpfs or hugetlbfs: nothing else has seals. Who serves another file's pages may let a worker wait for one as long as he
+ * likes: a disk, a server, the front-end itself (FUSE). The question reaches no file system, which could keep us waiting, too.
+ */
+static bool is_memory(int fd)
+{
+	return fcntl(fd, F_GET_SEALS) >= 0;
+}
+
 /* The offset need not be page-aligned, and a page is as large as the file system says (hugetlbfs). */
 int vpti_mapping_new(int fd, uint64_t offset, uint64_t size, uint32_t *flag, struct vpti_mapping **out, uint8_t **at)
 {
@@ -58,6 +68,8 @@ int vpti_mapping_new(int fd, uint64_t offset, uint64_t size, uint32_t *flag, str
 
 	if (!size || __builtin_add_overflow(offset, size, &end) || end > INT64_MAX)
 		return -EINVAL;
+	if (!is_memory(fd))
+		return -EMEDIUMTYPE;
 	if (fstat(fd, &st))
 		return -errno;
 	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < end)

@@ -10,7 +10,8 @@ struct vpti_mapping;
 
 /*
  * Map [offset, offset + size) of a front-end's file, guarded: *flag becomes 1 when it vanishes. *at is where offset lies.
- * -EINVAL size 0 or wrap-around, -EBADF no regular file or too short; others from mmap(). Control thread.
+ * -EINVAL size 0 or wrap-around, -EMEDIUMTYPE no memfd and not on tmpfs or hugetlbfs, -EBADF too short; others from mmap().
+ * Control thread.
  */
 int vpti_mapping_new(int fd, uint64_t offset, uint64_t size, uint32_t *flag, struct vpti_mapping **out, uint8_t **at);
 void vpti_mapping_put(struct vpti_mapping *m);

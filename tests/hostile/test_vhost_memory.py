@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +21,9 @@ from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import FrontEnd
 from vpt.conform.guest_memory import GPA_BASE, MIB, PAGE, UVA_OFFSET, GuestMemory, Span
 from vpt.conform.split_queue import Buffer
+from vpt.daemon.descriptors import is_memory
 from vpt.dataplane import Reason
-from vpt.vhost_user import MemReg, MemTable, Region, Request, Rule, VringAddr, VringFd, VringState
+from vpt.vhost_user import Log, MemReg, MemTable, Region, Request, Rule, VringAddr, VringFd, VringState
 
 TOP = 1 << 64
 
@@ -104,6 +107,93 @@ def test_m7_what_cannot_be_mapped_is_refused(scene: Scene, kind: str) -> None:
     assert fe.try_(Request.ADD_MEM_REG, MemReg(region()), [fd]) != 0
     os.close(fd)
     assert scene.villain.faults[Rule.BAD_MEMORY] == 2
+    scene.check(logged=False)
+
+
+@pytest.fixture
+def disk_file(tmp_path: Path) -> Iterator[int]:
+    """A file of 1 MiB that is on a disk."""
+    with contextlib.ExitStack() as stack:
+        for folder in (tmp_path, Path("/var/tmp")):
+            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            if not is_memory(file.fileno()):
+                break
+        else:
+            pytest.skip("missing: a folder for temporary files that is on a disk")
+        file.truncate(MIB)
+        yield file.fileno()
+
+
+def by_table(fe: FrontEnd, fd: int) -> None:
+    assert fe.try_(Request.SET_MEM_TABLE, MemTable((region(size=PAGE),)), [fd]) != 0
+
+
+def by_region(fe: FrontEnd, fd: int) -> None:
+    assert fe.try_(Request.ADD_MEM_REG, MemReg(region(size=PAGE)), [fd]) != 0
+
+
+def as_dirty_log(fe: FrontEnd, fd: int) -> None:
+    fe.send(Request.SET_LOG_BASE, Log(MIB, 0), [fd])
+    assert fe.closed_by_peer()
+
+
+def as_record(fe: FrontEnd, fd: int) -> None:
+    info = fe.ask_record().info
+    assert fe.try_(Request.SET_INFLIGHT_FD, info, [fd]) != 0
+
+
+@pytest.mark.parametrize("give", [by_table, by_region, as_dirty_log, as_record])
+def test_m7_a_file_that_somebody_else_serves_is_refused(
+    disk_file: int, scene: Scene, give: Callable[[FrontEnd, int], None]
+) -> None:
+    """A worker would wait for its pages, a disk's or a FUSE server's: the line says what to take instead."""
+    fe = scene.enter()
+    fe.negotiate()
+    give(fe, disk_file)
+    scene.check(logged=False)
+    assert sum("neither a memfd nor a file in /dev/shm" in line for line in scene.lines) == 1
+
+
+def test_m7_no_file_is_asked_for_its_identity_that_could_keep_us_waiting(
+    disk_file: int, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fstat() of a file on FUSE waits for its server: also of a region that is there already."""
+    fe = scene.enter().start()
+    real, asked = os.fstat, []
+    monkeypatch.setattr(os, "fstat", lambda fd: (asked.append(is_memory(fd)), real(fd))[1])
+    held = fe.memory.regions[0]
+    assert fe.add_region(held) == 0
+    assert fe.try_(Request.ADD_MEM_REG, MemReg(held.info), [disk_file]) != 0
+    assert set(asked) == {True}
+    monkeypatch.undo()
+    scene.check(logged=False)
+
+
+def memory_folders() -> list[Path]:
+    """Where files are memory: tmpfs, and hugetlbfs where it is mounted."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [Path("/dev/shm"), *(Path(where) for _, where, kind, *_ in mounts if kind == "hugetlbfs")]
+
+
+@pytest.mark.parametrize("huge", [False, True], ids=["tmpfs", "hugetlbfs"])
+def test_m7_a_file_that_is_memory_is_taken(scene: Scene, huge: bool) -> None:
+    """As QEMU's memory-backend-file has it, and libvirt's huge pages."""
+    folders = memory_folders()[1 if huge else 0 :]
+    if not folders or (huge and huge_pages_free() < 2):
+        pytest.skip("missing: free huge pages and a hugetlbfs (mount -t hugetlbfs none /dev/hugepages)")
+    fe = scene.enter().start(fill=0)
+    at = GPA_BASE + 64 * MIB
+    with tempfile.TemporaryFile(dir=folders[0]) as file:
+        file.truncate(4 * MIB)
+        assert fe.try_(Request.ADD_MEM_REG, MemReg(region(at, 4 * MIB, 1 << 40)), [file.fileno()]) == 0
+        with mmap.mmap(file.fileno(), 4 * MIB) as memory:
+            data = bytes(12) + frame(BROADCAST, MAC_X, 8)
+            memory[: len(data)] = data
+            fe.pairs[0].tx.add([Buffer(at, len(data))])
+            fe.pairs[0].tx.kick(force=True)
+            fe.flush()
+    assert number(scene.two.receive()[0].frame) == 8
+    scene.one.poll()
     scene.check(logged=False)
 
 

@@ -348,8 +348,8 @@ uint64_t vpt_vhost_features(void);                                         /* an
 int vpt_vhost_set_features(vpt_port *p, uint64_t features);
 /*
  * Replace, add to, or take from the memory table. All or nothing. Rings that run go on if the new table still
- * holds them; else -EFAULT and nothing is changed. -EINVAL: size 0, wrap-around, misaligned, overlap; -EBADF: the file is too
- * short; -E2BIG: more than VPT_MAX_MEM_REGIONS; -EFBIG: more than VPT_MAX_MEM_BYTES; -ENOENT: no such region; -ERANGE: beyond the log in use; others from
+ * holds them; else -EFAULT and nothing is changed. -EINVAL: size 0, wrap-around, misaligned, overlap; -EMEDIUMTYPE: not a memfd
+ * or a file on tmpfs or hugetlbfs, whose pages nobody can withhold; -EBADF: the file is too short; -E2BIG: more than VPT_MAX_MEM_REGIONS; -EFBIG: more than VPT_MAX_MEM_BYTES; -ENOENT: no such region; -ERANGE: beyond the log in use; others from
  * mmap(). Waits for workers.
  */
 int vpt_vhost_mem_set(vpt_port *p, const struct vpt_mem_region *regions, uint32_t n);
@@ -370,7 +370,8 @@ struct vpt_inflight {
 uint64_t vpt_vhost_inflight_size(int packed, uint32_t queues, uint32_t queue_size); /* any thread */
 /*
  * The record of what is in flight (vhost-user, "Inflight I/O tracking") for rings that are started from now on; NULL: none.
- * It takes precedence over a ring's base. -EINVAL: numbers; -EBADF: no file of that size; -EBUSY: rings run.
+ * It takes precedence over a ring's base. -EINVAL: numbers; -EMEDIUMTYPE: as for
+ * memory; -EBADF: no file of that size; -EBUSY: rings run.
  */
 int vpt_vhost_inflight_set(vpt_port *p, const struct vpt_inflight *record);
 
@@ -409,7 +410,7 @@ int vpt_vhost_vring_unheard(vpt_port *p, uint32_t index, int unheard);
  * vpt_vhost_vring_log() says so. A log replaces the one before; after that returns, the old one is not written any more. One
  * that comes when the feature is on and rings run already has all pages marked: nobody knows what they wrote. It ends with
  * the feature.
- * log_set: -EINVAL size 0 or wrap-around; -EBADF no file, or shorter than that; -ERANGE does not reach to the end of memory.
+ * log_set: -EINVAL size 0 or wrap-around; -EMEDIUMTYPE as for memory; -EBADF shorter than that; -ERANGE does not reach to the end of memory.
  * log_event: an eventfd to signal when something was marked, -1: none.
  * vring_log: used_gpa is where the log has the used part, which need not be in memory; -ERANGE: beyond the log in use.
  * All wait for workers.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from vpt.daemon.descriptors import is_memory
 from vpt.daemon.transports.vhost.state import Group, State, Told, payload_of, port_refuses
 from vpt.dataplane import MemRegion, vhost_max_mem_regions
 from vpt.vhost_user import U64, MemReg, MemTable, Message, Payload, ProtocolFeature, Region, Request, Rule
@@ -24,6 +25,7 @@ def _key(region: Region) -> tuple[int, int, int]:
 
 
 def _told(region: Region, fd: int) -> Told:
+    """fd: of memory, or fstat() might ask a server."""
     file = os.fstat(fd)
     return Told((file.st_dev, file.st_ino, region.mmap_offset))
 
@@ -41,14 +43,14 @@ def _get_max_mem_slots(_state: State, _message: Message) -> Payload:
 
 
 def _add_mem_reg(state: State, message: Message) -> None:
-    region = payload_of(message, MemReg).region
-    now, before = _told(region, message.fds[0]), state.told.get(_key(region))
-    if before is not None and before.where == now.where:
+    region, fd = payload_of(message, MemReg).region, message.fds[0]
+    before = state.told.get(_key(region))
+    if before is not None and is_memory(fd) and before.where == _told(region, fd).where:
         before.times += 1
         return
     with port_refuses(Rule.BAD_MEMORY, f"region {region.gpa:#x}+{region.size:#x}"):
-        state.port.vhost_mem_add(_mem_region(region, message.fds[0]))
-    state.told[_key(region)] = now
+        state.port.vhost_mem_add(_mem_region(region, fd))
+    state.told[_key(region)] = _told(region, fd)
 
 
 def _rem_mem_reg(state: State, message: Message) -> None:
