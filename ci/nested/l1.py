@@ -47,6 +47,7 @@ FEW = (
 LIMIT_S = {"kvm": 1200.0, "tcg": 1800.0}
 EMULATED = "L1 is emulated: times mean nothing. Only counts are judged, and that all of it works."
 NESTED = "the module's parameter nested has to be 1 (modprobe kvm_intel nested=1); or: ci/nested/bench tcg"
+PACK = "test -s /l1/tmp/result.json && gzip -c /l1/tmp/result.json | base64"
 IN_L1 = "env PATH=/bin:/usr/bin HOME=/root PYTHONPATH=/payload/site PYTHONDONTWRITEBYTECODE=1 /bin/chroot /l1"
 
 
@@ -190,20 +191,19 @@ def main() -> None:
     image = build_image(say, modules=MODULES)
     accel = accelerator(given.accel, image)
     try:
-        result = measured(accel, image, root, payload)
+        measure(accel, image, root, payload, given.output)
     except NoKvmError as error:
         if given.accel != "auto" or accel.name == "tcg":
             raise
         say(error.message)
         accel = Accel("tcg", "this machine's KVM gives L1 none")
-        result = measured(accel, image, root, payload)
-    given.output.write_bytes(result)
+        measure(accel, image, root, payload, given.output)
     if accel.name == "tcg":
         say(EMULATED)
 
 
-def measured(accel: Accel, image: Image, root: Path, payload: Path) -> bytes:
-    """The result file of a run in L1."""
+def measure(accel: Accel, image: Image, root: Path, payload: Path, output: Path) -> None:
+    """A run in L1, and its result file. What was measured is kept, too, if something could not be."""
     options = THOROUGH if accel.name == "kvm" else [*FUNCTIONAL, *(f"--at={at}" for at in FEW)]
     say(f"L1 runs under {accel.name}: {accel.why}")
     if accel.name == "tcg":
@@ -223,9 +223,12 @@ def measured(accel: Accel, image: Image, root: Path, payload: Path) -> bytes:
         guest.run(root_tree, timeout_s=60)
         guest.run("tar x -C /l1/payload -f /dev/vdb", timeout_s=120)
         require_kvm(guest)
-        bench(guest, options, LIMIT_S[accel.name])
-        packed = guest.run("gzip -c /l1/tmp/result.json | base64", timeout_s=60).output
-        return gzip.decompress(base64.b64decode(packed))
+        try:
+            bench(guest, options, LIMIT_S[accel.name])
+        finally:
+            packed = guest.run(PACK, check=False, timeout_s=60)
+            if packed.status == 0:
+                output.write_bytes(gzip.decompress(base64.b64decode(packed.output)))
 
 
 if __name__ == "__main__":

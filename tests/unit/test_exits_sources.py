@@ -24,7 +24,7 @@ from vpt.exits.sources.libvirt_domstats import parse_domstats
 from vpt.exits.sources.qemu_trace import parse_line
 from vpt.exits.sources.qmp_stats import QmpStats, parse_stats, schema_names
 from vpt.exits.sources.stats_fd import Counter, parse_counters
-from vpt.exits.target import Vm, open_vm, qmp_path_of
+from vpt.exits.target import Vm, look_hint, open_vm, qmp_path_of
 from vpt.exits.tier import HostEvidence, kvm_tier
 
 
@@ -274,6 +274,25 @@ def test_a_qemu_too_old_is_named_with_its_version(old_qemu: Path) -> None:
         QmpStats(session)
     assert caught.value.exit_code == 3
     assert caught.value.hint
+
+
+def test_a_qemu_without_trace_events_lacks_them(old_qemu: Path) -> None:
+    from vpt.exits.sources.qemu_trace import QemuTrace
+    from vpt.qemu.qmp import QmpSession
+
+    with (
+        QmpSession(old_qemu) as session,
+        pytest.raises(MissingError, match="without the trace events") as caught,
+    ):
+        QemuTrace(session, None)
+    assert caught.value.exit_code == 3
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(("uid", "said"), [(0, "CAP_SYS_PTRACE"), (1000, "or as root")])
+def test_root_is_not_told_to_become_root(uid: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    assert said in look_hint()
 
 
 def test_when_no_source_works_each_ones_reason_is_told() -> None:

@@ -97,6 +97,25 @@ def test_missing_qemu_is_named_with_the_command_that_installs_it(monkeypatch):
     assert "apt-get install" in raised.value.hint
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("#!/bin/sh\necho something else", "something else"),
+        ("#!/bin/sh\nexit 1", "it said nothing"),
+        ("x", "format"),
+    ],
+    ids=["other", "silent", "no program"],
+)
+def test_a_program_that_is_no_qemu_is_named_with_the_way_to_another(tmp_path, monkeypatch, script, said):
+    path = tmp_path / "qemu"
+    path.write_text(script)
+    path.chmod(0o755)
+    monkeypatch.setenv("VPT_QEMU", str(path))
+    with pytest.raises(MissingError, match=f"{path} is no QEMU that works: .*{said}") as raised:
+        find_qemu()
+    assert "VPT_QEMU" in raised.value.hint
+
+
 def test_console_text_keeps_lines_and_drops_what_moves_a_terminal():
     raw = b"\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS (version 1)\r\nBooting\x07 \xff\tlinux\r\n"
     assert console_text(raw) == "SeaBIOS (version 1)\nBooting �\tlinux\n"

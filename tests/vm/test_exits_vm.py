@@ -393,6 +393,26 @@ def test_a_vmm_that_is_stopped_is_named_with_the_way_on(
         assert f"kill -CONT {guest.pid}" in str(getattr(result.exception, "hint", ""))
 
 
+def test_a_vmm_that_is_stopped_meanwhile_is_named_with_the_way_on(
+    boot: Callable[..., Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vpt.qemu import qmp
+
+    guest = boot("tcg")
+    with open_session(str(guest.qmp)) as session:
+        session.sample()
+        monkeypatch.setattr(qmp, "_STEP_S", 0.5)
+        guest.process.send_signal(signal.SIGSTOP)
+        try:
+            _await_stopped(guest.pid)
+            for act in (session.sample, session.require_running):
+                with pytest.raises(GuestError, match="is stopped") as caught:
+                    act()
+                assert caught.value.hint == f"kill -CONT {guest.pid}"
+        finally:
+            guest.process.send_signal(signal.SIGCONT)
+
+
 def test_a_process_that_is_no_vm_is_refused() -> None:
     sleeper = subprocess.Popen(["sleep", "60"])
     try:

@@ -171,10 +171,13 @@ def record(
         recording = run(session, command, interval)
         save(recording, output)
         if not recording.complete:
+            count = len(recording.samples)
             raise GuestError(
-                f"the VM went away before the command ended; {output} holds {len(recording.samples)} samples "
+                f"the VM went away before the command ended; {output} holds {count} sample{'s'[: count > 1]} "
                 "and is marked incomplete",
-                hint=f"vpt exits report {output}",
+                hint=f"vpt exits report {output}"
+                if count > 1
+                else "one is no measurement: start the VM again, and take a shorter --interval",
             )
         session.require_running()
     whole = meter.measure(recording.identity, meter.span(recording.identity, recording.samples))

@@ -20,7 +20,7 @@ from vpt.errors import GuestError, NotFoundError, UsageError
 from vpt.exits.model import Identity, Machine, Recording, Sample
 from vpt.exits.ports import ports_of
 from vpt.exits.sources import Source, open_source
-from vpt.exits.target import Vm, cpu_ms, open_vm, require_running
+from vpt.exits.target import Vm, cpu_ms, open_vm, require_awake, require_running
 
 __all__ = ["Session", "load", "machine", "open_session", "record", "save"]
 
@@ -47,8 +47,9 @@ class Session:
         )
 
     def sample(self) -> Sample:
-        """All counters now. GuestError: the VM is gone."""
-        units = self._source.read()
+        """All counters now. GuestError: the VM is gone, or was stopped."""
+        with self._awake():
+            units = self._source.read()
         at_ns = time.monotonic_ns()
         packets = None
         if self._packets is not None:
@@ -57,7 +58,17 @@ class Session:
 
     def require_running(self) -> None:
         """GuestError if the VM is paused or has crashed."""
-        require_running(self._vm)
+        with self._awake():
+            require_running(self._vm)
+
+    @contextlib.contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Of a QEMU that does not answer because it was stopped, that is said."""
+        try:
+            yield
+        except GuestError:
+            require_awake(self._vm.pid)
+            raise
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vpt.exits.sources.libvirt_domstats import Domain
     from vpt.qemu.qmp import QmpSession
 
-__all__ = ["Vm", "cpu_ms", "open_vm", "qmp_path_of", "require_running"]
+__all__ = ["Vm", "cpu_ms", "look_hint", "open_vm", "qmp_path_of", "require_awake", "require_running"]
 
 _RUNNING = {"running", "inmigrate"}
 
@@ -118,6 +118,13 @@ def _is_server(parts: list[str]) -> bool:
     return not {"server", "server=on", "server=yes"}.isdisjoint(parts)
 
 
+def look_hint() -> str:
+    """What to do where a process may not be looked at."""
+    if os.geteuid() == 0:
+        return "root needs CAP_SYS_PTRACE for it, which containers lack: run it where the VM was started"
+    return "run as the same user as the VM, or as root"
+
+
 def require_running(vm: Vm) -> None:
     """GuestError if QEMU says that the VM does not run, with the reason it gives."""
     if vm.qmp is None:
@@ -135,7 +142,7 @@ def require_running(vm: Vm) -> None:
     )
 
 
-def _require_awake(pid: int | None) -> None:
+def require_awake(pid: int | None) -> None:
     """GuestError if the process was stopped by a signal: it would answer nothing, and nothing in it moves."""
     if _stat(pid)[:1] == ["T"]:
         raise GuestError(f"process {pid} is stopped (by SIGSTOP or the like)", hint=f"kill -CONT {pid}")
@@ -153,15 +160,13 @@ def _by_pid(name: str, pid: int) -> Vm:
     proc = Path(f"/proc/{pid}")
     if not proc.is_dir():
         raise NotFoundError(f"there is no process {pid}", hint="pgrep -a qemu lists the VMs of this host")
-    _require_awake(pid)
+    require_awake(pid)
     try:
         cmdline = (proc / "cmdline").read_bytes().decode(errors="replace").split("\0")
         links = _fd_links(proc)
         cwd = Path(os.readlink(proc / "cwd"))
     except PermissionError:
-        raise MissingError(
-            f"no permission to look at process {pid}", hint="run as the same user as the VM, or as root"
-        ) from None
+        raise MissingError(f"no permission to look at process {pid}", hint=look_hint()) from None
     except FileNotFoundError:
         raise NotFoundError(
             f"process {pid} has just ended", hint="pgrep -a qemu lists the VMs of this host"
@@ -202,7 +207,7 @@ def _by_qmp(name: str, path: Path, pid: int | None) -> Vm:
     try:
         session = QmpSession(path)
     except ConflictError:
-        _require_awake(pid or listener_pid(path))
+        require_awake(pid or listener_pid(path))
         raise
     try:
         kvm = session.execute("query-kvm")["enabled"]

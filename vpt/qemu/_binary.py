@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vpt.errors import GuestError, MissingError
+from vpt.errors import MissingError
 
 __all__ = ["Qemu", "find_qemu"]
 
@@ -42,11 +42,21 @@ def parse_version(text: str) -> tuple[int, int, int] | None:
 
 @cache
 def _ask(path: Path) -> Qemu:
-    run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
+    try:
+        run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _no_qemu(path, str(error)) from None
     version = parse_version(run.stdout)
     if run.returncode or version is None:
-        raise GuestError(f"{path} --version failed: {(run.stderr or run.stdout).strip()[:200]}")
+        raise _no_qemu(path, next(iter((run.stderr or run.stdout).strip().splitlines()), "it said nothing"))
     return Qemu(path, version)
+
+
+def _no_qemu(path: Path, said: str) -> MissingError:
+    return MissingError(
+        f"{path} is no QEMU that works: {said[:200]}",
+        hint="VPT_QEMU=PATH names another; or: apt-get install qemu-system-x86",
+    )
 
 
 def find_qemu(name: str | None = None) -> Qemu:

@@ -25,7 +25,7 @@ from pathlib import Path
 from vpt.errors import GuestError, MissingError
 from vpt.exits.model import Quantity
 from vpt.exits.sources.base import Source, Units
-from vpt.qemu.qmp import QmpSession
+from vpt.qemu.qmp import QmpCommandError, QmpSession
 
 __all__ = ["QemuTrace", "parse_line"]
 
@@ -89,7 +89,12 @@ class QemuTrace(Source):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _switch_on(self, fifo: Path) -> None:
-        states = self._qmp.execute("trace-event-get-state", name=_EVENTS)
+        try:
+            states = self._qmp.execute("trace-event-get-state", name=_EVENTS)
+        except QmpCommandError as error:
+            if error.error_class != "CommandNotFound":
+                raise
+            states = []
         if not any(state["state"] != "unavailable" for state in states):
             raise MissingError(
                 f"this QEMU was built without the trace events {_EVENTS}",

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from vpt.errors import GuestError, MissingError, NotFoundError, ProtocolError
 from vpt.exits.meter import COUNTERS
 from vpt.exits.sources.base import Source, Units
+from vpt.exits.target import look_hint
 
 __all__ = ["Counter", "StatsFd", "parse_counters"]
 
@@ -143,9 +144,7 @@ def _find(pid: int) -> dict[str, int]:
             if match:
                 found.setdefault(f"vcpu{match[1]}", int(entry.name))
     except PermissionError:
-        raise MissingError(
-            f"no permission to look at process {pid}", hint="run as the same user as the VM, or as root"
-        ) from None
+        raise MissingError(f"no permission to look at process {pid}", hint=look_hint()) from None
     except FileNotFoundError:
         raise NotFoundError(
             f"process {pid} has just ended", hint="pgrep -a qemu lists the VMs of this host"
