@@ -90,6 +90,12 @@ def stopped(scene: Scene) -> Iterator[None]:
 
 
 @contextmanager
+def old_qemu(scene: Scene) -> Iterator[None]:
+    scene.patch.setattr(Target, "qemu_version", lambda _: 7_002_022)
+    yield
+
+
+@contextmanager
 def would_crash(scene: Scene) -> Iterator[None]:
     """Stopped, without KVM, and nothing keeps its QEMU from MSI-X."""
     scene.patch.setattr(Target, "qemu_version", lambda _: 7_002_022)
@@ -195,6 +201,9 @@ CASES = {
     "memory that is not shared": Case(attach("private"), 1, "memory is not shared", "--config", private),
     "a configuration that QEMU would crash with": Case(
         attach("msix", "--config"), 1, "crashes under TCG", "virtio-net-pci.vectors=0", would_crash
+    ),
+    "queue pairs that QEMU would crash with": Case(
+        attach("left", "--pairs", "2"), 1, "with several queue pairs", "one queue pair", old_qemu
     ),
     "a domain that ends meanwhile": Case(
         attach("brief"), 1, "domain is not running", "virsh domstate", ends_meanwhile

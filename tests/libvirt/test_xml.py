@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -296,6 +297,8 @@ def test_what_crashes_qemu_under_tcg_is_refused_and_one_cpu_is_warned_of() -> No
     assert "crashes under TCG" in live(tcg, VHOST)
     rules.check_live(tcg, VHOST, 10_000_002)
     rules.check_live(tcg.replace("'a>b'", "'virtio-net-pci.vectors=0'"), VHOST, 7_002_022)
+    pairs = replace(VHOST, settings={**VHOST.settings, "pairs": 2})
+    assert "several queue pairs" in live(tcg.replace("'a>b'", "'virtio-net-pci.vectors=0'"), pairs)
     late = add_port(tcg, SHMEM)
     shmem = late[late.index("<shmem") : late.index("</shmem>") + len("</shmem>")]
     assert not rules.is_spent(late)
@@ -323,6 +326,31 @@ def test_names_are_quoted() -> None:
     odd = Plug("a", "sw", "passthrough", '/tmp/it\'s <a> & "b".sock', "/r&r")
     assert plugs_in(add_port(PC, odd)) == [odd]
     assert "&lt;a&gt; &amp;" in device_xml(odd)
+
+
+QEMUS = {
+    "it would crash": ("version 7.2.22", 1, "error: this QEMU crashes under TCG"),
+    "it does not crash any more": ("version 10.0.2", 0, ""),
+    "nobody can ask it": (None, 0, "warning: if its QEMU is older than 10: this QEMU crashes under TCG"),
+}
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(("answer", "code", "says"), QEMUS.values(), ids=QEMUS)
+def test_render_asks_the_qemu_that_the_domain_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: str | None, code: int, says: str
+) -> None:
+    qemu, file = tmp_path / "qemu", tmp_path / "web1.xml"
+    if answer is not None:
+        qemu.write_text(f"#!/bin/sh\necho QEMU emulator {answer}\n")
+        qemu.chmod(0o755)
+    tcg = PC.replace("type='kvm'", "type='qemu'").replace("/usr/bin/qemu-system-x86_64", str(qemu))
+    file.write_text(tcg)
+    assert main(["libvirt", "render", str(file), "--switch", "sw0"]) == code
+    out, err = capsys.readouterr()
+    assert (says in err, bool(out)) == (True, code == 0)
+    if not says:
+        assert err == ""
 
 
 @pytest.mark.parametrize(

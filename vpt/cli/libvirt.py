@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from vpt.cli._common import emit_json, json_option, paths
-from vpt.errors import UsageError
+from vpt.errors import ConflictError, GuestError, MissingError, UsageError
+
+if TYPE_CHECKING:
+    from vpt.libvirt_plugin.metadata import Plug
 
 __all__ = ["libvirt"]
 
@@ -84,11 +87,31 @@ def render(
     where = paths()
     plug = Plug(name, switch, kind, str(where.port_socket(name)), str(where.runtime), settings, packed=packed)
     rules.check_plug(plug)
+    warnings = _check_qemu(before, plug)
     after = xml.add_port(before, plug)
     rules.check_domain(after)
-    for warning in rules.warnings(after):
+    for warning in [*warnings, *rules.warnings(after), *rules.plug_warnings(plug)]:
         click.echo(f"warning: {warning}", err=True)
     click.echo(after, nl=False)
+
+
+def _check_qemu(domain: str, plug: Plug) -> list[str]:
+    """Whether its QEMU would crash. Of one that this host does not have, nobody knows: a warning."""
+    from vpt.libvirt_plugin import rules
+    from vpt.libvirt_plugin._document import domain_element
+    from vpt.qemu import find_qemu
+
+    emulator = domain_element(domain)[1].find("devices/emulator")
+    try:
+        version = find_qemu(emulator.text.strip() if emulator is not None else None).number
+    except (GuestError, MissingError):
+        try:
+            rules.check_config(domain, plug, 0)
+        except ConflictError as error:
+            return [f"if its QEMU is older than 10: {error.message}; {error.hint}"]
+        return []
+    rules.check_config(domain, plug, version)
+    return []
 
 
 @libvirt.command()

@@ -117,7 +117,7 @@ def has_shared_memory(domain: Element) -> bool:
 def check_config(xml: str, plug: Plug, qemu_version: int) -> None:
     """A configuration, before the port is put into it. qemu_version: as of check_live()."""
     if plug.kind == "vhost-user":
-        check_tcg_msix(domain_element(xml)[1], qemu_version)
+        _check_tcg_msix(domain_element(xml)[1], plug, qemu_version)
 
 
 def check_live(xml: str, plug: Plug, qemu_version: int) -> None:
@@ -129,7 +129,7 @@ def check_live(xml: str, plug: Plug, qemu_version: int) -> None:
                 "the running domain's memory is not shared, and a vhost-user port must map it",
                 hint="attach with --config and restart the domain, or now with --kind passthrough",
             )
-        check_tcg_msix(domain, qemu_version)
+        _check_tcg_msix(domain, plug, qemu_version)
         check_spent(is_spent(xml))
     if not _is_express(domain):
         return
@@ -162,10 +162,19 @@ def is_express(xml: str) -> bool:
     return _is_express(domain_element(xml)[1])
 
 
-def check_tcg_msix(domain: Element, qemu_version: int) -> None:
-    """Refuse what would crash the VM as soon as the guest's driver starts."""
+def _check_tcg_msix(domain: Element, plug: Plug, qemu_version: int) -> None:
+    """Refuse what would crash the VM as soon as the guest's driver starts.
+
+    A device with several queue pairs is told its vectors by libvirt, whatever -global says.
+    """
     if domain.attrs.get("type") != "qemu" or qemu_version >= _TCG_MSIX_WORKS:
         return
+    if plug.pairs > 1:
+        raise ConflictError(
+            "this QEMU crashes under TCG when a guest uses virtio-net with MSI-X on vhost-user, which libvirt"
+            " gives to a port with several queue pairs",
+            hint="one queue pair; or use KVM, QEMU 10 or later, or --kind passthrough",
+        )
     args = [arg.attrs.get("value") for arg in domain.all((f"{_QEMU} commandline", f"{_QEMU} arg"))]
     if _NO_VECTORS not in args:
         raise ConflictError(

@@ -10,6 +10,7 @@ from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from vpt.errors import ConflictError, GuestError, NotFoundError
+from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import binding, find_domain, open_libvirt, translate
 from vpt.libvirt_plugin.metadata import Plug
 from vpt.libvirt_plugin.xml import add_port
@@ -57,6 +58,7 @@ def domain_xml(record: Record, machine: Machine, ports: list[Port], qemu: Qemu, 
     for port in ports:
         settings = {"mac": record.macs[port.name]} | ({"pairs": port.pairs} if port.pairs > 1 else {})
         plug = Plug(port.name, port.switch, port.kind, port.socket, record.runtime_dir, settings)
+        rules.check_config(xml, plug, qemu.number)
         xml = add_port(xml, plug)
     return xml
 

@@ -29,6 +29,12 @@ class Qemu:
         return ".".join(map(str, self.version))
 
     @property
+    def number(self) -> int:
+        """The version as libvirt counts: 7002022 for 7.2.22."""
+        major, minor, micro = self.version
+        return major * 1_000_000 + minor * 1000 + micro
+
+    @property
     def tcg_vhost_msix(self) -> bool:
         """May a vhost-user NIC have MSI-X under TCG? 7.2 crashes when its driver starts, 10.0 does not."""
         return self.version >= (10, 0, 0)
