@@ -17,7 +17,8 @@ struct one_frame {
 	struct vpti_txq q;
 	const uint8_t *frame;
 	uint32_t len;
-	uint64_t c[VPT_C_COUNT];   /* nobody's: the port's own have one writer, its worker */
+	uint64_t c[VPT_C_COUNT];   /* a frame that went through is none of its peer's */
+	bool dropped;
 };
 
 static void one_take(struct vpti_txq *q, struct vpti_burst *b)
@@ -48,10 +49,20 @@ struct injection {
 	struct one_frame one;
 };
 
-/* Whom it went to is told at the end of the round that follows. */
+/*
+ * Whom it went to is told at the end of the round that follows. Drops are the port's: this is the worker of its first queue, the one
+ * writer of that one's counters.
+ */
 static void inject(struct vpti_worker *w, struct vpti_chore *chore)
 {
-	vpti_switch_forward(w, &vpti_container_of(chore, struct injection, chore)->one.q);
+	struct one_frame *one = &vpti_container_of(chore, struct injection, chore)->one;
+	uint32_t i;
+
+	vpti_switch_forward(w, &one->q);
+	for (i = VPT_C_TX_DROP_RUNT; i <= VPT_C_TX_DROP_STORM; i++) {
+		vpti_count(one->q.port->txq[0]->c, i, one->c[i]);
+		one->dropped |= i != VPT_C_TX_MAC_LIMIT && one->c[i];
+	}
 }
 
 int vpt_port_inject(vpt_port *p, const void *frame, uint32_t len)
@@ -64,7 +75,7 @@ int vpt_port_inject(vpt_port *p, const void *frame, uint32_t len)
 		return -ENETDOWN;
 	i.one.q = (struct vpti_txq){ .ops = &one_ops, .port = p, .c = i.one.c, .last_src = UINT64_MAX };
 	vpti_worker_do(p->txq[0]->worker, &i.chore);
-	return 0;
+	return i.one.dropped ? -EPERM : 0;
 }
 
 int vpt_port_learn(vpt_port *p, const uint8_t *mac, uint16_t vlan)

@@ -25,6 +25,11 @@
 #define F_CTRL ((1ull << 17) | (1ull << 18) | (1ull << 19) | (1ull << 21) | (1ull << 23))
 #define F_MQ (1ull << 22)
 #define F_LOG_ALL (1ull << 26)
+/*
+ * A legacy driver has no feature bits beyond the 31st. That MQ, GUEST_ANNOUNCE and CTRL_* come without CTRL_VQ is no fault here:
+ * DPDK's virtio-user and QEMU keep that bit, whose queue they serve, to themselves.
+ */
+#define NEEDS_VERSION_1 (VPTI_F_RING_PACKED | VPTI_F_IN_ORDER)
 
 struct vring {
 	struct vpt_vring cfg;
@@ -222,6 +227,8 @@ int vpt_vhost_set_features(vpt_port *p, uint64_t features)
 	bool over;
 
 	if (check(p, 0) || f & ~FEATURES || vpti_features_check(f))
+		return -EINVAL;
+	if (f & NEEDS_VERSION_1 && !(f & VPTI_F_VERSION_1))
 		return -EINVAL;
 	if (any_running(p) && (f ^ p->features) & ~F_LOG_ALL)
 		return -EBUSY;

@@ -126,6 +126,7 @@ static bool arm_all(const struct vpti_plan *plan)
 
 /* ---- what woke it ---- */
 
+/* Edge-triggered, see vpti_watch_add(): what a semaphore (EFD_SEMAPHORE) has left is no kick of its own. */
 static void on_kick(struct vpti_worker *w, struct vpti_watch *watch)
 {
 	uint64_t n = vpti_eventfd_take(watch->fd);
@@ -399,7 +400,11 @@ int vpti_watch_add(struct vpti_worker *w, enum vpti_watch_kind kind, int fd, str
 		   struct vpti_txq *q, struct vpti_watch **out)
 {
 	struct vpt_engine *e = w->engine;
-	struct epoll_event ev = { .events = EPOLLIN };
+	/*
+	 * An event for each time that somebody adds to an eventfd, not as long as there is something in it: one made with
+	 * EFD_SEMAPHORE gives up one at a time, and with a large count in it would never let the worker sleep.
+	 */
+	struct epoll_event ev = { .events = kind == VPTI_WATCH_DATA ? EPOLLIN : EPOLLIN | EPOLLET };
 	struct vpti_watch *watch = calloc(1, sizeof(*watch));
 	uint32_t tries;
 	int rc;

@@ -180,6 +180,18 @@ FAULTS = [
     Fault(
         "S19 guest TSO without checksum", Rule.BAD_VALUE, message(2, U64(int(PLAIN | F.GUEST_TSO6))), owner
     ),
+    Fault(
+        "S19 packed rings of a legacy device",
+        Rule.BAD_VALUE,
+        message(2, U64(int(F.PROTOCOL_FEATURES | F.RING_PACKED))),
+        owner,
+    ),
+    Fault(
+        "S19 in order of a legacy device",
+        Rule.BAD_VALUE,
+        message(2, U64(int(F.PROTOCOL_FEATURES | F.IN_ORDER))),
+        owner,
+    ),
     Fault("S19 ECN without TSO", Rule.BAD_VALUE, message(2, U64(int(PLAIN | F.CSUM | F.HOST_ECN))), owner),
     Fault(
         "S20 in-band notifications",
@@ -388,6 +400,36 @@ def test_s25_a_kick_that_is_always_readable_does_not_starve_the_neighbours(scene
     os.close(storm)
     for _ in range(10):
         scene.neighbours_forward()
+    scene.check(logged=False)
+
+
+def test_s25_what_is_left_in_a_semaphore_is_no_kick(scene: Scene) -> None:
+    """Nor does it keep the worker awake: each time that something is added it looks once."""
+    fe = scene.enter().start()
+    storm = os.eventfd(1 << 30, os.EFD_SEMAPHORE)
+    fe.set_kick(1, storm)
+    for _ in range(10):
+        scene.neighbours_forward()
+    counted = scene.villain.counters["kicks"]
+    assert counted <= 2
+    os.eventfd_write(storm, 1)
+    until(lambda: scene.villain.counters["kicks"] == counted + 1, "a kick that is one")
+    os.close(storm)
+    scene.check(logged=False)
+
+
+@pytest.mark.parametrize("whose", ["its own", "another port's"])
+def test_s25_a_connection_to_this_back_end_is_no_channel_for_its_requests(scene: Scene, whose: str) -> None:
+    """Held by the back-end, it would stay open after the front-end that it belongs to has gone."""
+    other = scene.host.vhost("y")
+    fe, beside = scene.enter(), FrontEnd(other.path)
+    fe.negotiate()
+    end = fe.sock if whose == "its own" else beside.sock
+    assert fe.try_(Request.SET_BACKEND_REQ_FD, None, [end.fileno()]) != 0
+    assert scene.villain.faults[Rule.BAD_FD] == 1
+    beside.close()
+    other.until_left()
+    scene.host.remove(other)
     scene.check(logged=False)
 
 

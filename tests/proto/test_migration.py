@@ -11,9 +11,11 @@ import pytest
 
 from support.host import Host
 from support.leaks import until_open
+from support.scene import MAX_LOG_LINES, logged
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, MAC_C, frame, number
 from vpt.conform.front_end import USUAL, FrontEnd
 from vpt.daemon.transports.vhost.device_state import MAX_MACS, MAX_STATE
+from vpt.dataplane import Rules
 from vpt.vhost_user import U64, DeviceStateFd, Request, VirtioFeature, VringState
 
 Connect = Callable[..., FrontEnd]
@@ -64,6 +66,26 @@ def test_send_rarp_of_another_ports_own_address_changes_nothing(host: Host, conn
     fe = connect(port).start()
     fe.do(Request.SEND_RARP, mac64(MAC_B))
     assert where(host, MAC_B) == owner.port.id
+
+
+def test_send_rarp_of_an_address_that_the_port_may_not_have_is_counted_and_said(
+    host: Host, connect: Connect
+) -> None:
+    """It is no fault of the front-end's: QEMU sends it once, without waiting for an answer."""
+    port, other = host.vhost("a", mac=MAC_B.hex(":")), host.vhost("b")
+    port.set_rules(Rules(anti_spoofing=True))
+    fe, neighbour = connect(port).start(), connect(other).start()
+    with logged() as lines:
+        for _ in range(30):
+            fe.do(Request.SEND_RARP, mac64(MAC_A))
+    assert port.counters["tx_drop_spoofed"] == port.faults["rarp_dropped"] == 30
+    said = [line for line in lines if MAC_A.hex(":") in line]
+    assert 1 <= len(said) <= MAX_LOG_LINES
+    assert where(host, MAC_A) is None
+    assert neighbour.poll() == []
+    fe.do(Request.SEND_RARP, mac64(MAC_B))
+    assert neighbour.receive()[0].frame[6:12] == MAC_B
+    assert port.counters["tx_packets"] == 0, "what its peer sent"
 
 
 def test_send_rarp_on_a_link_that_is_down_is_no_fault(host: Host, connect: Connect) -> None:

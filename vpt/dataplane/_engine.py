@@ -315,7 +315,10 @@ class Port:
         self._check(lib.vpt_port_set_rules(self._handle(), opts), "rules", hints)
 
     def inject(self, frame: bytes) -> None:
-        """Send a frame in the place of the peer: its source is learned here. ENETDOWN: the link is down."""
+        """Send a frame in the place of the peer: its source is learned here.
+
+        ENETDOWN: the link is down. EPERM: the port's rules forbid it, which is counted.
+        """
         self._check(lib.vpt_port_inject(self._handle(), frame, len(frame)), f"send {len(frame)} bytes")
 
     def learn(self, mac: str | bytes, vlan: int = 0) -> None:

@@ -242,7 +242,7 @@ int vpt_port_set_link(vpt_port *p, int up);
 /*
  * Send one Ethernet frame in the place of the port's peer: its source address is learned there, and it goes where the switch
  * sends it. No offloads, not counted as the port's. -EINVAL: shorter than a header or longer than the port's frames; -ENETDOWN:
- * link down, or broken. Waits for the port's worker.
+ * link down, or broken; -EPERM: dropped by the port's rules, and that is counted. Waits for the port's worker.
  */
 int vpt_port_inject(vpt_port *p, const void *frame, uint32_t len);
 /*

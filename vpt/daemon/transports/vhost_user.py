@@ -314,6 +314,7 @@ class VhostUserTransport:
             on_features=lambda features: self._remember(process, features=features),
             pages_refused=self._known(process).pages_refused,
             on_pages_refused=lambda: self._pages_refused(process),
+            on_rarp_dropped=self._rarp_dropped,
             calm_s=self._calm_s,
         )
         if self._lacks(process, session.offered):
@@ -349,6 +350,13 @@ class VhostUserTransport:
         self._counters["pages_refused"] += 1
         self._log.info("the front-end has no place for a page; virtio-net-pci: page-per-vq=on")
         self._remember(process, pages_refused=True)
+
+    def _rarp_dropped(self, mac: bytes) -> None:
+        self._counters["rarp_dropped"] += 1
+        self._log.warning(
+            "SEND_RARP of %s dropped by the port's rules; the tx_drop_ counters of vpt stats say which",
+            mac.hex(":"),
+        )
 
     def _remember(self, process: str | None, **what: Any) -> None:
         now = replace(self._known(process), **what)

@@ -29,8 +29,12 @@ def _send_rarp(state: State, message: Message) -> None:
     try:
         state.port.inject(rarp(mac))
     except DataplaneError as error:
+        # No fault of the front-end's, which asks once and takes no answer: the guest is there, and who it may
+        # be is the port's rules' business.
+        if error.errno == errno.EPERM:
+            state.on_rarp_dropped(mac)
         # A link that is down has nobody to tell; the guest is heard when it is up and the guest speaks.
-        if error.errno != errno.ENETDOWN:
+        elif error.errno != errno.ENETDOWN:
             raise
 
 

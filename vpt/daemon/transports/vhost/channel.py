@@ -45,7 +45,7 @@ class Channel:
     """One such socket; owns it. acknowledge: REPLY_ACK was negotiated, so each request asks for an answer."""
 
     def __init__(self, fd: int, *, acknowledge: bool, closer: Closer) -> None:
-        """Takes over fd; RuleError(BAD_FD) if it is no connected stream socket of AF_UNIX."""
+        """Takes over fd; RuleError(BAD_FD) if it is not one of a pair of stream sockets."""
         self._closer = closer
         self._sock = _stream_socket(fd, closer)
         self.acknowledge = acknowledge
@@ -145,14 +145,22 @@ class Channel:
 
 
 def _stream_socket(fd: int, closer: Closer) -> socket.socket:
+    """Take over fd, one end of a pair.
+
+    What is connected to a listener finds that one's name at its other end, and is refused: held here, the
+    front-end's own end of its connection, or of one to another port, would keep that open for ever after.
+    """
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
         closer.close([fd])
         raise RuleError(Rule.BAD_FD, "not a socket") from error
-    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or listens:
+    try:
+        in_pair = sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM and not sock.getpeername()
+    except OSError:
+        in_pair = False  # not connected
+    if not in_pair:
         closer.close([sock.detach()])
-        raise RuleError(Rule.BAD_FD, "not a connected stream socket of AF_UNIX")
+        raise RuleError(Rule.BAD_FD, "not one of a pair of stream sockets of AF_UNIX")
     sock.setblocking(False)
     return sock

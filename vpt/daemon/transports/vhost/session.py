@@ -81,7 +81,8 @@ class Session:
 
     closer: of what the front-end sends that nobody wants.
     on_features: told what the front-end has accepted, each time. pages_refused: it has refused a page for its
-    kicks in an earlier connection; on_pages_refused: told when it does.
+    kicks in an earlier connection; on_pages_refused: told when it does. on_rarp_dropped: told which address
+    SEND_RARP could not announce, for the port's rules forbid it.
     calm_s: how long nothing has to change before it is given one.
     """
 
@@ -98,6 +99,7 @@ class Session:
         on_features: Callable[[int], None] = lambda _features: None,
         pages_refused: bool = False,
         on_pages_refused: Callable[[], None] = lambda: None,
+        on_rarp_dropped: Callable[[bytes], None] = lambda _mac: None,
         calm_s: float = 1.0,
     ) -> None:
         self._counters = counters
@@ -111,6 +113,7 @@ class Session:
             on_features=on_features,
             pages_refused=pages_refused,
             on_pages_refused=on_pages_refused,
+            on_rarp_dropped=on_rarp_dropped,
             calm_s=calm_s,
         )
 

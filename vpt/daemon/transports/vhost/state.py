@@ -117,9 +117,11 @@ class State:
         on_features: Callable[[int], None],
         pages_refused: bool = False,
         on_pages_refused: Callable[[], None] = lambda: None,
+        on_rarp_dropped: Callable[[bytes], None] = lambda _mac: None,
         calm_s: float = 1.0,
     ) -> None:
         self.on_features = on_features
+        self.on_rarp_dropped = on_rarp_dropped
         self.port = port
         self.settings = settings
         self.pages = Pages(
