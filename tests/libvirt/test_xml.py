@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vpt.cli import main
 from vpt.errors import ConflictError, ExistsError, NotFoundError, UsageError
-from vpt.libvirt_plugin import rules
+from vpt.libvirt_plugin import _ram_folder, rules
 from vpt.libvirt_plugin.attach import Request
 from vpt.libvirt_plugin.metadata import Plug, plugs_in
 from vpt.libvirt_plugin.xml import add_port, device_xml, diff, remove_port
@@ -222,13 +222,64 @@ NUMA = "<cpu><numa><cell id='0' memory='1' memAccess='{}'/><cell id='1' memory='
 def test_memory_of_numa_cells_is_shared_by_cell() -> None:
     shared = PC.replace("<vcpu>", NUMA.format("shared", " memAccess='shared'"))
     changed = add_port(shared, VHOST)
-    assert "memoryBacking" not in changed, "it is shared already"
+    assert "<access" not in changed, "it is shared already"
+    assert "<source type='memfd'/>" in changed, "it would be in files"
     rules.check_domain(changed)
+    assert remove_port(changed, VHOST.name) == shared
     half = PC.replace("<vcpu>", NUMA.format("shared", ""))
     rules.check_domain(add_port(half, VHOST))
     with pytest.raises(ConflictError, match="NUMA"):
         add_port(PC.replace("<vcpu>", NUMA.format("private", "")), VHOST)
     assert "not shared" in broken(changed.replace(" memAccess='shared'/></numa>", "/></numa>"))
+
+
+BACKINGS = [
+    ("<source type='memfd'/><access mode='shared'/>", True),
+    ("<hugepages/><access mode='shared'/>", True),
+    ("<hugepages><page size='2048' unit='KiB'/></hugepages><access mode='shared'/>", True),
+    ("<hugepages/><source type='file'/><access mode='shared'/>", True),
+    ("<source type='file'/><access mode='shared'/>", False),
+    ("<hugepages><page size='2048' nodeset='0'/></hugepages><access mode='shared'/>", False),
+]
+
+
+@pytest.mark.parametrize("folder", ["disk", "tmpfs"])
+@pytest.mark.parametrize(("backing", "memory"), BACKINGS)
+def test_memory_that_is_files_on_a_disk_is_refused(
+    monkeypatch: pytest.MonkeyPatch, backing: str, memory: bool, folder: str
+) -> None:
+    """libvirt puts it into memory_backing_dir, which may be on tmpfs; huge pages are on hugetlbfs."""
+    monkeypatch.setattr(_ram_folder, "is_memory", lambda: folder == "tmpfs")
+    xml = PC.replace("<vcpu>", f"<memoryBacking>{backing}</memoryBacking><vcpu>")
+    changed = add_port(xml, VHOST)
+    if memory or folder == "tmpfs":
+        rules.check_domain(changed)
+        rules.check_live(xml, VHOST, 7_002_022)
+        return
+    with pytest.raises(ConflictError, match="files on a disk") as caught:
+        rules.check_domain(changed)
+    assert "<source type='memfd'/>" in str(caught.value.hint)
+    assert "files on a disk" in live(xml, VHOST)
+    rules.check_domain(add_port(xml, SHMEM))
+    rules.check_live(xml, SHMEM, 7_002_022)
+
+
+def test_where_libvirt_puts_the_memory(tmp_path: Path) -> None:
+    conf, mounts = tmp_path / "qemu.conf", tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/vda / ext4 rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\nnone /ram hugetlbfs rw 0 0\n"
+        "tmpfs /over tmpfs rw 0 0\n/dev/vdb /over ext4 rw 0 0\n"
+    )
+    assert not _ram_folder.is_memory(conf, mounts), "without qemu.conf it is below /var/lib"
+    for said, memory in {
+        '#memory_backing_dir = "/dev/shm/vm"': False,
+        'memory_backing_dir = "/dev/shm/vm"': True,
+        'user = "root"\n  memory_backing_dir="/ram"  # huge': True,
+        'memory_backing_dir = "/over/vm"': False,
+        'memory_backing_dir = "/dev/shmall"': False,
+    }.items():
+        conf.write_text(said)
+        assert _ram_folder.is_memory(conf, mounts) == memory, said
 
 
 def test_what_contradicts_the_domain_is_refused() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vpt.daemon.sockets import unix_path
 from vpt.errors import ConflictError, MissingError, UsageError
+from vpt.libvirt_plugin import _ram_folder
 from vpt.libvirt_plugin._document import Element, domain_element
 from vpt.libvirt_plugin.metadata import Kind, Plug, is_marked_spent, plugs_in
 from vpt.libvirt_plugin.xml import alias_of
@@ -74,10 +75,11 @@ def check_domain(xml: str) -> None:
     children = [] if devices is None else devices.children
     interfaces = [child for child in children if child.name == "interface"]
     vhost_user = [child for child in interfaces if child.attrs.get("type") == "vhostuser"]
-    if vhost_user and not has_shared_memory(domain):
-        raise ConflictError(
-            "the domain's memory is not shared, and a vhost-user port must map it",
-            hint="in the domain: <memoryBacking><source type='memfd'/><access mode='shared'/>"
+    if vhost_user:
+        check_memory(
+            domain,
+            "the domain's memory",
+            "in the domain: <memoryBacking><source type='memfd'/><access mode='shared'/>"
             "</memoryBacking>, in effect from its next start; or --kind passthrough, which does without",
         )
     macs = [(child.attr("mac", "address") or "").lower() for child in interfaces]
@@ -104,6 +106,20 @@ def _unique(values: list[str], what: str, hint: str) -> None:
             raise ConflictError(f"the domain would have two devices with the {what} {value}", hint=hint)
 
 
+def check_memory(domain: Element, what: str, hint: str) -> None:
+    """ConflictError: vptd could not map the guest's memory, or would not. hint: for what is not shared."""
+    if not has_shared_memory(domain):
+        raise ConflictError(f"{what} is not shared, and a vhost-user port must map it", hint=hint)
+    if domain.attr("memoryBacking/source", "type") != "memfd" and not _only_huge_pages(domain):
+        if _ram_folder.is_memory():
+            return
+        raise ConflictError(
+            f"{what} is in files on a disk, which could keep vptd waiting, and a vhost-user port must map it",
+            hint="in its <memoryBacking>: <source type='memfd'/>, in effect from its next start;"
+            " or --kind passthrough, which does without",
+        )
+
+
 def has_shared_memory(domain: Element) -> bool:
     """Can another process map the guest's memory: as a whole, or every NUMA cell of it?"""
     access = domain.attr("memoryBacking/access", "mode")
@@ -112,6 +128,13 @@ def has_shared_memory(domain: Element) -> bool:
         return all(cell.attrs.get("memAccess", access) == "shared" for cell in cells)
     backed = domain.attr("memoryBacking/source", "type") in ("memfd", "file")
     return access == "shared" and (backed or domain.find("memoryBacking/hugepages") is not None)
+
+
+def _only_huge_pages(domain: Element) -> bool:
+    """For all of the memory, and not for some NUMA cells."""
+    pages = list(domain.all("memoryBacking/hugepages/page"))
+    asked = domain.find("memoryBacking/hugepages") is not None
+    return asked and (not pages or any("nodeset" not in page.attrs for page in pages))
 
 
 def check_config(xml: str, plug: Plug, qemu_version: int) -> None:
@@ -124,11 +147,11 @@ def check_live(xml: str, plug: Plug, qemu_version: int) -> None:
     """A running domain, before the port is plugged into it. qemu_version: 7002022 for 7.2.22."""
     _, domain = domain_element(xml)
     if plug.kind == "vhost-user":
-        if not has_shared_memory(domain):
-            raise ConflictError(
-                "the running domain's memory is not shared, and a vhost-user port must map it",
-                hint="attach with --config and restart the domain, or now with --kind passthrough",
-            )
+        check_memory(
+            domain,
+            "the running domain's memory",
+            "attach with --config and restart the domain, or now with --kind passthrough",
+        )
         _check_tcg_msix(domain, plug, qemu_version)
         check_spent(is_spent(xml))
     if not _is_express(domain):

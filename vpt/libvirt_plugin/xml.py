@@ -115,23 +115,22 @@ def add_port(xml: str, plug: Plug) -> str:
 def _share_memory(document: Document, domain: Element) -> list[tuple[str, str]]:
     """Let others map the guest's memory. Returns what was made."""
     cells = {cell.attrs.get("memAccess") for cell in domain.all("cpu/numa/cell")}
-    if cells == {"shared"}:
-        return []
     if "private" in cells:
         raise ConflictError(
             "the domain wants a NUMA cell's memory private, and a vhost-user port must map it",
             hint="in each <cell> of <numa>: memAccess='shared'; or use --kind passthrough, which does not",
         )
+    shared = cells == {"shared"}
     backing = domain.find("memoryBacking")
     if backing is None:
         anchor = domain.find("currentMemory") or domain.find("memory") or domain.find("name")
         if anchor is None:
             raise UsageError("the domain has no <memory>", hint="virsh dumpxml --inactive DOMAIN")
-        lines = ["  <source type='memfd'/>", "  <access mode='shared'/>"]
+        lines = ["  <source type='memfd'/>"] + ([] if shared else ["  <access mode='shared'/>"])
         document.insert_after(anchor, "<memoryBacking>", *lines, "</memoryBacking>")
         return [("memoryBacking", "")]
     access, source = backing.attr("access", "mode"), backing.attr("source", "type")
-    if access == "private" or source == "anonymous":
+    if (access == "private" and not shared) or source == "anonymous":
         raise ConflictError(
             f"the domain wants its memory {access or source}, and a vhost-user port must map it",
             hint="in its <memoryBacking>: <source type='memfd'/> <access mode='shared'/>;"
@@ -141,7 +140,7 @@ def _share_memory(document: Document, domain: Element) -> list[tuple[str, str]]:
     if source is None and backing.find("hugepages") is None:
         lines.append("<source type='memfd'/>")
         made.append(("memoryBacking/source", ""))
-    if access is None:
+    if access is None and not shared:
         lines.append("<access mode='shared'/>")
         made.append(("memoryBacking/access", ""))
     if backing.closed:
