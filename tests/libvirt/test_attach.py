@@ -21,6 +21,7 @@ from support.libvirt import NEEDS, DomainGuest, Libvirt, Vpt, lose_device, ok, q
 from support.waiting import until
 from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
+from vpt.errors import ConflictError
 from vpt.guest import Guest, ping
 from vpt.libvirt_plugin import _domain
 from vpt.libvirt_plugin._domain import Target
@@ -422,6 +423,20 @@ def test_a_port_made_by_hand_is_plugged_in_as_it_is_and_outlives_its_detach(
     assert (code, "vpt port add sw0 common --kind passthrough --mac" in err) == (2, True), err
     vptd.call("port.del", name="common")
     guests.left.wait_until("[ ! -e /sys/class/net/eth0 ]", 10, "the interface to go")
+
+
+def test_a_topology_does_not_plug_in_a_port_of_another_vm(libvirt: Libvirt, vptd: Client) -> None:
+    guest = libvirt.define("guest")
+    before = guest.domain.XMLDesc(2)
+    try:
+        vptd.call("port.add", switch="sw0", name="theirs", kind="vhost-user", owner="libvirt:system:1")
+        request = Request(vm="guest", switch="sw0", kind="vhost-user", port="theirs", existing=True)
+        with pytest.raises(ConflictError, match="made for another VM than guest"):
+            attach(libvirt.connection, vptd, request)
+        assert guest.domain.XMLDesc(2) == before
+    finally:
+        libvirt.remove(guest)
+        vptd.call("port.del", name="theirs", if_exists=True)
 
 
 def test_a_port_is_not_named_as_one_that_the_configuration_has_and_vptd_lacks(

@@ -75,19 +75,13 @@ def require_free(vptd: Client, port: Mapping[str, Any]) -> None:
         )
 
 
-def require_usable(port: Mapping[str, Any], plug: Plug, vm: str, owner: str) -> None:
-    """Is vptd's port the one that the VM's device means, and no other VM's?"""
-    hint = (
-        f"see whose it is: vpt show {plug.name}; to have another one: vpt detach {vm} {plug.name},"
-        f" then attach with --port"
-    )
+def require_usable(port: Mapping[str, Any], plug: Plug, vm: str, owner: str, *, has: bool) -> None:
+    """Is vptd's port the one that the VM's device means, and no other VM's? has: the VM names it already."""
+    other = f"; to have another one: vpt detach {vm} {plug.name}, then attach with --port" if has else ""
+    hint = f"see whose it is: vpt show {plug.name}{other}"
     if port["owner"] not in (None, owner):
-        raise ConflictError(
-            f"the port {plug.name!r} that vptd has was made for another VM than {vm}", hint=hint
-        )
+        raise ConflictError(f"port {plug.name!r} was made for another VM than {vm}", hint=hint)
     if (port["kind"], port["socket"]) != (plug.kind, plug.socket):
         raise ConflictError(
-            f"the port {plug.name!r} that vptd has is another one than {vm} has:"
-            f" {port['kind']} at {port['socket']}",
-            hint=hint,
+            f"port {plug.name!r} is another one than {vm} has: {port['kind']} at {port['socket']}", hint=hint
         )

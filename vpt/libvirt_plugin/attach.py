@@ -126,14 +126,15 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
             require_common(vptd, ports[request.port], request.switch, request.kind, request.settings)
             request = replace(request, existing=True)
         small = live and rules.is_express(target.live_xml())
-        has = {other.name for other in (*config_plugs, *live_plugs)}
-        plug = make_plug(vptd, request, request.vm, small=small, has=has)
+        names = {other.name for other in (*config_plugs, *live_plugs)}
+        plug = make_plug(vptd, request, request.vm, small=small, has=names)
     else:
         in_live, in_config = _plugs_of(target, rules.plugged_in)
         live, config = live and plug not in in_live, config and plug not in in_config
     there = ports.get(plug.name)
     if there is not None:
-        require_usable(there, plug, request.vm, target.owner)
+        has = any(other.name == plug.name for other in (*config_plugs, *live_plugs))
+        require_usable(there, plug, request.vm, target.owner, has=has)
         if live and there["owner"] is None:
             require_free(vptd, there)
     # Last, for what was asked for may be wrong whatever state the domain is in.
