@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,9 @@ from support.libvirt import Vpt
 from support.waiting import until
 from vpt.daemon.client import Client
 from vpt.guest import Guest, Image, ping
+from vpt.libvirt_plugin import qmp as plain
 from vpt.qemu import find_qemu
+from vpt.qemu import qmp as qemu_qmp
 from vpt.qemu.qmp import QmpSession, listener_pid
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs("qemu-system-x86_64", "busybox", "/boot/vmlinuz-*")]
@@ -113,6 +118,172 @@ def test_a_vm_that_has_ended_leaves_a_port_that_can_still_be_named_by_it(
     assert (code, "the VM has ended; the port is deleted" in out) == (0, True)
     assert vptd.call("port.list")["ports"] == []
     assert vpt("detach", qmp)[0] == 1
+
+
+@pytest.mark.parametrize("kind", ["vhost-user", "passthrough"])
+def test_what_a_guest_lets_go_of_after_the_time_out_is_taken_out_by_a_second_detach(
+    boot: Callable[..., tuple[Guest, str]],
+    vpt: Vpt,
+    vptd: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Firmware never lets go; a reset of the machine does."""
+    _, qmp = boot(f"late-{kind}", *PORTS, wait=False)
+    named = ("attach", qmp, "--switch", "sw0", "--kind", kind, "--port", "p1")
+    assert vpt(*named)[0] == 0
+    monkeypatch.setattr(plain, "_DEVICE_S", 0.5)
+    code, _, err = vpt("detach", qmp)
+    assert (code, "did not let go of vpt-p1 within" in err, "so the port stays" in err) == (1, True, True)
+    with QmpSession(Path(qmp)) as qemu:
+        qemu.execute("system_reset")
+    until(lambda: leftovers(qmp) == ["vpt-p1-chr"], "the device to go")
+    code, _, err = vpt(*named)
+    assert (code, f"vpt detach {qmp} p1" in err) == (1, True)
+    code, _, err = vpt("attach", qmp, "--switch", "sw0", "--print-diff")
+    assert (code, "without KVM, QEMU would crash" in err) == (int(kind == "passthrough"), bool(code))
+    with QmpSession(Path(qmp)) as qemu:
+        # No guest is asked for anything any more.
+        qemu.execute("stop")
+    assert vpt("detach", qmp, "p2")[2].endswith("hint: its vpt ports: p1\n")
+    code, out, err = vpt("detach", qmp)
+    assert (code, "live; the port is deleted" in out) == (0, True), err
+    assert leftovers(qmp) == []
+    assert vptd.call("port.list")["ports"] == []
+    with QmpSession(Path(qmp)) as qemu:
+        qemu.execute("cont")
+        marked = "vpt-spent" in [item["label"] for item in qemu.execute("query-chardev")]
+    assert marked == (kind == "passthrough")
+    assert vpt(*named)[0] == 0, "the name is free again"
+    vptd.call("port.del", name="p1")
+
+
+def test_the_rest_of_a_port_that_vptd_has_lost_is_taken_out(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, qmp = boot("lost", *PORTS, wait=False)
+    assert vpt("attach", qmp, "--switch", "sw0")[0] == 0
+    monkeypatch.setattr(plain, "_DEVICE_S", 0.5)
+    assert vpt("detach", qmp)[0] == 1
+    with QmpSession(Path(qmp)) as qemu:
+        qemu.execute("system_reset")
+    until(lambda: leftovers(qmp) == ["vpt-lost-chr"], "the device to go")
+    vptd.call("port.del", name="lost")
+    code, _, err = vpt("attach", qmp, "--switch", "sw0")
+    assert (code, f"vpt detach {qmp} lost" in err) == (1, True)
+    assert vptd.call("port.list")["ports"] == []
+    assert vpt("detach", qmp)[0] == 0
+    assert leftovers(qmp) == []
+
+
+def test_a_qemu_that_ends_while_its_guest_is_waited_for_has_ended(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest, qmp = boot("dying", *PORTS, wait=False)
+    assert vpt("attach", qmp, "--switch", "sw0")[0] == 0
+    listening = QmpSession.listening
+
+    @contextmanager
+    def killed(session: QmpSession, *names: str) -> Iterator[Callable[[float], dict[str, Any] | None]]:
+        with listening(session, *names) as take:
+
+            def waits(seconds: float) -> dict[str, Any] | None:
+                guest.kill()
+                event = take(seconds)
+                assert event is not None, "waited for a QEMU that is gone"
+                return event
+
+            yield waits
+
+    monkeypatch.setattr(QmpSession, "listening", killed)
+    code, out, err = vpt("detach", qmp)
+    assert (code, out) == (0, f"dying is unplugged from {qmp}: the VM has ended; the port is deleted\n"), err
+    assert vptd.call("port.list")["ports"] == []
+
+
+def test_a_port_that_was_not_made_for_the_vm_stays(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plugged in by hand, with the commands that --print-diff shows; its owner comes and goes."""
+    guest, qmp = boot("guest", *PORTS)
+    for owner in (None, "qmp:/run/other.qmp"):
+        commands = vpt("attach", qmp, "--switch", "sw0", "--port", "p1", "--print-diff")[1].splitlines()
+        vptd.call("port.add", switch="sw0", name="p1", kind="vhost-user", owner=owner)
+        with QmpSession(Path(qmp)) as qemu:
+            for line in map(json.loads, commands):
+                qemu.execute(line["execute"], **line["arguments"])
+        guest.wait_until("[ -e /sys/class/net/eth0 ]", 20, "a new interface")
+        code, out, err = vpt("detach", qmp)
+        assert (code, err) == (0, "")
+        assert f"the port is still there: it was not made for {qmp}" in out
+        assert "vpt port del p1" in out
+        assert leftovers(qmp) == []
+        assert vptd.call("port.show", name="p1")["owner"] == owner
+        vptd.call("port.del", name="p1")
+
+
+def test_whatever_path_leads_to_the_socket_the_port_is_the_vms(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client, tmp_path: Path
+) -> None:
+    guest, qmp = boot("paths", *PORTS, wait=False)
+    (tmp_path / "link").symlink_to(Path(qmp).parent)
+    assert vpt("attach", f"{tmp_path}/link/paths.qmp", "--switch", "sw0")[0] == 0
+    guest.kill()
+    assert vpt("detach", qmp)[0] == 0
+    assert vptd.call("port.list")["ports"] == []
+
+
+def test_a_stopped_qemu_is_not_taken_for_one_that_has_ended(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who connects is put in a queue; once that is full, the kernel lets nobody in."""
+    guest, qmp = boot("stopped", *PORTS, wait=False)
+    assert vpt("attach", qmp, "--switch", "sw0")[0] == 0
+    before = leftovers(qmp), vptd.call("port.list")["ports"]
+    monkeypatch.setattr(qemu_qmp, "_STEP_S", 0.5)
+    os.kill(guest.pid, signal.SIGSTOP)
+    for number in range(5):
+        code, _, err = vpt("detach", qmp) if number % 2 else vpt("attach", qmp, "--switch", "sw0")
+        assert (code, "no greeting within" in err, "kill -CONT" in err) == (1, True, True), err
+    os.kill(guest.pid, signal.SIGCONT)
+    monkeypatch.undo()
+    assert (leftovers(qmp), vptd.call("port.list")["ports"]) == before
+    vptd.call("port.del", name="stopped")
+
+
+@pytest.mark.parametrize("command", ["chardev-add", "netdev_add", "device_add"])
+def test_what_a_qemu_did_not_answer_is_named_and_its_port_stays_for_it(
+    boot: Callable[..., tuple[Guest, str]],
+    vpt: Vpt,
+    vptd: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    """It does what it was told once it goes on, and would hang in netdev_add if the port had gone."""
+    guest, qmp = boot(f"mute-{command}", *PORTS, wait=False)
+    execute = QmpSession.execute
+
+    def stops(session: QmpSession, name: str, **arguments: Any) -> Any:
+        if name == command:
+            os.kill(guest.pid, signal.SIGSTOP)
+            patch.setattr(qemu_qmp, "_STEP_S", 0.5)
+        return execute(session, name, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QmpSession, "execute", stops)
+        code, _, err = vpt("attach", qmp, "--switch", "sw0", "--port", "p1")
+    assert (code, f"QEMU did not answer {command} within" in err) == (1, True), err
+    assert f"vpt detach {qmp} p1" in err.partition("hint:")[2]
+    os.kill(guest.pid, signal.SIGCONT)
+    monkeypatch.setattr(plain, "_DEVICE_S", 0.5)
+    if vpt("detach", qmp)[0]:
+        # Firmware never lets go of a device; a reset of the machine does.
+        with QmpSession(Path(qmp)) as qemu:
+            qemu.execute("system_reset")
+        until(lambda: "vpt-p1" not in leftovers(qmp), "the device to go")
+        assert vpt("detach", qmp)[0] == 0
+    assert leftovers(qmp) == []
+    assert vptd.call("port.list")["ports"] == []
 
 
 def test_what_can_not_be_leaves_nothing(

@@ -2,12 +2,14 @@
 """A port and its device in a QEMU that nobody manages, over its QMP socket: together or not at all.
 
 What belongs to the port NAME has the ids vpt-NAME (device), vpt-NAME-net and vpt-NAME-chr, so QEMU itself
-remembers which ports it has.
+remembers which ports it has. A guest may let go of a device after its detach was given up: the rest of the
+port is then still there, for the next detach to find.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -23,7 +25,7 @@ from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, make_plug
 from vpt.libvirt_plugin.metadata import Plug
 from vpt.qemu import RECONNECT_MS
-from vpt.qemu.qmp import QmpCommandError, QmpSession
+from vpt.qemu.qmp import QmpClosedError, QmpCommandError, QmpSession, QmpSilentError
 
 __all__ = ["attach", "detach", "print_diff"]
 
@@ -48,16 +50,17 @@ class _Plan:
 
 
 def _plan(qemu: QmpSession, path: Path, vptd: Client, request: Request) -> _Plan:
+    if request.port is not None:
+        _require_new(qemu, path, vptd, request.port)
     express = "q35" in str(qemu.execute("qom-get", path="/machine", property="type"))
     plug = make_plug(vptd, request, path.stem, small=express)
     _require_running(qemu, path)
     tcg = not qemu.execute("query-kvm")["enabled"]
     if plug.kind == "vhost-user":
         _require_shared_memory(qemu)
-        rules.check_spent(_SPENT in _chardevs(qemu))
+        rules.check_spent(_is_spent(qemu, tcg=tcg))
     bus = _free_root_port(qemu) if express else None
-    if plug.name in _names(qemu):
-        raise ConflictError(f"{path} has a port {plug.name!r} already", hint="choose another name: --port")
+    _require_new(qemu, path, vptd, plug.name)
     no_vectors, milliseconds = tcg and qemu.version < _TCG_MSIX_WORKS, qemu.version >= RECONNECT_MS
     steps = _steps(plug, bus, no_vectors=no_vectors, milliseconds=milliseconds)
     return _Plan(plug, tuple(steps), (*_warnings(qemu, tcg=tcg), *rules.plug_warnings(plug)))
@@ -78,17 +81,32 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
         plug = plan.plug
         add_to_vptd(vptd, plug, _owner(path))
         undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
-        for add, remove in plan.steps:
-            _execute(qemu, *add)
-            undo.callback(_quietly, partial(_undo, qemu, *remove))
-        if plug.name not in _names(qemu):
-            raise GuestError(f"QEMU says that {plug.name} is plugged in, and does not have it")
+        try:
+            for add, remove in plan.steps:
+                _execute(qemu, *add)
+                undo.callback(_quietly, partial(_undo, qemu, *remove))
+            if plug.name not in _devices_of(qemu):
+                raise GuestError(f"QEMU says that {plug.name} is plugged in, and does not have it")
+        except QmpSilentError as error:
+            # It may go on, and would wait forever, and the VM with it, for a port that has gone meanwhile.
+            undo.pop_all()
+            raise GuestError(
+                f"{error}, so the port {plug.name} stays",
+                hint=f"once QEMU goes on (kill -CONT PID, if it was stopped): vpt detach {path} {plug.name}",
+            ) from error
         undo.pop_all()
     return Attached(str(path), plug, ("live",), plan.warnings)
 
 
 def _owner(path: Path) -> str:
-    return f"qmp:{path.absolute()}"
+    """Whatever path leads to the socket."""
+    return f"qmp:{os.path.realpath(path)}"
+
+
+def _owned(path: Path, vptd: Client) -> list[str]:
+    """Ports of vptd that were made for the VM."""
+    owner = _owner(path)
+    return [port["name"] for port in vptd.call("port.list")["ports"] if port["owner"] == owner]
 
 
 def _steps(
@@ -150,6 +168,15 @@ def _quietly(action: Callable[[], object]) -> None:
 # ---- what must hold ----
 
 
+def _require_new(qemu: QmpSession, path: Path, vptd: Client, name: str) -> None:
+    """A port is there as well if only a part of it is."""
+    if name in (*_names(qemu), *_owned(path, vptd)):
+        raise ConflictError(
+            f"{path} has a port {name!r} already",
+            hint=f"choose another name: --port; or take that one out first: vpt detach {path} {name}",
+        )
+
+
 def _require_running(qemu: QmpSession, path: Path) -> None:
     status = qemu.execute("query-status")["status"]
     if status != "running":
@@ -196,45 +223,97 @@ def _warnings(qemu: QmpSession, *, tcg: bool) -> tuple[str, ...]:
 def detach(path: Path, vptd: Client, port: str | None = None) -> Detached:
     """Take a port out of the VM, wait until the guest has let go of it, and delete the port.
 
-    Of a VM that has ended only the port is left, which knows whose it was.
+    Of a VM that has ended, also while this waits, only the port is left, which knows whose it was.
     """
-    try:
-        session = QmpSession(path)
-    except NotFoundError:
-        owner = _owner(path)
-        ports = [port["name"] for port in vptd.call("port.list")["ports"] if port["owner"] == owner]
-        if not ports:
-            raise
-        name = _choose(path, port, ports)
-        vptd.call("port.del", name=name, if_exists=True)
-        return Detached(str(path), name, ())
-    with session as qemu:
-        name = _choose(path, port, _names(qemu))
+    with in_turn(vptd.call("daemon.status")["runtime_dir"]):
+        owned, ended = _owned(path, vptd), False
+        try:
+            session = QmpSession(path)
+        except (NotFoundError, QmpClosedError):
+            if not owned:
+                raise
+            name, ended = _choose(path, port, owned), True
+        else:
+            with session as qemu:
+                name = _choose(path, port, list(dict.fromkeys([*_names(qemu), *owned])))
+                try:
+                    _unplug(qemu, path, name)
+                except QmpClosedError:
+                    ended = True
+        return Detached(str(path), name, () if ended else ("live",), _delete_port(path, vptd, name))
+
+
+def _unplug(qemu: QmpSession, path: Path, name: str) -> None:
+    """Take out what QEMU has of the port; where the guest has let go of the device already, the rest."""
+    device, chardev = f"vpt-{name}", f"vpt-{name}-chr"
+    if device in _devices(qemu):
         _require_running(qemu, path)
-        passthrough = "ivshmem" in qemu.execute(
-            "qom-get", path=f"/machine/peripheral/vpt-{name}", property="type"
+        kind = qemu.execute("qom-get", path=f"/machine/peripheral/{device}", property="type")
+        passthrough = "ivshmem" in kind
+        _delete_device(qemu, device)
+    else:
+        passthrough = chardev in _unused(qemu)
+    if passthrough and not qemu.execute("query-kvm")["enabled"] and _SPENT not in _chardevs(qemu):
+        qemu.execute("chardev-add", id=_SPENT, backend={"type": "null", "data": {}})
+    # Which of these there are depends on the kind; and a vhost-user netdev takes its chardev along.
+    for command, ident in (("netdev_del", f"vpt-{name}-net"), ("chardev-remove", chardev)):
+        with suppress(QmpCommandError):
+            qemu.execute(command, id=ident)
+    if chardev in _chardevs(qemu):
+        raise GuestError(
+            f"QEMU did not let go of the chardev {chardev}, so the port stays",
+            hint=f"try again: vpt detach {path} {name}",
         )
-        _delete_device(qemu, f"vpt-{name}")
-        # Which of these there are depends on the kind; and a vhost-user netdev takes its chardev along.
-        for command, ident in (("netdev_del", f"vpt-{name}-net"), ("chardev-remove", f"vpt-{name}-chr")):
-            with suppress(QmpCommandError):
-                qemu.execute(command, id=ident)
-        if f"vpt-{name}-chr" in _chardevs(qemu):
-            raise GuestError(f"QEMU did not let go of the chardev vpt-{name}-chr, so the port stays")
-        if passthrough and not qemu.execute("query-kvm")["enabled"] and _SPENT not in _chardevs(qemu):
-            qemu.execute("chardev-add", id=_SPENT, backend={"type": "null", "data": {}})
+
+
+def _delete_port(path: Path, vptd: Client, name: str) -> str:
+    """Delete what was made for the VM. Else: why it is kept."""
+    for port in vptd.call("port.list")["ports"]:
+        if port["name"] == name and port["owner"] != _owner(path):
+            return f"it was not made for {path}; to be rid of it: vpt port del {name}"
     vptd.call("port.del", name=name, if_exists=True)
-    return Detached(str(path), name, ("live",))
+    return ""
 
 
 def _names(qemu: QmpSession) -> list[str]:
-    """Ports whose devices the VM has."""
-    found = (item["name"] for item in qemu.execute("qom-list", path="/machine/peripheral"))
-    return [name.removeprefix("vpt-") for name in found if name.startswith("vpt-")]
+    """Ports of which the VM has anything."""
+    chardevs = map(_port_of, filter(_is_ours, _chardevs(qemu)))
+    return list(dict.fromkeys([*_devices_of(qemu), *chardevs]))
+
+
+def _devices_of(qemu: QmpSession) -> list[str]:
+    """Ports of which the VM has the device."""
+    return [name.removeprefix("vpt-") for name in _devices(qemu) if name.startswith("vpt-")]
+
+
+def _devices(qemu: QmpSession) -> list[str]:
+    return [item["name"] for item in qemu.execute("qom-list", path="/machine/peripheral")]
 
 
 def _chardevs(qemu: QmpSession) -> list[str]:
     return [item["label"] for item in qemu.execute("query-chardev")]
+
+
+def _is_ours(chardev: str) -> bool:
+    return chardev.startswith("vpt-") and chardev.endswith("-chr")
+
+
+def _port_of(chardev: str) -> str:
+    return chardev.removeprefix("vpt-").removesuffix("-chr")
+
+
+def _unused(qemu: QmpSession) -> list[str]:
+    """Chardevs of ours that nothing has: those of passthrough ports whose device has gone.
+
+    A vhost-user port's is its netdev's, with or without the device.
+    """
+    idle = (item["label"] for item in qemu.execute("query-chardev") if not item["frontend-open"])
+    return list(filter(_is_ours, idle))
+
+
+def _is_spent(qemu: QmpSession, *, tcg: bool) -> bool:
+    """See rules.check_spent(). What let go of a device after its detach was given up, nobody has marked."""
+    return _SPENT in _chardevs(qemu) or (tcg and bool(_unused(qemu)))
 
 
 def _choose(path: Path, port: str | None, names: list[str]) -> str:
@@ -255,7 +334,14 @@ def _delete_device(qemu: QmpSession, device: str) -> None:
     """Ask the guest to let go, and wait for QEMU to say that it has."""
     end = time.monotonic() + _DEVICE_S
     with qemu.listening(*_GONE) as take:
-        qemu.execute("device_del", id=device)
+        try:
+            qemu.execute("device_del", id=device)
+        except QmpCommandError as error:
+            if error.error_class == "DeviceNotFound":
+                return
+            # An earlier request may still be on its way to the guest.
+            if "process of unplug" not in str(error):
+                raise GuestError(f"{error}, so the port stays", hint="try again later") from error
         while (left := end - time.monotonic()) > 0:
             event = take(left)
             if event is None or event["data"].get("device") != device:
@@ -264,6 +350,6 @@ def _delete_device(qemu: QmpSession, device: str) -> None:
                 return
             break
     raise GuestError(
-        f"the guest did not let go of {device}, so the port stays",
+        f"the guest did not let go of {device} within {_DEVICE_S:.0f} s, so the port stays",
         hint="a guest must be up, with PCI hotplug, to eject a device: try again later",
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
@@ -17,13 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError
 
-__all__ = ["QmpCommandError", "QmpSession", "listener_pid"]
+__all__ = ["QmpClosedError", "QmpCommandError", "QmpSession", "QmpSilentError", "listener_pid"]
 
 _STEP_S = 5.0
+_QUEUE_S = 0.05
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # What goes wrong is raised. qemu.qmp logs it as well, which without this ends on the user's terminal.
@@ -38,6 +40,20 @@ class QmpCommandError(GuestError):
         self.error_class = error_class
 
 
+class QmpClosedError(GuestError):
+    """QEMU has ended: its connection is closed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the VM went away: its QMP connection closed",
+            hint="start the VM again, and keep it running meanwhile",
+        )
+
+
+class QmpSilentError(GuestError):
+    """QEMU did not answer in time."""
+
+
 class QmpSession:
     """One client of a QMP socket, which serves one at a time. Close it, or use it as a context manager."""
 
@@ -50,16 +66,15 @@ class QmpSession:
         self.path = path
         _require_socket(path)
         self._runner = asyncio.Runner()
-        self._client = QMPClient("vpt")
         try:
-            self._runner.run(asyncio.wait_for(self._client.connect(str(path)), _STEP_S))
+            self._client = self._runner.run(asyncio.wait_for(_connect(path), _STEP_S))
         except TimeoutError:
             self._runner.close()
             raise ConflictError(
-                f"{path}: no greeting within {_STEP_S:.0f} s: another client holds this QMP socket, "
-                "or QEMU hangs",
+                f"{path}: no greeting within {_STEP_S:.0f} s: another client holds this QMP socket, QEMU"
+                " hangs, or it is a socket of another kind",
                 hint="give QEMU a second -qmp socket, or disconnect the other client (ss -xp shows it); "
-                "without one, look at QEMU",
+                "a QEMU that was stopped goes on with: kill -CONT PID",
             ) from None
         except (QMPError, OSError) as exc:
             self._runner.close()
@@ -74,7 +89,8 @@ class QmpSession:
     def execute(self, command: str, **arguments: Any) -> Any:
         """Run one command and return what it returns.
 
-        QmpCommandError: QEMU refused it. GuestError: the VM went away.
+        QmpCommandError: QEMU refused it. QmpClosedError: the VM went away. QmpSilentError: QEMU does
+        not answer, and may run the command yet.
         """
         try:
             with _signals_later():
@@ -82,15 +98,12 @@ class QmpSession:
         except ExecuteError as exc:
             raise QmpCommandError(command, exc.error.error.class_, str(exc)) from exc
         except TimeoutError:
-            raise GuestError(
+            raise QmpSilentError(
                 f"QEMU did not answer {command} within {_STEP_S:.0f} s",
-                hint="look at the VM: it may be stuck in a device or on slow storage",
+                hint="look at the VM: stuck in a device or on slow storage? stopped: kill -CONT PID",
             ) from None
         except (ExecInterruptedError, QMPError, OSError) as exc:
-            raise GuestError(
-                "the VM went away: its QMP connection closed",
-                hint="start the VM again, and keep it running meanwhile",
-            ) from exc
+            raise QmpClosedError from exc
 
     def hmp(self, line: str) -> str:
         """Run one line of the human monitor, for what QMP itself has no command."""
@@ -98,16 +111,31 @@ class QmpSession:
 
     @contextmanager
     def listening(self, *names: str) -> Iterator[Callable[[float], dict[str, Any] | None]]:
-        """take(seconds): the next event of these names since now; None if there is none within that time."""
+        """take(seconds): the next event of these names since now; None if there is none within that time.
+
+        QmpClosedError: the VM went away meanwhile.
+        """
         with self._client.listener(names) as listener:
 
             def take(timeout_s: float) -> dict[str, Any] | None:
-                try:
-                    return dict(self._runner.run(asyncio.wait_for(listener.get(), timeout_s)))
-                except TimeoutError:
-                    return None
+                return self._runner.run(self._next(listener, timeout_s))
 
             yield take
+
+    async def _next(self, listener: EventListener, timeout_s: float) -> dict[str, Any] | None:
+        event = asyncio.ensure_future(listener.get())
+        closed = asyncio.ensure_future(self._client.runstate_changed())
+        try:
+            if self._client.runstate is Runstate.RUNNING or not listener.empty():
+                await asyncio.wait({event, closed}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if event.done():
+                return dict(event.result())
+            if self._client.runstate is not Runstate.RUNNING:
+                raise QmpClosedError
+            return None
+        finally:
+            event.cancel()
+            closed.cancel()
 
     def close(self) -> None:
         """Disconnect. Never raises: what is left of the connection is of no use to anybody."""
@@ -184,13 +212,33 @@ def _require_socket(path: Path) -> None:
         )
 
 
+async def _connect(path: Path) -> QMPClient:
+    while True:
+        client = QMPClient("vpt")
+        try:
+            await client.connect(str(path))
+        except QMPError as exc:
+            # As many wait for QEMU to take them as may. asyncio goes on without a connection.
+            if errno.EINVAL not in _numbers(exc):
+                raise
+        else:
+            return client
+        await asyncio.sleep(_QUEUE_S)
+
+
+def _numbers(exc: BaseException | None) -> Iterator[int | None]:
+    """What the system said, of an exception and all that caused it."""
+    while exc is not None:
+        if isinstance(exc, OSError):
+            yield exc.errno
+        exc = exc.__cause__
+
+
 def _connect_error(path: Path, exc: BaseException) -> NotFoundError | MissingError:
-    cause: BaseException | None = exc
-    while cause is not None:
-        if isinstance(cause, PermissionError):
-            return MissingError(f"{path}: no permission to connect", hint="run as QEMU's user or as root")
-        cause = cause.__cause__
+    if not {errno.EACCES, errno.EPERM}.isdisjoint(_numbers(exc)):
+        return MissingError(f"{path}: no permission to connect", hint="run as QEMU's user or as root")
+    first_line = str(exc).partition("\n")[0]
     return NotFoundError(
-        f"{path}: nobody speaks QMP there ({exc})",
+        f"{path}: nobody speaks QMP there ({first_line})",
         hint="the VM has ended, or this is another kind of socket; look with: ss -xlp",
     )
