@@ -21,6 +21,7 @@ from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import FrontEnd
 from vpt.conform.guest_memory import GPA_BASE, MIB, PAGE, UVA_OFFSET, GuestMemory, Span
 from vpt.conform.split_queue import Buffer
+from vpt.daemon import descriptors
 from vpt.daemon.descriptors import is_memory
 from vpt.dataplane import Reason
 from vpt.vhost_user import Log, MemReg, MemTable, Region, Request, Rule, VringAddr, VringFd, VringState
@@ -166,6 +167,20 @@ def test_m7_no_file_is_asked_for_its_identity_that_could_keep_us_waiting(
     assert fe.try_(Request.ADD_MEM_REG, MemReg(held.info), [disk_file]) != 0
     assert set(asked) == {True}
     monkeypatch.undo()
+    scene.check(logged=False)
+
+
+def test_m10_memory_is_let_go_of_at_once_however_much_it_is(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptors are not the last to hold it: an honest front-end's count for nothing."""
+    monkeypatch.setattr(descriptors, "_LARGE_FILE", -1)
+    fe = scene.enter().start()
+    fe.share_memory()
+    extra = fe.memory.add(Span(GPA_BASE + 64 * MIB, MIB))
+    assert [fe.add_region(extra), fe.add_region(extra)] == [0, 0]
+    assert [fe.remove_region(extra, with_fd=True) for _ in range(2)] == [0, 0]
+    assert scene.villain.faults["slow_descriptors"] == 0
     scene.check(logged=False)
 
 

@@ -117,7 +117,7 @@ class Closer:
             return
         self.handed_over += len(slow)
         self._log.warning(
-            "%d descriptors that are neither memory nor eventfds are closed in the background", len(slow)
+            "%d descriptors that may take long to close are closed in the background", len(slow)
         )
         self._hand_over(slow)
 

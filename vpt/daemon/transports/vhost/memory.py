@@ -30,12 +30,27 @@ def _told(region: Region, fd: int) -> Told:
     return Told((file.st_dev, file.st_ino, region.mmap_offset))
 
 
+def _is_file_of(told: Told, fd: int) -> bool:
+    """Is it the file that the region is in?"""
+    if not is_memory(fd):
+        return False
+    file = os.fstat(fd)
+    return told.where[:2] == (file.st_dev, file.st_ino)
+
+
+def _let_go(message: Message) -> None:
+    """Of files that are mapped: closing those frees nothing, however much memory they have."""
+    while (fd := message.take_fd()) is not None:
+        os.close(fd)
+
+
 def _set_mem_table(state: State, message: Message) -> None:
     table = payload_of(message, MemTable)
     regions = [_mem_region(r, fd) for r, fd in zip(table.regions, message.fds, strict=True)]
     with port_refuses(Rule.BAD_MEMORY, f"{len(regions)} regions"):
         state.port.vhost_mem_set(regions)
     state.told = {_key(r): _told(r, fd) for r, fd in zip(table.regions, message.fds, strict=True)}
+    _let_go(message)
 
 
 def _get_max_mem_slots(_state: State, _message: Message) -> Payload:
@@ -47,16 +62,20 @@ def _add_mem_reg(state: State, message: Message) -> None:
     before = state.told.get(_key(region))
     if before is not None and is_memory(fd) and before.where == _told(region, fd).where:
         before.times += 1
+        _let_go(message)
         return
     with port_refuses(Rule.BAD_MEMORY, f"region {region.gpa:#x}+{region.size:#x}"):
         state.port.vhost_mem_add(_mem_region(region, fd))
     state.told[_key(region)] = _told(region, fd)
+    _let_go(message)
 
 
 def _rem_mem_reg(state: State, message: Message) -> None:
-    # Some front-ends send the descriptor along; it is closed with the message.
     region = payload_of(message, MemReg).region
     before = state.told.get(_key(region))
+    # Some front-ends send the descriptor along.
+    if before is not None and message.fds and _is_file_of(before, message.fds[0]):
+        _let_go(message)
     if before is not None and before.times > 1:
         before.times -= 1
         return
