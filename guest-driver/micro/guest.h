@@ -22,6 +22,9 @@
 
 #define DESK ((struct micro_desk *)(uintptr_t)MICRO_DESK_ADDR)
 
+/* What runs once per order or less: small rather than fast, also in a file that is built for speed. */
+#define cold __attribute__((cold))
+
 /* ---- console.c: serial line for people; the host shows its end when something goes wrong ---- */
 
 void puts(const char *s);

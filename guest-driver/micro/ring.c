@@ -68,7 +68,7 @@ static void ring_bell(uint32_t vector)
 	mmio_write32(ring.doorbell, ring.hdr->host_peer_id << 16 | vector);
 }
 
-static int set_status(uint32_t status, uint64_t deadline)
+static cold int set_status(uint32_t status, uint64_t deadline)
 {
 	store_release(&ring.hdr->peer_status, status);
 	ring_bell(VPT_VEC_CFG(ring.hdr->pairs));
@@ -106,7 +106,7 @@ static int check_header(uint64_t bar_size)
 	return 0;
 }
 
-static int find_side(struct side *s, uint32_t index, uint32_t vector)
+static cold int find_side(struct side *s, uint32_t index, uint32_t vector)
 {
 	uint8_t *base = (uint8_t *)ring.hdr;
 	const struct vpt_nm_if *nifp = (const struct vpt_nm_if *)(base + ring.hdr->netmap_if_ofs);
@@ -123,7 +123,7 @@ static int find_side(struct side *s, uint32_t index, uint32_t vector)
 	return 0;
 }
 
-static int handshake(uint64_t bar_size, uint64_t features)
+static cold int handshake(uint64_t bar_size, uint64_t features)
 {
 	uint64_t deadline = rdtsc() + DESK->order.duration;
 	struct vpt_hdr *h = ring.hdr;
@@ -177,7 +177,7 @@ static bool find_device(struct pci_dev *dev, uint64_t *size)
 	return false;
 }
 
-static int ring_open(uint64_t features, struct micro_found *found)
+static cold int ring_open(uint64_t features, struct micro_found *found)
 {
 	struct pci_dev dev;
 	uint64_t size;

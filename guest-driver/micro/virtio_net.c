@@ -111,7 +111,7 @@ static void disarm(struct virtq *q)
 		store_release(&q->avail->flags, (uint16_t)VIRTQ_AVAIL_NO_INTERRUPT);
 }
 
-static bool queue_init(struct virtq *q, uint32_t index, uint16_t flags, enum irq_kind kind)
+static cold bool queue_init(struct virtq *q, uint32_t index, uint16_t flags, enum irq_kind kind)
 {
 	uint8_t *base = (uint8_t *)(uintptr_t)MICRO_DMA_ADDR + index * QUEUE_BYTES;
 	uint32_t i;
@@ -167,7 +167,7 @@ static int negotiate(uint64_t mask)
 	return 0;
 }
 
-int virtio_net_open(const struct virtio_transport *transport, uint64_t features, struct micro_found *found)
+cold int virtio_net_open(const struct virtio_transport *transport, uint64_t features, struct micro_found *found)
 {
 	bool rx_irq, tx_irq;
 	uint32_t i;

@@ -111,6 +111,14 @@ def test_boots_and_knows_that_there_is_no_device(machine: Machine, board: str, n
             guest.run(Order(role=Role.GEN))
 
 
+@pytest.mark.needs("readelf", "gcc", "make")
+def test_what_is_loaded_is_small() -> None:
+    """Code, texts and tables, without what is zero at first."""
+    headers = subprocess.run(["readelf", "-lW", payload()], capture_output=True, text=True, check=True).stdout
+    (load,) = [line.split() for line in headers.splitlines() if line.split()[:1] == ["LOAD"]]
+    assert int(load[4], 16) < 14_500
+
+
 @pytest.mark.vm
 @needs_qemu
 def test_boots_by_pvh_where_there_is_no_multiboot(machine: Machine, tmp_path: Path) -> None:
