@@ -105,6 +105,19 @@ def test_what_would_be_sent_is_printed_and_not_sent(
     vptd.call("port.del", name="p1")
 
 
+@pytest.mark.parametrize(("folder", "taken"), [("/var/tmp", False), ("/dev/shm", True)])
+def test_memory_in_a_file_on_a_disk_is_refused(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, folder: str, taken: bool
+) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as there:
+        ram = f"memory-backend-file,id=more,size=1M,share=on,mem-path={there}/ram"
+        _, qmp = boot(f"file{taken:d}", *PORTS, "-object", ram, wait=False)
+        code, _, err = vpt("attach", qmp, "--switch", "sw0", "--print-diff")
+        said = (f"in a file on a disk, {there}/ram" in err, "memory-backend-memfd" in err)
+        assert (code, *said) == (0 if taken else 1, not taken, not taken), err
+        assert vpt("attach", qmp, "--switch", "sw0", "--kind", "passthrough", "--print-diff")[0] == 0
+
+
 def test_a_vm_that_has_ended_leaves_a_port_that_can_still_be_named_by_it(
     boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client
 ) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from vpt.daemon.client import Client
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
-from vpt.libvirt_plugin import rules
+from vpt.libvirt_plugin import _ram_folder, rules
 from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, make_plug
 from vpt.libvirt_plugin.metadata import Plug
@@ -192,6 +192,19 @@ def _require_shared_memory(qemu: QmpSession) -> None:
             "the VM's memory is not shared, and a vhost-user port must map it",
             hint="start QEMU with -object memory-backend-memfd,id=mem,size=SIZE,share=on"
             " -machine memory-backend=mem; or use --kind passthrough",
+        )
+    for item in qemu.execute("qom-list", path="/objects"):
+        if item["type"] == "child<memory-backend-file>":
+            _require_no_disk(qemu, f"/objects/{item['name']}")
+
+
+def _require_no_disk(qemu: QmpSession, backend: str) -> None:
+    path = qemu.execute("qom-get", path=backend, property="mem-path")
+    if qemu.execute("qom-get", path=backend, property="share") and _ram_folder.is_on_disk(path):
+        raise ConflictError(
+            f"the VM's memory is in a file on a disk, {path}, which could keep vptd waiting",
+            hint="start QEMU with -object memory-backend-memfd,id=mem,size=SIZE,share=on, or with its file"
+            " in /dev/shm; or use --kind passthrough",
         )
 
 
