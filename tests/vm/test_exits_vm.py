@@ -413,6 +413,25 @@ def test_a_vmm_that_is_stopped_meanwhile_is_named_with_the_way_on(
             guest.process.send_signal(signal.SIGCONT)
 
 
+def test_a_recording_of_a_vmm_that_is_stopped_says_so(
+    boot: Callable[..., Guest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there, and has not gone away."""
+    from vpt.exits import session
+    from vpt.qemu import qmp
+
+    monkeypatch.setattr(session, "_FINISH_S", 0.2)
+    guest = boot("tcg")
+    monkeypatch.setattr(qmp, "_STEP_S", 1.0)
+    stopper = ["sh", "-c", f"sleep 0.3; kill -STOP {guest.pid}; sleep 60"]
+    try:
+        result = cli("record", guest.qmp, "-o", tmp_path / "r.json", "--interval", 0.1, "--", *stopper)
+    finally:
+        guest.process.send_signal(signal.SIGCONT)
+    assert f"process {guest.pid} is stopped" in failure(result, GuestError)
+    assert json.loads((tmp_path / "r.json").read_text())["complete"] is False
+
+
 def test_a_process_that_is_no_vm_is_refused() -> None:
     sleeper = subprocess.Popen(["sleep", "60"])
     try:

@@ -173,7 +173,7 @@ def record(
         if not recording.complete:
             count = len(recording.samples)
             raise GuestError(
-                f"the VM went away before the command ended; {output} holds {count} sample{'s'[: count > 1]} "
+                f"{session.gone}, before the command ended; {output} holds {count} sample{'s'[: count > 1]} "
                 "and is marked incomplete",
                 hint=f"vpt exits report {output}"
                 if count > 1

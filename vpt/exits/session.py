@@ -35,6 +35,7 @@ class Session:
         self._source = source
         self._packets = packets
         self.notes = tuple(vm.notes)
+        self.gone: GuestError | None = None  # why a recording is incomplete
         self.identity = Identity(
             tier=vm.tier,
             tier_evidence=vm.tier_evidence,
@@ -113,6 +114,7 @@ def record(session: Session, command: Sequence[str], interval: float) -> Recordi
         samples += _until_exit(session, process, interval)
     except _VmGoneError as gone:
         samples += gone.samples
+        session.gone = gone.why
         complete = False
     finally:
         _finish(process, patience=0 if sys.exc_info()[0] else _FINISH_S)
@@ -180,9 +182,10 @@ def load(path: Path) -> Recording:
 
 
 class _VmGoneError(Exception):
-    def __init__(self, samples: list[Sample]) -> None:
+    def __init__(self, samples: list[Sample], why: GuestError) -> None:
         super().__init__()
         self.samples = samples
+        self.why = why
 
 
 def _until_exit(session: Session, process: subprocess.Popen[bytes], interval: float) -> list[Sample]:
@@ -197,7 +200,7 @@ def _until_exit(session: Session, process: subprocess.Popen[bytes], interval: fl
         try:
             samples.append(session.sample())
         except GuestError as exc:
-            raise _VmGoneError(samples) from exc
+            raise _VmGoneError(samples, exc) from exc
     return samples
 
 
