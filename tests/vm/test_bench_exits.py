@@ -14,6 +14,7 @@ import pytest
 from support.micro_host import accel_or_skip
 from vpt.bench.micro import MicroGuest
 from vpt.bench.scenario import Params, Runnable, Settings
+from vpt.bench.scenarios._latency import PERCENTILES
 from vpt.bench.scenarios.exits import SCENARIO
 from vpt.errors import GuestError
 
@@ -58,7 +59,10 @@ def test_round_trips_are_measured_beside_the_counts(settings: Settings) -> None:
     with ran(PACED, settings) as variants:
         assert list(variants) == ["notify", "sleep", "poll", "adaptive"]
         values = variants["sleep"]().values
-    assert values["min"] <= values["p50"] <= values["p99"]
+    # A host that is too busy for as many round trips as a percentile takes leaves it out.
+    times = [values[name] for name in PERCENTILES if name in values]
+    assert "min" in values
+    assert times == sorted(times)
     assert values["kicks"] <= 0.1, "a host that sleeps and looks wants no kicks"
 
 
