@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -182,9 +184,8 @@ def test_the_rest_of_a_port_that_vptd_has_lost_is_taken_out(
         qemu.execute("system_reset")
     until(lambda: leftovers(qmp) == ["vpt-lost-chr"], "the device to go")
     vptd.call("port.del", name="lost")
-    code, _, err = vpt("attach", qmp, "--switch", "sw0")
-    assert (code, f"vpt detach {qmp} lost" in err) == (1, True)
-    assert vptd.call("port.list")["ports"] == []
+    out = vpt("attach", qmp, "--switch", "sw0", "--print-diff")[1]
+    assert ("vpt-lost-2" in out, "vpt-lost-chr" in out) == (True, False), "that name is taken"
     assert vpt("detach", qmp)[0] == 0
     assert leftovers(qmp) == []
 
@@ -214,25 +215,60 @@ def test_a_qemu_that_ends_while_its_guest_is_waited_for_has_ended(
     assert vptd.call("port.list")["ports"] == []
 
 
-def test_a_port_that_was_not_made_for_the_vm_stays(
-    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
+def test_a_port_that_was_made_for_no_vm_is_plugged_in_as_it_is_and_stays(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client
 ) -> None:
-    """Plugged in by hand, with the commands that --print-diff shows; its owner comes and goes."""
+    guest, qmp = boot("common", *PORTS)
+    made = vptd.call("port.add", switch="sw0", name="p1", kind="vhost-user", mac="52:54:00:00:00:71")
+    named = ("attach", qmp, "--switch", "sw0", "--port", "p1")
+    code, _, err = vpt(*named, "--mac", "52:54:00:00:00:72")
+    assert (code, "with other settings: mac 52:54:00:00:00:71" in err) == (1, True)
+    code, out, err = vpt(*named)
+    assert (code, "p1 (vhost-user, 52:54:00:00:00:71) plugs" in out) == (0, True), err
+    network(guest, 1)
+    code, out, err = vpt("detach", qmp)
+    assert (code, err) == (0, "")
+    assert f"the port is still there: it was not made for {qmp}" in out
+    assert "vpt port del p1" in out
+    assert leftovers(qmp) == []
+    assert vptd.call("port.show", name="p1")["socket"] == made["socket"]
+    vptd.call("port.del", name="p1")
+
+
+def test_what_fails_leaves_a_port_that_was_made_for_no_vm(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client
+) -> None:
+    _, qmp = boot("keeps", *PORTS, wait=False)
+    vptd.call("port.add", switch="sw0", name="p1", kind="vhost-user")
+    with QmpSession(Path(qmp)) as qemu:
+        qemu.execute("netdev_add", type="hubport", id="vpt-p1-net", hubid=0)
+    code, _, err = vpt("attach", qmp, "--switch", "sw0", "--port", "p1")
+    assert (code, "QEMU refused netdev_add" in err) == (1, True)
+    assert leftovers(qmp) == []
+    assert vptd.call("port.show", name="p1")["owner"] is None
+    vptd.call("port.del", name="p1")
+
+
+def test_a_port_that_was_made_for_another_vm_stays(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client
+) -> None:
+    """Plugged in by hand, with the commands that --print-diff shows."""
     guest, qmp = boot("guest", *PORTS)
-    for owner in (None, "qmp:/run/other.qmp"):
-        commands = vpt("attach", qmp, "--switch", "sw0", "--port", "p1", "--print-diff")[1].splitlines()
-        vptd.call("port.add", switch="sw0", name="p1", kind="vhost-user", owner=owner)
-        with QmpSession(Path(qmp)) as qemu:
-            for line in map(json.loads, commands):
-                qemu.execute(line["execute"], **line["arguments"])
-        guest.wait_until("[ -e /sys/class/net/eth0 ]", 20, "a new interface")
-        code, out, err = vpt("detach", qmp)
-        assert (code, err) == (0, "")
-        assert f"the port is still there: it was not made for {qmp}" in out
-        assert "vpt port del p1" in out
-        assert leftovers(qmp) == []
-        assert vptd.call("port.show", name="p1")["owner"] == owner
-        vptd.call("port.del", name="p1")
+    named = ("attach", qmp, "--switch", "sw0", "--port", "p1")
+    commands = vpt(*named, "--print-diff")[1].splitlines()
+    vptd.call("port.add", switch="sw0", name="p1", kind="vhost-user", owner="qmp:/run/other.qmp")
+    code, _, err = vpt(*named)
+    assert (code, "made for another VM" in err) == (1, True)
+    with QmpSession(Path(qmp)) as qemu:
+        for line in map(json.loads, commands):
+            qemu.execute(line["execute"], **line["arguments"])
+    guest.wait_until("[ -e /sys/class/net/eth0 ]", 20, "a new interface")
+    code, out, err = vpt("detach", qmp)
+    assert (code, err) == (0, "")
+    assert f"the port is still there: it was not made for {qmp}" in out
+    assert leftovers(qmp) == []
+    assert vptd.call("port.show", name="p1")["owner"] == "qmp:/run/other.qmp"
+    vptd.call("port.del", name="p1")
 
 
 def test_whatever_path_leads_to_the_socket_the_port_is_the_vms(
@@ -319,6 +355,48 @@ def test_what_can_not_be_leaves_nothing(
     assert (code, "is paused" in err) == (1, True)
     assert leftovers(qmp) == []
     assert vptd.call("port.list")["ports"] == []
+
+
+def test_what_libvirt_would_not_take_is_not_given_to_qemu_either(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client
+) -> None:
+    _, qmp = boot("strict", *PORTS, "-device", "virtio-net-pci,mac=52:54:00:00:00:AB,romfile=", wait=False)
+    code, _, err = vpt("attach", qmp, "--switch", "sw0", "--mac", "52:54:00:00:00:ab")
+    assert (code, "two devices with the MAC address" in err, "--mac" in err) == (1, True, True)
+    code, _, err = vpt("attach", qmp, "--switch", "sw0", "--kind", "passthrough", "--slots", "1024")
+    assert (code, "do not fit the 2 MiB" in err, "--slots 256" in err) == (1, True, True), err
+    assert leftovers(qmp) == []
+    assert vptd.call("port.list")["ports"] == []
+
+
+@pytest.mark.parametrize("says", [b"hello\r\nyou\r\n", b'{"a": 1}\n', b"\x00\n\xff"])
+def test_another_kind_of_socket_is_named_in_one_line(vpt: Vpt, tmp_path: Path, says: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(str(tmp_path / "other.qmp"))
+        listener.listen()
+
+        def serve() -> None:
+            with listener.accept()[0] as peer:
+                peer.send(says)
+                peer.recv(1)
+
+        served = pool.submit(serve)
+        code, _, err = vpt("attach", f"{tmp_path}/other.qmp", "--switch", "sw0")
+        served.result()
+    assert (code, "nobody speaks QMP there" in err, len(err.splitlines())) == (1, True, 2), err
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_said_to_be(
+    vpt: Vpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("d" * 100)
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            listener.bind("vm.qmp")
+        code, _, err = vpt("attach", f"{folder}/vm.qmp", "--switch", "sw0")
+    assert (code, "longer than the 107 bytes" in err, "./vm.qmp" in err) == (2, True, True)
 
 
 def test_a_device_that_qemu_refuses_takes_its_port_along(

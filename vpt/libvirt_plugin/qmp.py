@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from vpt.daemon.client import Client
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import _ram_folder, rules
+from vpt.libvirt_plugin._there import require_common
 from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, make_plug
 from vpt.libvirt_plugin.metadata import Plug
@@ -42,28 +43,39 @@ _Command = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """steps: the command that adds, and the one that takes it back; in the order of adding."""
+    """port_there: vptd has the port, which was made for no VM, and stays.
+
+    steps: the command that adds, and the one that takes it back; in the order of adding.
+    """
 
     plug: Plug
+    port_there: bool
     steps: tuple[tuple[_Command, _Command], ...]
     warnings: tuple[str, ...]
 
 
 def _plan(qemu: QmpSession, path: Path, vptd: Client, request: Request) -> _Plan:
+    names = _names(qemu)
     if request.port is not None:
-        _require_new(qemu, path, vptd, request.port)
+        _require_new(path, request.port, {*names, *_owned(path, vptd)})
+        request = _with_port_there(vptd, request, request.port)
     express = "q35" in str(qemu.execute("qom-get", path="/machine", property="type"))
-    plug = make_plug(vptd, request, path.stem, small=express)
+    plug = make_plug(vptd, request, path.stem, small=express, has=names)
     _require_running(qemu, path)
+    _require_own_mac(qemu, plug)
     tcg = not qemu.execute("query-kvm")["enabled"]
     if plug.kind == "vhost-user":
         _require_shared_memory(qemu)
         rules.check_spent(_is_spent(qemu, tcg=tcg))
-    bus = _free_root_port(qemu) if express else None
-    _require_new(qemu, path, vptd, plug.name)
+    bus = None
+    if express:
+        bus = _free_root_port(qemu)
+        rules.check_window(plug, "a machine of type pc")
     no_vectors, milliseconds = tcg and qemu.version < _TCG_MSIX_WORKS, qemu.version >= RECONNECT_MS
     steps = _steps(plug, bus, no_vectors=no_vectors, milliseconds=milliseconds)
-    return _Plan(plug, tuple(steps), (*_warnings(qemu, tcg=tcg), *rules.plug_warnings(plug)))
+    return _Plan(
+        plug, request.existing, tuple(steps), (*_warnings(qemu, tcg=tcg), *rules.plug_warnings(plug))
+    )
 
 
 def print_diff(path: Path, vptd: Client, request: Request) -> str:
@@ -79,8 +91,9 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
     with in_turn(vptd.call("daemon.status")["runtime_dir"]), QmpSession(path) as qemu, ExitStack() as undo:
         plan = _plan(qemu, path, vptd, request)
         plug = plan.plug
-        add_to_vptd(vptd, plug, _owner(path))
-        undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
+        if not plan.port_there:
+            add_to_vptd(vptd, plug, _owner(path))
+            undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
         try:
             for add, remove in plan.steps:
                 _execute(qemu, *add)
@@ -168,12 +181,29 @@ def _quietly(action: Callable[[], object]) -> None:
 # ---- what must hold ----
 
 
-def _require_new(qemu: QmpSession, path: Path, vptd: Client, name: str) -> None:
-    """A port is there as well if only a part of it is."""
-    if name in (*_names(qemu), *_owned(path, vptd)):
+def _require_new(path: Path, name: str, names: Collection[str]) -> None:
+    """names: ports of the VM. One is there as well if only a part of it is."""
+    if name in names:
         raise ConflictError(
             f"{path} has a port {name!r} already",
             hint=f"choose another name: --port; or take that one out first: vpt detach {path} {name}",
+        )
+
+
+def _with_port_there(vptd: Client, request: Request, name: str) -> Request:
+    """A port that was made for no VM is plugged in as it is."""
+    for port in vptd.call("port.list")["ports"]:
+        if port["name"] == name:
+            require_common(vptd, port, request.switch, request.kind, request.settings)
+            return replace(request, existing=True)
+    return request
+
+
+def _require_own_mac(qemu: QmpSession, plug: Plug) -> None:
+    """vptd knows its own ports only. QMP has no list of network cards."""
+    if plug.mac is not None and f"macaddr={plug.mac.lower()}" in qemu.hmp("info network").lower():
+        raise ConflictError(
+            f"the VM would have two devices with the MAC address {plug.mac}", hint="choose another: --mac"
         )
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "check_packed",
     "check_plug",
     "check_spent",
+    "check_window",
     "is_spent",
     "live_slots",
     "plug_warnings",
@@ -162,13 +163,18 @@ def check_live(xml: str, plug: Plug, qemu_version: int) -> None:
             hint="attach with --config and restart it, with another <controller type='pci'"
             " model='pcie-root-port'/>",
         )
+    check_window(plug, "attach with --config and restart the domain")
+
+
+def check_window(plug: Plug, instead: str) -> None:
+    """Does the port's region fit what a running PCI Express guest has left? instead: what takes any."""
     slots = int(plug.settings.get("slots", 1024))
     need = 2 * plug.pairs * slots * int(plug.settings.get("buf_size", _BUF_SIZE))
     if plug.kind == "passthrough" and need >= LIVE_WINDOW:
         raise ConflictError(
             f"{plug.pairs} x {slots} slots do not fit the {LIVE_WINDOW >> 20} MiB that a running q35 guest"
             " has left for a device",
-            hint=f"--slots {live_slots(plug.pairs)}, or attach with --config and restart the domain",
+            hint=f"--slots {live_slots(plug.pairs)}, or {instead}",
         )
 
 

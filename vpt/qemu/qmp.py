@@ -20,12 +20,13 @@ from typing import Any
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
-from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError
+from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError
 
 __all__ = ["QmpClosedError", "QmpCommandError", "QmpSession", "QmpSilentError", "listener_pid"]
 
 _STEP_S = 5.0
 _QUEUE_S = 0.05
+_MAX_PATH = 107
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # What goes wrong is raised. qemu.qmp logs it as well, which without this ends on the user's terminal.
@@ -209,6 +210,11 @@ def _require_socket(path: Path) -> None:
     if not stat.S_ISSOCK(mode):
         raise NotFoundError(
             f"{path} is not a socket", hint="QEMU makes one of the option -qmp unix:PATH,server=on,wait=off"
+        )
+    if len(os.fsencode(path)) > _MAX_PATH:
+        raise UsageError(
+            f"{path}: longer than the {_MAX_PATH} bytes that the system allows for a socket's path",
+            hint=f"from its folder, name it so: ./{path.name}",
         )
 
 
