@@ -15,7 +15,7 @@ def _set_backend_req_fd(state: State, message: Message) -> None:
     channel = Channel(fd, acknowledge=state.has(ProtocolFeature.REPLY_ACK), closer=state.closer)
     old, state.channel = state.channel, channel
     if old is not None:
-        old.close()
+        old.close(channel)
     state.pages.channel_set()
 
 

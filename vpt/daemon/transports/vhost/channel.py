@@ -80,14 +80,17 @@ class Channel:
         self._queue.append(_Pending(request, payload, [os.dup(fd)] if fd >= 0 else [], answered))
         self._pump()
 
-    def close(self) -> None:
-        """Hang up."""
+    def close(self, successor: Channel | None = None) -> None:
+        """Hang up. successor: may have been given the same socket, and goes on with it."""
         if not self.open:
             return
         self.open = False
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
-        self._closer.hang_up(self._sock)
+        if successor is not None and os.path.sameopenfile(self._sock.fileno(), successor._sock.fileno()):
+            self._sock.close()
+        else:
+            self._closer.hang_up(self._sock)
         self._decoder.close()
         lost = self._in_flight + self._queue
         self._queue, self._in_flight = [], []
