@@ -48,6 +48,14 @@ def boot(image: Image) -> Iterator[Callable[..., tuple[Guest, str]]]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(autouse=True)
+def _no_port_stays(vptd: Client) -> Iterator[None]:
+    """One test that fails should not fail all the others."""
+    yield
+    for port in vptd.call("port.list")["ports"]:
+        vptd.call("port.del", name=port["name"])
+
+
 def network(guest: Guest, number: int) -> None:
     guest.wait_until("[ -e /sys/class/net/eth0 ]", 20, "a new interface")
     guest.run(f"ip addr add 10.8.0.{number}/24 dev eth0; ip link set eth0 up")
