@@ -70,6 +70,8 @@ struct vpti_worker {
 	bool started;
 	uint32_t nqueues;
 	struct vpti_txq *txqs;
+	uint32_t plan_room;        /* queues that plan and spare have room for: nqueues at least */
+	struct vpti_plan *spare;   /* what the next plan is made of */
 };
 
 struct vpti_events {
@@ -99,7 +101,8 @@ struct vpt_engine {
 /* worker.c */
 int vpti_worker_start(struct vpt_engine *e, uint32_t index, int cpu);
 void vpti_worker_stop(struct vpti_worker *w);
-int vpti_worker_replan(struct vpti_worker *w);     /* after a change to its queues or policies; waits for workers */
+int vpti_worker_reserve(struct vpti_worker *w);    /* before a queue is added: room in plans for one more, or -ENOMEM */
+void vpti_worker_replan(struct vpti_worker *w);    /* after a change to its queues or policies; waits for workers */
 void vpti_worker_do(struct vpti_worker *w, struct vpti_chore *chore); /* control thread: returns when it is done */
 void vpti_worker_rounds(struct vpti_worker *w, uint32_t n); /* control thread: wait for n whole rounds, which begin now */
 int vpti_watch_add(struct vpti_worker *w, enum vpti_watch_kind kind, int fd, struct vpt_port *port,

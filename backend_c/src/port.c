@@ -109,15 +109,19 @@ static void *zalloc_lines(size_t size)
  */
 int vpti_queue_new(struct vpt_port *p, uint32_t index, size_t txq_size, size_t rxq_size)
 {
-	struct vpt_stats_block *block = vpti_stats_block_new(p->engine);
+	/* The queues of a port are spread, unless it was given to one worker. */
+	struct vpti_worker *w = index && p->opts.worker < 0 ? least_loaded(p->engine) : p->worker;
 	struct vpti_txq *t = zalloc_lines(txq_size);
 	struct vpti_rxq *r = zalloc_lines(rxq_size);
+	struct vpt_stats_block *block;
+	int rc = -ENOMEM;
 
-	if (!block || !t || !r) {
-		free(t);
-		free(r);
-		return block ? -ENOMEM : -ENOSPC;
-	}
+	if (!t || !r || vpti_worker_reserve(w))
+		goto err;
+	rc = -ENOSPC;
+	block = vpti_stats_block_new(p->engine);
+	if (!block)
+		goto err;
 	block->port_id = p->id;
 	block->kind = p->opts.kind;
 	block->queue = index;
@@ -131,13 +135,16 @@ int vpti_queue_new(struct vpt_port *p, uint32_t index, size_t txq_size, size_t r
 	t->last_src = UINT64_MAX;
 	p->txq[index] = t;
 	p->rxq[index] = r;
-	/* The queues of a port are spread, unless it was given to one worker. */
-	t->worker = index && p->opts.worker < 0 ? least_loaded(p->engine) : p->worker;
-	t->next = t->worker->txqs;
-	t->worker->txqs = t;
-	t->worker->nqueues++;
-	p->workers |= 1u << t->worker->index;
+	t->worker = w;
+	t->next = w->txqs;
+	w->txqs = t;
+	w->nqueues++;
+	p->workers |= 1u << w->index;
 	return 0;
+err:
+	free(t);
+	free(r);
+	return rc;
 }
 
 /* Free what vpti_queue_new() made, for as many as there are. Nothing is live. */
@@ -200,16 +207,14 @@ void vpti_rxq_stop(struct vpti_rxq *q)
 	vpti_synchronize();
 }
 
-int vpti_port_replan(struct vpt_port *p)
+void vpti_port_replan(struct vpt_port *p)
 {
 	uint32_t i;
-	int rc = 0;
 
-	for (i = 0; i < p->engine->nworkers && !rc; i++) {
+	for (i = 0; i < p->engine->nworkers; i++) {
 		if (p->workers & 1u << i)
-			rc = vpti_worker_replan(p->engine->worker[i]);
+			vpti_worker_replan(p->engine->worker[i]);
 	}
-	return rc;
 }
 
 void vpti_port_stop(struct vpt_port *p)
@@ -414,7 +419,8 @@ int vpt_port_set_policy(vpt_port *p, const struct vpt_policy *policy)
 	if (rc)
 		return rc;
 	p->opts.policy = want;
-	return vpti_port_replan(p);
+	vpti_port_replan(p);
+	return 0;
 }
 
 int vpt_port_set_mtu(vpt_port *p, uint32_t mtu)
@@ -434,7 +440,8 @@ int vpt_port_set_link(vpt_port *p, int up)
 	VPTI_WRITE(p->link, up != 0);
 	if (p->kind->link)
 		p->kind->link(p);
-	return vpti_port_replan(p); /* wakes the worker: what came while the link was down is waiting */
+	vpti_port_replan(p); /* wakes the worker: what came while the link was down is waiting */
+	return 0;
 }
 
 int vpt_port_state(const vpt_port *p, struct vpt_port_state *out)

@@ -189,7 +189,7 @@ void vpti_txq_stop(struct vpti_txq *q);            /* waits for workers */
 void vpti_rxq_start(struct vpti_rxq *q);
 void vpti_rxq_stop(struct vpti_rxq *q);            /* waits for workers */
 void vpti_port_stop(struct vpt_port *p);           /* all queues; waits for workers */
-int vpti_port_replan(struct vpt_port *p);          /* of all that serve it, after a change; waits for workers */
+void vpti_port_replan(struct vpt_port *p);          /* of all that serve it, after a change; waits for workers */
 void vpti_port_revive(struct vpt_port *p);
 
 /* Any worker: take a port down, for what was seen on this queue of it. The first reason wins. */

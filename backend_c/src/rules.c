@@ -187,5 +187,6 @@ int vpt_port_set_rules(vpt_port *p, const struct vpt_rules *r)
 	vlans_free(old);
 	if (other_sources)
 		forget_sources(p); /* after the last packet that was learned from by the old rules */
-	return vpti_port_replan(p); /* wakes them: what waited for tokens may go */
+	vpti_port_replan(p); /* wakes them: what waited for tokens may go */
+	return 0;
 }

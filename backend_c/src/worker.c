@@ -336,18 +336,40 @@ static void *worker_main(void *arg)
 
 /* ---- control thread ---- */
 
-int vpti_worker_replan(struct vpti_worker *w)
+/* Room is had when a queue is added: taking one out of service must not fail, for its memory is about to go. */
+int vpti_worker_reserve(struct vpti_worker *w)
 {
-	struct vpti_plan *plan, *old = w->plan;
+	uint32_t room = w->plan_room ? 2 * w->plan_room : 16;
+	size_t size = sizeof(struct vpti_plan) + room * sizeof(struct vpti_plan_entry);
+	struct vpti_plan *plan, *spare, *old = w->plan;
+
+	if (w->nqueues < w->plan_room)
+		return 0;
+	plan = calloc(1, size);
+	spare = calloc(1, size);
+	if (!plan || !spare) {
+		free(plan);
+		free(spare);
+		return -ENOMEM;
+	}
+	if (old)
+		memcpy(plan, old, sizeof(*old) + old->n * sizeof(old->e[0]));
+	vpti_rcu_publish(w->plan, plan);
+	vpti_synchronize();
+	free(old);
+	free(w->spare);
+	w->spare = spare;
+	w->plan_room = room;
+	return 0;
+}
+
+void vpti_worker_replan(struct vpti_worker *w)
+{
+	struct vpti_plan *plan = w->spare, *old = w->plan;
 	uint64_t sleep_us = 0, spin_us = 0;
 	struct vpti_txq *q;
-	uint32_t n = 0;
 
-	for (q = w->engine->held ? NULL : w->txqs; q; q = q->next)
-		n += q->live;
-	plan = calloc(1, sizeof(*plan) + n * sizeof(plan->e[0]));
-	if (!plan)
-		abort(); /* stopping a queue must not fail: its memory is about to go */
+	memset(plan, 0, sizeof(*plan));
 	for (q = w->engine->held ? NULL : w->txqs; q; q = q->next) {
 		const struct vpt_policy *policy = &q->port->opts.policy;
 
@@ -370,8 +392,7 @@ int vpti_worker_replan(struct vpti_worker *w)
 	vpti_rcu_publish(w->plan, plan);
 	vpti_eventfd_signal(w->wake_fd);
 	vpti_synchronize();
-	free(old);
-	return 0;
+	w->spare = old;
 }
 
 static const struct timespec nap = { .tv_nsec = 20000 }; /* between two looks at a worker that the control thread waits for */
@@ -470,9 +491,8 @@ int vpti_worker_start(struct vpt_engine *e, uint32_t index, int cpu)
 	w->cpu = cpu;
 	w->w = e->stats->worker[index].w;
 	w->wake_fd = w->epoll_fd = -1;
-	w->plan = calloc(1, sizeof(*w->plan));
 	w->pass = vpti_pass_new();
-	if (!w->plan || !w->pass)
+	if (!w->pass || vpti_worker_reserve(w))
 		return rc;
 	w->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -507,5 +527,6 @@ void vpti_worker_stop(struct vpti_worker *w)
 	vpti_fd_close(&w->epoll_fd);
 	vpti_pass_free(w->pass);
 	free(w->plan);
+	free(w->spare);
 	free(w);
 }

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from vpt.daemon.daemon import Settings
+from vpt.daemon.daemon import Daemon, Settings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.models import PortAdd, PortRemove, SwitchAdd
 from vpt.daemon.runtime import locate
@@ -82,3 +83,23 @@ def test_a_journal_that_can_not_be_written_undoes_the_change(settings: Settings)
         assert list(settings.paths.ports.iterdir()) == []
         settings.paths.journal.rmdir()
         daemon.call(lambda d: d.switches.add(SwitchAdd(name="sw1")))
+
+
+def test_faults_that_nobody_caught_are_said_but_not_without_end(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Short of memory or descriptors, the same callback fails each time that it is called."""
+
+    def fail() -> None:
+        raise MemoryError
+
+    async def fail_often(_daemon: Daemon) -> None:
+        for _ in range(100):
+            asyncio.get_running_loop().call_soon(fail)
+        await asyncio.sleep(0)
+
+    with EmbeddedDaemon(settings) as daemon:
+        daemon.call(fail_often)
+    said = [record for record in caplog.records if record.exc_info and record.exc_info[0] is MemoryError]
+    assert 1 <= len(said) <= 12
+    assert all(record.name == "vpt.daemon" for record in said)

@@ -18,6 +18,7 @@ cleared away.
     captures.py          copies of packets for observers
     keeping.py           the keeper, or what stands in for it
     events.py            what the data plane reports
+    faults.py            what nobody caught
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from vpt.daemon import journal, models
 from vpt.daemon.captures import Captures
 from vpt.daemon.changes import Changes
 from vpt.daemon.events import EventReader
+from vpt.daemon.faults import Faults
 from vpt.daemon.inventory import Inventory
 from vpt.daemon.keeping import Keeping
 from vpt.daemon.methods import method_table
@@ -110,6 +112,9 @@ class Daemon:
             raise
 
     async def _start(self) -> None:
+        faults = Faults(_log)
+        faults.start()
+        self._cleanup.callback(faults.stop)
         self.paths.create()
         self._cleanup.callback(Lock(self.paths.lock, "vptd").release)
         if self.paths.state != self.paths.runtime:
