@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.daemon.aio import receive, send
+from vpt.daemon.faults import Faults
 from vpt.daemon.runtime import Lock, RuntimePaths
 from vpt.daemon.shelf import Record, Shelf
 from vpt.daemon.sockets import (
@@ -262,6 +263,7 @@ def _raise_fd_limit() -> None:
 
 async def _run(listener: Listener, linger_s: float) -> None:
     keeper = Keeper(listener, linger_s)
+    Faults(_log).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, keeper.stop)
     await keeper.run()
