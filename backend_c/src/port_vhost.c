@@ -223,10 +223,11 @@ err:
 
 int vpt_vhost_set_features(vpt_port *p, uint64_t features)
 {
-	uint64_t f = features & ~F_PROTOCOL_FEATURES;
+	/* QEMU with csum=off offers segmentation all the same, and Linux' driver accepts it: to be used as if it had not. */
+	uint64_t f = vpti_features_usable(features & ~F_PROTOCOL_FEATURES);
 	bool over;
 
-	if (check(p, 0) || f & ~FEATURES || vpti_features_check(f))
+	if (check(p, 0) || f & ~FEATURES)
 		return -EINVAL;
 	if (f & NEEDS_VERSION_1 && !(f & VPTI_F_VERSION_1))
 		return -EINVAL;

@@ -64,20 +64,24 @@ uint64_t vpti_region_features(const struct vpt_region_opts *opts)
 	return opts->features ? opts->features & VPTI_RING_FEATURES : VPTI_RING_FEATURES;
 }
 
+uint64_t vpti_features_usable(uint64_t f)
+{
+	const uint64_t guest_tso = VPT_F_GUEST_TSO4 | VPT_F_GUEST_TSO6, host_tso = VPT_F_HOST_TSO4 | VPT_F_HOST_TSO6;
+
+	if (!(f & VPT_F_GUEST_CSUM))
+		f &= ~(guest_tso | VPT_F_GUEST_USO4 | VPT_F_GUEST_USO6);
+	if (!(f & VPT_F_CSUM))
+		f &= ~(host_tso | VPT_F_HOST_USO);
+	if (!(f & guest_tso))
+		f &= ~VPT_F_GUEST_ECN;
+	if (!(f & host_tso))
+		f &= ~VPT_F_HOST_ECN;
+	return f;
+}
+
 int vpti_features_check(uint64_t f)
 {
-	const uint64_t guest_seg = VPT_F_GUEST_TSO4 | VPT_F_GUEST_TSO6 | VPT_F_GUEST_USO4 | VPT_F_GUEST_USO6;
-	const uint64_t host_seg = VPT_F_HOST_TSO4 | VPT_F_HOST_TSO6 | VPT_F_HOST_USO;
-
-	if ((f & guest_seg) && !(f & VPT_F_GUEST_CSUM))
-		return -EINVAL;
-	if ((f & host_seg) && !(f & VPT_F_CSUM))
-		return -EINVAL;
-	if ((f & VPT_F_GUEST_ECN) && !(f & (VPT_F_GUEST_TSO4 | VPT_F_GUEST_TSO6)))
-		return -EINVAL;
-	if ((f & VPT_F_HOST_ECN) && !(f & (VPT_F_HOST_TSO4 | VPT_F_HOST_TSO6)))
-		return -EINVAL;
-	return 0;
+	return vpti_features_usable(f) == f ? 0 : -EINVAL;
 }
 
 void vpti_region_write_header(void *base, const struct vpt_region_opts *opts, const struct vpti_layout *l)

@@ -33,7 +33,10 @@ void vpti_region_write_header(void *base, const struct vpt_region_opts *opts, co
 /* Write netmap_if, ring headers and slots as they are after a reset. */
 void vpti_region_write_rings(void *base, const struct vpt_region_opts *opts, const struct vpti_layout *l);
 
-/* Offloads depend on each other (virtio 1.2, 5.1.3.1). 0 or -EINVAL; for both kinds of guest port. */
+/* Offloads depend on each other (virtio 1.2, 5.1.3.1): those that have what they need, and all else. */
+uint64_t vpti_features_usable(uint64_t features);
+
+/* Are these all usable? 0 or -EINVAL. */
 int vpti_features_check(uint64_t features);
 
 #endif /* VPTI_REGION_H */

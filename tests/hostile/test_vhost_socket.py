@@ -176,10 +176,6 @@ FAULTS = [
         for bit in (2, 10, 24, 33, 38, 40, 63)
     ),
     Fault("S18 other features while running", Rule.RING_RUNNING, message(2, U64(int(PLAIN))), running),
-    Fault("S19 TSO without checksum", Rule.BAD_VALUE, message(2, U64(int(PLAIN | F.HOST_TSO4))), owner),
-    Fault(
-        "S19 guest TSO without checksum", Rule.BAD_VALUE, message(2, U64(int(PLAIN | F.GUEST_TSO6))), owner
-    ),
     Fault(
         "S19 packed rings of a legacy device",
         Rule.BAD_VALUE,
@@ -192,7 +188,6 @@ FAULTS = [
         message(2, U64(int(F.PROTOCOL_FEATURES | F.IN_ORDER))),
         owner,
     ),
-    Fault("S19 ECN without TSO", Rule.BAD_VALUE, message(2, U64(int(PLAIN | F.CSUM | F.HOST_ECN))), owner),
     Fault(
         "S20 in-band notifications",
         Rule.NOT_OFFERED,

@@ -43,6 +43,7 @@ Connect = Callable[..., FrontEnd]
 FULL = USUAL | OFFLOADS | F.HOST_USO | F.GUEST_USO4 | F.GUEST_USO6
 SEGMENTATION = {
     "none": F(0),
+    "none that can be used": F.GUEST_TSO4 | F.GUEST_TSO6 | F.GUEST_ECN | F.GUEST_USO4 | F.GUEST_USO6,
     "checksum": F.GUEST_CSUM,
     "TSO4": F.GUEST_CSUM | F.GUEST_TSO4,
     "TSO6": F.GUEST_CSUM | F.GUEST_TSO6,
@@ -75,6 +76,8 @@ def sent(number: int) -> tuple[tuple[Vnet, bytes], tuple[Vnet, bytes]]:
 
 def accepted(head: Packet, ecn: bool, features: F) -> bool:
     """Does a receiver with these features take such a packet whole?"""
+    if not features & F.GUEST_CSUM:
+        return False
     if UDP in head:
         return bool(features & F.GUEST_USO4)
     return bool(features & (F.GUEST_TSO6 if IPv6 in head else F.GUEST_TSO4)) and (

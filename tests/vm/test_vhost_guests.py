@@ -34,7 +34,11 @@ pytestmark = [
 MACS = {"vm1": "52:54:00:76:70:11", "vm2": "52:54:00:76:70:12"}
 SEGMENTS = ("tso4", "tso6", "ecn", "ufo")
 NO_SEGMENTS = ",".join(f"{side}_{what}=off" for side in ("guest", "host") for what in SEGMENTS)
-LESS = {"no segmentation": NO_SEGMENTS, "nothing": f"csum=off,guest_csum=off,{NO_SEGMENTS}"}
+LESS = {
+    "no segmentation": NO_SEGMENTS,
+    "nothing": f"csum=off,guest_csum=off,{NO_SEGMENTS}",
+    "no checksum": "csum=off,guest_csum=off",  # Linux accepts the segmentation that needs it all the same
+}
 MIB = 1
 WHOLE = 3000  # bytes of a packet: twice what one without segmentation offload can carry
 REBOOTS = 2
@@ -152,7 +156,7 @@ def test_offloads_that_only_one_has_are_done_in_software(
     assert tcp_file(guests.vm1, guests.vm2, ip.format(network, 2), mib=MIB).sha256_ok
     got = counters(paths, port_of(less)) - before
     assert got["rx_sw_gso"] > (MIB << 20) / 65536 / 2
-    assert (got["rx_sw_csum"] > 0) == (less == "nothing")
+    assert (got["rx_sw_csum"] > 0) == (less != "no segmentation")
     assert tcp_file(guests.vm2, guests.vm1, ip.format(network, 1), mib=MIB).sha256_ok
     for guest in (guests.vm1, guests.vm2):
         assert bad_packets(guest) == 0
