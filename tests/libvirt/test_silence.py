@@ -17,6 +17,8 @@ from support.libvirt import NEEDS, Vpt
 from support.libvirtd import Libvirtd
 from support.waiting import PATIENCE_S, until
 from vpt.daemon.client import Client
+from vpt.daemon.runtime import locate
+from vpt.doctor import _libvirt as doctor
 from vpt.libvirt_plugin import _answers, rules
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240), pytest.mark.needs(*NEEDS, "libvirtd", "unshare")]
@@ -41,6 +43,17 @@ def test_attach_says_what_it_waited_for_when_nobody_takes_its_connection(
     assert f"libvirt at {libvirtd.uri} does not answer: waited 1 s for it to take a connection" in err
     assert "ps -o pid,stat,cmd -C libvirtd" in err
     assert vptd.call("port.list")["ports"] == []
+
+
+def test_doctor_says_so_and_goes_on(
+    libvirtd: Libvirtd, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_ANSWER_S", 1.0)
+    with stopped(libvirtd):
+        [check] = doctor.looked_at(locate(str(runtime)), "libvirt", libvirtd.uri)
+    assert check.verdict == "note"
+    assert f"libvirt at {libvirtd.uri} does not answer: waited 1 s" in check.what
+    assert "systemctl restart libvirtd" in check.fix
 
 
 def test_silence_in_the_middle_of_an_attach_is_named_and_undone(

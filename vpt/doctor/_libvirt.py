@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import getpass
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import get_args
 
 from vpt.daemon.runtime import RuntimePaths
 from vpt.doctor._check import Check
-from vpt.errors import MissingError, TimeoutExpired, VptError
+from vpt.errors import MissingError, VptError
 from vpt.libvirt_plugin import hook as hooks
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import NO_LIBVIRT, binding, open_libvirt, which
@@ -28,8 +27,6 @@ __all__ = ["hook", "libvirt", "looked_at"]
 
 _ANSWER_S = 10.0
 _SYSTEM, _SESSION = "qemu:///system", "qemu:///session"
-
-T = TypeVar("T")
 
 
 def libvirt(paths: RuntimePaths) -> Iterator[Check]:
@@ -57,7 +54,7 @@ def _session_runs() -> bool:
 
 def looked_at(paths: RuntimePaths, name: str, uri: str) -> list[Check]:
     try:
-        return _in_time(lambda: _look(paths, name, uri))
+        return _look(paths, name, uri)
     except VptError as error:
         if error.code == NO_LIBVIRT:
             what = f"nobody answers at {uri}: no vpt attach for its domains"
@@ -69,29 +66,8 @@ def looked_at(paths: RuntimePaths, name: str, uri: str) -> list[Check]:
         return [Check(name, "note", error.message, fix)]
 
 
-def _in_time(work: Callable[[], T]) -> T:
-    """A daemon that hangs is something to be told of, not to hang on."""
-    result: list[T] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(_ANSWER_S)
-    if failed:
-        raise failed[0]
-    if not result:
-        raise TimeoutExpired(f"no answer within {_ANSWER_S:.0f} s", hint="systemctl restart libvirtd")
-    return result[0]
-
-
 def _look(paths: RuntimePaths, name: str, uri: str) -> list[Check]:
-    with open_libvirt(uri) as connection:
+    with open_libvirt(uri, limit_s=_ANSWER_S) as connection:
         domains = connection.listAllDomains()
         running = [domain.name() for domain in domains if domain.isActive()]
         version = int(connection.getLibVersion())

@@ -46,13 +46,14 @@ def _in_thread(function: Callable[..., T], *args: Any, limit_s: float | None = N
     raise value
 
 
-def open_within(libvirt: ModuleType, uri: str | None) -> Any:
+def open_within(libvirt: ModuleType, uri: str | None, limit_s: float | None = None) -> Any:
     """A connection. Raises what libvirt raises. TimeoutExpired: it does not answer."""
+    limit_s = limit_s or _OPEN_S
     where = uri or "its default URI"
     try:
-        raw = _in_thread(libvirt.open, uri, limit_s=_OPEN_S)
+        raw = _in_thread(libvirt.open, uri, limit_s=limit_s)
     except queue.Empty:
-        raise _silent(where, _OPEN_S, "to take a connection") from None
+        raise _silent(where, limit_s, "to take a connection") from None
     # An embedded driver has nobody to ask.
     with suppress(libvirt.libvirtError):
         raw.setKeepAlive(_ASK_S, _SILENT)

@@ -90,15 +90,15 @@ events = _EventLoop()
 
 
 @contextmanager
-def open_libvirt(uri: str | None) -> Iterator[Any]:
+def open_libvirt(uri: str | None, limit_s: float | None = None) -> Iterator[Any]:
     """A connection with events. MissingError: nobody there, or no permission. UsageError: not QEMU's URI.
 
-    TimeoutExpired, from here and from each call: libvirt is there and says nothing.
+    TimeoutExpired, from here (limit_s: else 30 s) and from each call: libvirt is there and says nothing.
     """
     libvirt = binding()
     with events():
         try:
-            connection = open_within(libvirt, uri)
+            connection = open_within(libvirt, uri, limit_s)
         except libvirt.libvirtError as error:
             raise _not_opened(uri, error) from error
         try:
