@@ -45,7 +45,8 @@ find_python() {
 			header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
 			if sys.version_info < (3, 11) or not os.path.exists(header):
 			    sys.exit(1)
-			print(sys._base_executable)  # in an active environment: the Python that it was made from
+			# In an active environment: the Python that it was made from, which it may know by another of its names.
+			print(os.path.realpath(sys._base_executable))
 		END
 	done
 	die "no Python 3.11 with venv and headers" "apt-get install python3-venv python3-dev"

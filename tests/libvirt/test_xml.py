@@ -297,6 +297,10 @@ def test_what_contradicts_the_domain_is_refused() -> None:
         add_port("<!DOCTYPE domain [<!ENTITY a 'b'>]><domain/>", VHOST)
     with pytest.raises(UsageError, match="<network>"):
         add_port("<network/>", VHOST)
+    with pytest.raises(UsageError, match="index='x' of a <controller>"):
+        add_port(
+            Q35.replace("<devices>", "<devices><controller type='pci' index='x' model='pcie-root'/>"), SHMEM
+        )
 
 
 def broken(xml: str) -> str:

@@ -118,5 +118,23 @@ def test_an_expression_that_needs_a_loop_is_refused_before_vptd_has_to() -> None
         compile_filter("ip6 protochain 6")
 
 
+@pytest.mark.parametrize("expression", ["inbound", "not outbound", "ether proto 0x0800 and inbound"])
+def test_what_only_a_socket_knows_of_a_packet_is_refused_with_the_option_that_knows(expression: str) -> None:
+    """Else nothing would match, whether negated or not: the offset is beyond any packet."""
+    with pytest.raises(UsageError, match="not in the packet") as caught:
+        compile_filter(expression)
+    assert "--direction" in str(caught.value.hint)
+
+
+def test_an_expression_that_is_no_text_is_the_users_error() -> None:
+    with pytest.raises(UsageError, match="syntax error"):
+        compile_filter(b"tcp\xff".decode(errors="surrogateescape"))
+
+
+def test_an_expression_that_libpcap_would_take_minutes_for_is_refused() -> None:
+    with pytest.raises(UsageError, match="at most"):
+        compile_filter(" or ".join(f"host 10.0.0.{i % 250}" for i in range(1000)))
+
+
 def test_no_expression_is_no_program() -> None:
     assert compile_filter("  ") == []

@@ -60,6 +60,17 @@ class Element:
         found = self.find(path)
         return None if found is None else found.attrs.get(name)
 
+    def number(self, name: str) -> int:
+        """An attribute as libvirt reads numbers, 0 where it is not there. UsageError: it is none."""
+        value = self.attrs.get(name, "0")
+        try:
+            return int(value, 0)
+        except ValueError:
+            raise UsageError(
+                f"{name}={value!r} of a <{self.name}> in the domain's XML is not a number",
+                hint="virt-xml-validate FILE domain says what else libvirt would not take",
+            ) from None
+
 
 @dataclass(frozen=True, slots=True)
 class Edit:

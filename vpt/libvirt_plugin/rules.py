@@ -266,12 +266,12 @@ def free_root_ports(xml: str) -> list[int]:
     devices = domain.find("devices")
     children = [] if devices is None else devices.children
     used = {
-        int(address.attrs.get("bus", "0"), 0)
+        address.number("bus")
         for device in children
         if (address := device.find("address")) is not None and address.attrs.get("type") == "pci"
     }
     ports = [child for child in children if child.attrs.get("model") == "pcie-root-port"]
-    return [bus for port in ports if (bus := int(port.attrs.get("index", "0"), 0)) not in used]
+    return [bus for port in ports if (bus := port.number("index")) not in used]
 
 
 def validate(xml: str) -> None:

@@ -156,7 +156,7 @@ def _bridge_lines(domain: Element) -> list[str]:
     controllers = [c for c in domain.all("devices/controller") if c.attrs.get("type") == "pci"]
     if "q35" not in machine or any(c.attrs.get("model") == "pcie-to-pci-bridge" for c in controllers):
         return []
-    index = 1 + max((int(c.attrs.get("index", "0"), 0) for c in controllers), default=0)
+    index = 1 + max((c.number("index") for c in controllers), default=0)
     return [
         f"<controller type='pci' index='{index}' model='pcie-to-pci-bridge'>",
         f"  <alias name='{_BRIDGE_ALIAS}'/>",
@@ -206,13 +206,13 @@ def _own_bridge(domain: Element) -> list[Element]:
     for bridge in domain.all("devices/controller"):
         if bridge.attr("alias", "name") != _BRIDGE_ALIAS:
             continue
-        bus = int(bridge.attrs.get("index", "0"), 0)
+        bus = bridge.number("index")
         devices = bridge.parent.children if bridge.parent is not None else []
         users = [
             device
             for device in devices
             if (address := device.find("address")) is not None
-            and int(address.attrs.get("bus", "0"), 0) == bus
+            and address.number("bus") == bus
             and not (device.attr("alias", "name") or "").startswith(_ALIAS)
         ]
         return [] if users else [bridge]
