@@ -20,9 +20,17 @@ from vpt.bench.micro import Machine, MicroGuest, Order, Role
 from vpt.bench.micro._desk import Desk
 from vpt.bench.result import Point, Sample, Variant
 from vpt.bench.scenario import Measured, Settings
-from vpt.bench.scenarios import control_plane, exits, vhost_user
-from vpt.bench.scenarios._testpmd import Rates, huge_pages_mib, parse_counts, parse_rates, parse_totals
-from vpt.errors import GuestError
+from vpt.bench.scenarios import _testpmd, control_plane, exits, vhost_user
+from vpt.bench.scenarios._ports import threads_of, undisturbed
+from vpt.bench.scenarios._testpmd import (
+    Rates,
+    huge_pages_mib,
+    parse_counts,
+    parse_rates,
+    parse_totals,
+)
+from vpt.bench.scenarios._vhost_backs import cpu_ns
+from vpt.errors import ConflictError, GuestError
 
 STATISTICS = """show port stats all
 
@@ -153,14 +161,73 @@ def test_a_worker_that_never_sleeps_used_no_more_than_its_core(monkeypatch: pyte
     assert 0 < percent < 100
 
 
-def test_of_a_guest_whose_qemu_was_killed_it_is_said_so(tmp_path: Path) -> None:
+@pytest.fixture
+def gone() -> int:
+    """The id of a process that has ended and was waited for: it has no folder in /proc any more."""
+    if not (pid := os.fork()):
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+@pytest.mark.parametrize("waited_for", [False, True])
+def test_of_a_guest_whose_qemu_was_killed_it_is_said_so(tmp_path: Path, gone: int, waited_for: bool) -> None:
     guest = MicroGuest(Machine())
     guest._work = tempfile.TemporaryDirectory(dir=tmp_path)
     guest._desk_or_none = Desk()
-    guest._process = SimpleNamespace(pid=os.getpid(), returncode=-9, poll=lambda: -9)  # type: ignore[assignment]
+    pid = gone if waited_for else os.getpid()
+    guest._process = SimpleNamespace(pid=pid, returncode=-9, poll=lambda: -9)  # type: ignore[assignment]
     with pytest.raises(GuestError, match="QEMU ended with status -9") as caught:
         _ = guest.vcpu_tid
     assert "measure again" in str(caught.value.hint)
+
+
+def test_a_guest_that_ends_while_it_is_given_its_cpu_is_no_wrong_use(
+    tmp_path: Path, gone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = MicroGuest(Machine())
+    guest._work = tempfile.TemporaryDirectory(dir=tmp_path)
+    guest._desk_or_none = Desk()
+    guest._process = SimpleNamespace(pid=gone, returncode=-9, poll=lambda: -9)  # type: ignore[assignment]
+    monkeypatch.setattr(MicroGuest, "vcpu_tid", gone)
+    with pytest.raises(GuestError, match="QEMU ended with status -9"):
+        guest._pin(0)
+
+
+def test_of_a_process_that_is_measured_and_ends_it_is_said_so(gone: int) -> None:
+    """An error that the runner notes, and goes on after."""
+    with pytest.raises(ConflictError, match="a thread that moves packets has ended"):
+        cpu_ns(SimpleNamespace(process=gone, moving={gone}))
+    with pytest.raises(ConflictError, match="testpmd has ended"):
+        threads_of(gone, "testpmd")
+
+
+def test_a_thread_that_ends_is_an_error_with_real_time_priority_too(
+    gone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not permitted everywhere: as if it were, for all threads that are there."""
+
+    def give(tid: int, policy: int, param: os.sched_param) -> None:
+        if tid == gone:
+            raise ProcessLookupError
+
+    monkeypatch.setattr(os, "sched_setscheduler", give)
+    with pytest.raises(ConflictError, match="has ended"), undisturbed({gone}, realtime=True):
+        pass
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
+    with pytest.raises(GuestError, match="gone"), undisturbed({gone}, realtime=True):  # noqa: PT012
+        monkeypatch.setattr(os, "sched_setscheduler", give)
+        raise GuestError("gone")
+
+
+def test_a_testpmd_that_was_killed_is_an_error_that_says_so(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.write_text("its last words")
+    pipe = SimpleNamespace(write=Mock(), flush=Mock(side_effect=BrokenPipeError))
+    pmd = _testpmd.Testpmd.__new__(_testpmd.Testpmd)
+    vars(pmd).update(_what="testpmd", _output=output, _seen=0, _process=SimpleNamespace(stdin=pipe))
+    with pytest.raises(ConflictError, match=r"testpmd has ended; it said last:\nits last words"):
+        pmd.ask("start")
 
 
 def test_instructions_per_packet_are_counted_or_it_is_said_why_not() -> None:

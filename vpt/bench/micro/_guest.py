@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -128,8 +129,11 @@ class MicroGuest:
             self._fail(f"the payload's desk, version {desk.version}, {desk.size} bytes, is not this vpt's")
 
     def _pin(self, cpu: int) -> None:
+        tid = self.vcpu_tid
         try:
-            os.sched_setaffinity(self.vcpu_tid, {cpu})
+            os.sched_setaffinity(tid, {cpu})
+        except ProcessLookupError:
+            raise self._no_vcpu() from None
         except OSError as e:
             raise UsageError(f"the micro guest can't run on CPU {cpu}: {e.strerror}") from None
 
@@ -158,11 +162,17 @@ class MicroGuest:
     @property
     def vcpu_tid(self) -> int:
         """Thread id of the vCPU."""
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            if (task / "comm").read_text().startswith("CPU "):
-                return int(task.name)
+        # Of a process that is ending the folder goes, and threads go from it while it is read.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for task in Path(f"/proc/{self.pid}/task").iterdir():
+                if (task / "comm").read_text().startswith("CPU "):
+                    return int(task.name)
+        raise self._no_vcpu()
+
+    def _no_vcpu(self) -> GuestError:
+        """Raises it already where more is known of what happened."""
         self._check_alive("its vCPU was looked for")
-        raise GuestError("QEMU has no vCPU thread", hint="it may just be ending: measure again")
+        return GuestError("QEMU has no vCPU thread", hint="it may just be ending: measure again")
 
     # ---- orders ----
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from vpt.bench.scenarios._ports import thread_name
+from vpt.bench.scenarios._ports import thread_name, threads_of
 from vpt.bench.scenarios._testpmd import memory_is_huge
 from vpt.errors import MissingError, TimeoutExpired
 
@@ -87,7 +87,7 @@ class OpenVSwitch:
         return "it is not asked"
 
     def _moving(self) -> set[int]:
-        tids = map(int, os.listdir(f"/proc/{self.process}/task"))
+        tids = threads_of(self.process, "Open vSwitch")
         return {tid for tid in tids if thread_name(tid).startswith("pmd-")}
 
     def _tool(self, *command: str) -> None:

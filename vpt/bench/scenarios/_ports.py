@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +23,20 @@ from vpt.dataplane import (
     region_create,
     vec_count,
 )
-from vpt.errors import MissingError, TimeoutExpired
+from vpt.errors import ConflictError, MissingError, TimeoutExpired
 
-__all__ = ["Ends", "app_port", "mac_of", "other_cpus", "tasks", "thread_name", "undisturbed", "worker_cpu"]
+__all__ = [
+    "Ends",
+    "app_port",
+    "mac_of",
+    "other_cpus",
+    "tasks",
+    "thread_name",
+    "threads_of",
+    "undisturbed",
+    "while_it_lives",
+    "worker_cpu",
+]
 
 _HANDSHAKE_S = 5.0
 
@@ -123,8 +134,9 @@ def undisturbed(threads: Iterable[int], realtime: bool, ahead: Iterable[int] = (
     everybody = {0: 3} | dict.fromkeys(ahead, 2) | dict.fromkeys(threads, 1)
     began = time.monotonic()
     try:
-        for tid, priority in everybody.items():
-            os.sched_setscheduler(tid, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+        with while_it_lives("a thread that is measured"):
+            for tid, priority in everybody.items():
+                os.sched_setscheduler(tid, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
         yield
     except PermissionError as err:
         raise MissingError(
@@ -133,8 +145,26 @@ def undisturbed(threads: Iterable[int], realtime: bool, ahead: Iterable[int] = (
         ) from err
     finally:
         for tid in reversed(everybody):  # the caller last: it has to get to the end of this
-            os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
         time.sleep(time.monotonic() - began)
+
+
+@contextmanager
+def while_it_lives(what: str) -> Iterator[None]:
+    """ConflictError: what is looked at ended before or meanwhile. A run goes on after that."""
+    try:
+        yield
+    except (FileNotFoundError, ProcessLookupError):
+        raise ConflictError(
+            f"{what} has ended", hint="dmesg says whether the kernel killed it; measure again"
+        ) from None
+
+
+def threads_of(process: int, what: str) -> set[int]:
+    """Ids of a process's threads."""
+    with while_it_lives(what):
+        return {int(tid) for tid in os.listdir(f"/proc/{process}/task")}
 
 
 def tasks() -> dict[int, int]:
@@ -144,7 +174,7 @@ def tasks() -> dict[int, int]:
         try:
             with open(f"/proc/self/task/{tid}/schedstat", encoding="ascii") as f:
                 times[tid] = int(f.read().split()[0])
-        except FileNotFoundError:  # it ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
             continue
     return times
 

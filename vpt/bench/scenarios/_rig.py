@@ -14,7 +14,7 @@ from typing import Literal
 
 from vpt.bench.micro import Device, Found, Kick, Machine, MicroGuest, choose_accel
 from vpt.bench.scenario import Settings
-from vpt.bench.scenarios._ports import mac_of, tasks, worker_cpu
+from vpt.bench.scenarios._ports import mac_of, tasks, thread_name, worker_cpu
 from vpt.daemon.daemon import Settings as DaemonSettings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.models import PortAdd, PortSet, SwitchAdd
@@ -122,11 +122,7 @@ class Rig:
 
     def workers(self) -> set[int]:
         """Thread ids."""
-        return {tid for tid in tasks() if _comm(tid).startswith("vpt-worker")}
-
-
-def _comm(tid: int) -> str:
-    return Path(f"/proc/self/task/{tid}/comm").read_text()
+        return {tid for tid in tasks() if thread_name(tid).startswith("vpt-worker")}
 
 
 @contextmanager

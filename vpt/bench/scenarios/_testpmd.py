@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vpt.bench.scenarios._ports import thread_name
-from vpt.errors import MissingError, TimeoutExpired
+from vpt.bench.scenarios._ports import thread_name, threads_of
+from vpt.errors import ConflictError, MissingError, TimeoutExpired
 
 __all__ = [
     "Rates",
@@ -123,7 +123,7 @@ class Testpmd:
 
     def close(self) -> None:
         """Ask it to go, and see to it that it does."""
-        with suppress(OSError, subprocess.TimeoutExpired):
+        with suppress(ConflictError, subprocess.TimeoutExpired):
             self._say("quit")
             self._process.wait(_ANSWER_S)
         self._process.kill()
@@ -159,14 +159,17 @@ class Testpmd:
 
     def threads(self) -> tuple[set[int], set[int]]:
         """The thread that moves packets, and the others."""
-        every = {int(tid) for tid in os.listdir(f"/proc/{self._process.pid}/task")}
+        every = threads_of(self._process.pid, self._what)
         moving = {tid for tid in every if "worker" in thread_name(tid)}
         return moving, every - moving
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(line.encode() + b"\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise ConflictError(f"{self._what} has ended{self._tail()}") from None
 
     def _text(self) -> str:
         with self._output.open("rb") as f:

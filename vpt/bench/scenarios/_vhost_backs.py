@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
-from vpt.bench.scenarios._ports import mac_of, tasks, thread_name
+from vpt.bench.scenarios._ports import mac_of, tasks, thread_name, while_it_lives
 from vpt.bench.scenarios._testpmd import Testpmd
 from vpt.daemon.daemon import Settings as DaemonSettings
 from vpt.daemon.embedded import EmbeddedDaemon
@@ -34,7 +34,8 @@ class Moves(Protocol):
 def cpu_ns(who: Moves) -> int:
     """CPU time of the threads that move packets."""
     files = (Path(f"/proc/{who.process}/task/{tid}/schedstat") for tid in who.moving)
-    return sum(int(file.read_text(encoding="ascii").split()[0]) for file in files)
+    with while_it_lives("a thread that moves packets"):
+        return sum(int(file.read_text(encoding="ascii").split()[0]) for file in files)
 
 
 class BackEnd(Moves, Protocol):
