@@ -83,7 +83,7 @@ static void test_refusals(void)
 	CHECK(vpti_log_new(fd, UINT64_MAX, 2, &flag, &event_fd, &log) == -EINVAL);
 	CHECK(vpti_log_new(fd, 0, UINT64_MAX / 2, &flag, &event_fd, &log) == -EINVAL);
 	CHECK(vpti_log_new(fd, FILE_SIZE, 1, &flag, &event_fd, &log) == -EBADF);
-	CHECK(vpti_log_new(event_fd, 0, 8, &flag, &event_fd, &log) == -EBADF);
+	CHECK(vpti_log_new(event_fd, 0, 8, &flag, &event_fd, &log) == -EMEDIUMTYPE);
 	CHECK(!log);
 }
 
