@@ -126,11 +126,17 @@ def test_exits_that_do_not_move_are_not_a_zero() -> None:
     assert "did not run" in str(halted.refused)
 
 
-@pytest.mark.parametrize(
+BLIND = pytest.mark.parametrize(
     ("tier", "quantity"), [(Tier.TCG, Quantity.DISPATCHES), (Tier.KVM_PVM, Quantity.USERSPACE_EXITS)]
 )
-def test_nothing_counted_is_a_result_only_where_packets_passed(tier: Tier, quantity: Quantity) -> None:
-    """A guest that polls memory makes no dispatch, and neither does a source that does not count."""
+"""What does not hold the kicks that an ioeventfd takes, under the tier that has it."""
+
+
+@BLIND
+def test_nothing_counted_is_no_result_where_an_ioeventfd_may_have_taken_the_kicks(
+    tier: Tier, quantity: Quantity
+) -> None:
+    """A guest that polls memory counts nothing here, and so does one that kicks each packet."""
     who = identity(tier, quantity, source="of that kind")
     name = quantity.value
 
@@ -144,7 +150,38 @@ def test_nothing_counted_is_a_result_only_where_packets_passed(tier: Tier, quant
         assert computed.counted is None
         assert "the VM used 900 ms of CPU" in str(computed.refused)
         assert "did not run" in str(after(packets, cpu_ms=0).refused)
-    assert after(500, cpu_ms=900).per_packet == 0
+    passed = after(500, cpu_ms=900)
+    assert (passed.counted, passed.per_packet) == (None, None)
+    assert f"no {name} while 500 packets passed: of that kind does not count" in str(passed.refused)
+    assert "--source vpt" in str(passed.refused)
+
+
+@BLIND
+def test_an_interval_without_any_counts_as_one_where_others_have_some(tier: Tier, quantity: Quantity) -> None:
+    counts = (0, 40, 40, 40, 80, 80, 80)
+    samples = [
+        Sample(at_ns=i * 10**9, units={"vm": {quantity.value: n}}, packets=1000 * i)
+        for i, n in enumerate(counts)
+    ]
+    r = meter.rate(identity(tier, quantity), samples)
+    assert (r.intervals, r.low) == (6, 0.0)
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+@pytest.mark.parametrize("quantity", list(Quantity))
+def test_what_an_ioeventfd_takes_is_said_of_each_quantity_that_lacks_it(
+    tier: Tier, quantity: Quantity
+) -> None:
+    who = identity(tier, quantity)
+    m = measured(
+        who,
+        sample(0, 0, **{quantity.value: 0}, irq_exits=0),
+        sample(1, 9, **{quantity.value: 9}, irq_exits=0),
+    )
+    lacks = quantity in (Quantity.DISPATCHES, Quantity.USERSPACE_EXITS)
+    assert any("ioeventfd" in note for note in m.notes) == lacks
+    if quantity is Quantity.KICKS:
+        assert not any("dispatches" in note for note in m.notes), "kicks are what is counted"
 
 
 def test_no_kick_is_a_result_only_where_packets_passed() -> None:
@@ -163,6 +200,26 @@ def test_a_region_seen_for_the_first_time_began_at_zero() -> None:
 def test_counters_that_run_backwards_are_another_vm() -> None:
     with pytest.raises(GuestError, match="ran backwards"):
         meter.delta(identity(), sample(0, exits=9), sample(1, exits=8))
+
+
+def test_packets_that_run_backwards_are_an_error_and_no_number() -> None:
+    """-188711 packets would have made -0.0035 exits each."""
+    before, after = sample(0, 200_000, exits=0, irq_exits=0), sample(1, 11_289, exits=664, irq_exits=0)
+    with pytest.raises(GuestError, match="ran backwards, from 200000 to 11289") as caught:
+        meter.delta(identity(), before, after)
+    assert caught.value.hint
+    with pytest.raises(GuestError, match="ran backwards"):
+        meter.span(identity(), [before, after])
+
+
+def test_a_vm_that_was_stopped_for_part_of_the_time_is_said_to_have_been() -> None:
+    samples = [sample(i, exits=100 * i, irq_exits=0) for i in range(5)]
+    samples[2] = samples[2].model_copy(update={"stopped": True})
+    parts = [meter.measure(identity(), d) for d in meter.intervals(identity(), samples)]
+    assert [meter.STOPPED in m.notes for m in parts] == [False, True, True, False]
+    assert meter.STOPPED in meter.measure(identity(), meter.span(identity(), samples)).notes
+    awake = meter.span(identity(), samples[3:])
+    assert meter.STOPPED not in meter.measure(identity(), awake).notes
 
 
 def test_a_vcpu_that_goes_away_is_named() -> None:

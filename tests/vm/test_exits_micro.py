@@ -63,15 +63,18 @@ def test_a_kick_every_n_packets_costs_one_nth_of_an_exit(bench: Bench, every: in
     m = bench.exits(
         Order(role=Role.GEN, packets=2000 * every, burst=every, kick=Kick.EVERY, kick_every=every)
     )
-    assert m.refused is None
     if bench.identity and bench.identity.quantity is Quantity.DISPATCHES:
-        assert m.counted == 0
-        assert any("ioeventfd" in note for note in m.notes), "a zero that needs its explanation"
+        assert m.raw == 0
+        assert "ioeventfd" in str(m.refused), "a zero would look like a result"
     else:
+        assert m.refused is None
         assert m.per_packet == pytest.approx(1 / every, rel=0.05)
 
 
 def test_without_kicks_packets_cost_no_exits(bench: Bench) -> None:
     m = bench.exits(Order(role=Role.GEN, packets=50_000, burst=64, kick=Kick.NEVER))
-    assert m.per_packet is not None
-    assert m.per_packet <= 0.001
+    if bench.identity and bench.identity.quantity is Quantity.DISPATCHES:
+        assert (m.raw, m.per_packet) == (0, None), "this can't be told from a kick per packet"
+    else:
+        assert m.per_packet is not None
+        assert m.per_packet <= 0.001

@@ -14,8 +14,9 @@ The rules for reading KVM's counters are here, as code:
   verdict.
 - A counter that this KVM does not keep is None ("n/a"), never 0; under PVM that holds for `io_exits` too,
   which exists and never moves.
-- Counters that do not move are a zero only where packets show that the guest worked, and exits not even
-  then.
+- Kicks that do not move are a zero where packets show that the guest worked. Exits are not, for the host's
+  timer makes some; and neither are exits to user space and dispatches, for a kick that an ioeventfd takes
+  is none of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vpt.errors import GuestError, UsageError
 from vpt.exits.model import Identity, Quantity, Sample, Tier
@@ -31,6 +32,7 @@ from vpt.exits.model import Identity, Quantity, Sample, Tier
 __all__ = [
     "COUNTERS",
     "MAX_EMULATED_PER_EXIT",
+    "STOPPED",
     "Comparison",
     "Delta",
     "Measure",
@@ -55,11 +57,16 @@ COUNTERS = (
 )
 """KVM counters that the meter knows how to read; sources ask for these and no more."""
 
+STOPPED = (
+    "the VM was stopped (by SIGSTOP or the like) for part of the time, so that what is per second is too low"
+)
+
 MAX_EMULATED_PER_EXIT = 10
 _MIN_EMULATED = 1000  # below this, a start or a handful of ring-0 instructions: they add one exit at most
 _CLEAR_CHANGE = 0.05  # smaller differences than 5% are not called a difference
 _LEAST_INTERVALS = 4  # fewer have no quartiles, and differ by chance
 _CPU_RAN_MS = 20  # two ticks of the clock in which the kernel accounts CPU time
+_WITHOUT_IOEVENTFD = (Quantity.DISPATCHES, Quantity.USERSPACE_EXITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ class Delta:
     units: dict[str, dict[str, int | None]]
     cpu_ms: int | None
     packets: int | None
+    stopped: bool = False  # for part of the time
 
     def total(self, name: str) -> int | None:
         """Sum over all units; None if any unit lacks it."""
@@ -118,8 +126,8 @@ def delta(identity: Identity, before: Sample, after: Sample, readings: int = 1) 
     """Difference of two samples of one source, with the rules of its tier applied.
 
     readings: how often the source was asked from the one to the other, the last time included.
-    GuestError: a counter ran backwards or a vCPU is gone, so this is no longer the VM that was sampled
-    before.
+    GuestError: a counter ran backwards or a vCPU is gone, so this is no longer the VM, or these are no longer
+    the ports, that were sampled before.
     """
     if after.at_ns <= before.at_ns:
         raise UsageError("the second sample is not later than the first")
@@ -137,7 +145,8 @@ def delta(identity: Identity, before: Sample, after: Sample, readings: int = 1) 
         seconds=(after.at_ns - before.at_ns) / 1e9,
         units=units,
         cpu_ms=_difference(before.cpu_ms, after.cpu_ms),
-        packets=_difference(before.packets, after.packets),
+        packets=_packets(before.packets, after.packets),
+        stopped=before.stopped or after.stopped,
     )
 
 
@@ -148,7 +157,8 @@ def span(identity: Identity, samples: Sequence[Sample]) -> Delta:
     """
     if len(samples) < 2:
         raise GuestError("one sample is no measurement", hint="record for longer than one --interval")
-    return delta(identity, samples[0], samples[-1], readings=len(samples) - 1)
+    whole = delta(identity, samples[0], samples[-1], readings=len(samples) - 1)
+    return replace(whole, stopped=any(sample.stopped for sample in samples))
 
 
 def intervals(identity: Identity, samples: Sequence[Sample]) -> list[Delta]:
@@ -185,7 +195,7 @@ def rate(identity: Identity, samples: Sequence[Sample]) -> Rate:
         )
     per_packet = whole.per_packet is not None
     parts = [measure(identity, d) for d in _full(intervals(identity, samples))]
-    values = [v for m in parts if (v := m.per_packet if per_packet else m.per_second) is not None]
+    values = [v for m in parts if (v := _rate_of_part(identity, m, per_packet)) is not None]
     value = whole.per_packet if per_packet else whole.per_second
     assert value is not None
     low, high = _quartiles(values) if values else (value, value)
@@ -249,13 +259,18 @@ def _refusal(identity: Identity, d: Delta, raw: int | None) -> str | None:
 
 
 def _refusal_of_zero(identity: Identity, d: Delta) -> str | None:
-    """Packets show that the guest worked and did without. CPU time does not: the source may not count.
+    """Packets show that the guest worked and did without kicks. CPU time does not: the source may not count.
 
     The host's timer alone makes a running vCPU exit, so that not one exit is never a good result.
     """
     what = identity.quantity
-    if d.packets and what is not Quantity.EXITS:
+    if d.packets and what is Quantity.KICKS:
         return None
+    if d.packets and what in _WITHOUT_IOEVENTFD:
+        return (
+            f"no {what.value} while {d.packets} packets passed: {identity.source} does not count a kick that "
+            "an ioeventfd takes, as those of passthrough and vhost-user ports; --source vpt counts kicks"
+        )
     if what is Quantity.KICKS:
         return "no packet passed these ports, so that no kick means nothing"
     if d.cpu_ms is None or d.cpu_ms < _CPU_RAN_MS:
@@ -263,7 +278,9 @@ def _refusal_of_zero(identity: Identity, d: Delta) -> str | None:
     said = f"the counters did not move although the VM used {d.cpu_ms} ms of CPU: "
     if what is Quantity.EXITS:
         return f"{said}this source does not count"
-    return f"{said}the guest only computes, or {identity.source} does not count; --port tells them apart"
+    return (
+        f"{said}the guest only computes, or an ioeventfd takes its kicks, or {identity.source} does not count"
+    )
 
 
 def _notes(identity: Identity, d: Delta, raw: int | None, noise: int | None) -> tuple[str, ...]:
@@ -276,10 +293,14 @@ def _notes(identity: Identity, d: Delta, raw: int | None, noise: int | None) -> 
         )
     if d.packets == 0:
         notes.append("no packet passed the ports that were named")
-    if identity.tier is Tier.TCG:
+    if d.stopped:
+        notes.append(STOPPED)
+    if identity.tier is Tier.TCG and identity.quantity is Quantity.DISPATCHES:
+        notes.append("tcg: exits do not exist; dispatches to the device model are counted instead")
+    if identity.quantity in _WITHOUT_IOEVENTFD:
         notes.append(
-            "tcg: exits do not exist; dispatches to the device model are counted instead. A kick that an "
-            "ioeventfd takes (passthrough, vhost-user) is not among them: --source vpt counts those"
+            f"a kick that an ioeventfd takes (passthrough, vhost-user) is not among the "
+            f"{identity.quantity.value}: --source vpt counts those"
         )
     if identity.tier is Tier.KVM_PVM and d.total("mmio_exits") is not None:
         notes.append(
@@ -318,6 +339,26 @@ def _verdict(quantity: Quantity, a: Rate, b: Rate, change: float, overlap: bool)
 
 def _difference(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else after - before
+
+
+def _packets(before: int | None, after: int | None) -> int | None:
+    if before is not None and after is not None and after < before:
+        raise GuestError(
+            f"the packets of the ports ran backwards, from {before} to {after}: a port was made anew "
+            "meanwhile, or vptd was started again",
+            hint="measure again while the ports stay as they are",
+        )
+    return _difference(before, after)
+
+
+def _rate_of_part(identity: Identity, m: Measure, per_packet: bool) -> float | None:
+    """Rate of one interval of a recording that has a verdict; None: it says nothing.
+
+    None counted is no result by itself, but here the others show that the source counts.
+    """
+    if m.raw == 0 and m.delta.packets and identity.quantity in _WITHOUT_IOEVENTFD:
+        return 0.0
+    return m.per_packet if per_packet else m.per_second
 
 
 def _full(parts: Sequence[Delta]) -> list[Delta]:

@@ -61,6 +61,7 @@ class Sample(_Model):
     units: dict[str, dict[str, int]]  # "vcpu0" -> "exits" -> value
     cpu_ms: int | None = None  # CPU time of the VM's process: says whether the guest ran at all
     packets: int | None = None  # total of the ports that the user named
+    stopped: bool = False  # a signal (SIGSTOP) had stopped the VM's process when it was looked at
 
 
 class Machine(_Model):
@@ -83,7 +84,9 @@ class Recording(_Model):
     identity: Identity
     command: tuple[str, ...]
     command_rc: int | None  # None: it did not come to an end
-    complete: bool  # False: the VM or the source went away before the command ended
+    complete: bool  # False: the VM or a source went away before the command ended
+    ended: str | None = None  # what happened to it then
+    notes: tuple[str, ...] = ()  # what was known of the VM and its ports when the recording began
     samples: tuple[Sample, ...] = Field(min_length=1)
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
