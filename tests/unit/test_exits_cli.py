@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from support.waiting import until
 from vpt.cli import main
 from vpt.cli.exits import exits
 from vpt.errors import GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.exits.model import Identity, Machine, Quantity, Recording, Sample, Tier
-from vpt.exits.session import load, save
+from vpt.exits.session import Session, load, save
+from vpt.exits.sources import Source, Units
+from vpt.exits.target import Vm, is_stopped
 
 
 def write(path: Path, tier: Tier = Tier.KVM, per_second: int = 1000, **changes: object) -> Path:
@@ -116,7 +122,10 @@ def test_diff_gives_a_verdict(tmp_path: Path) -> None:
 def test_diff_says_which_recording_is_incomplete_or_of_a_command_that_failed(tmp_path: Path) -> None:
     whole = write(tmp_path / "a.json")
     cut, failed = write(tmp_path / "b.json", complete=False), write(tmp_path / "c.json", command_rc=7)
-    for other, said in ((cut, "incomplete: the VM went away"), (failed, "failed (ended with 7)")):
+    for other, said in (
+        (cut, "incomplete: the VM or a source of counts went away"),
+        (failed, "failed (ended with 7)"),
+    ):
         _, _, of_b = cli("diff", whole, other).output.partition("B  ")
         assert said in of_b
         before_b, _, _ = cli("diff", other, whole).output.partition("B  ")
@@ -125,6 +134,54 @@ def test_diff_says_which_recording_is_incomplete_or_of_a_command_that_failed(tmp
     document = json.loads(cli("diff", whole, cut, "--json").output)
     assert (document["a"]["complete"], document["b"]["complete"]) == (True, False)
     assert (document["a"]["command_rc"], document["b"]["command_rc"]) == (0, 0)
+
+
+def test_what_ended_a_recording_is_said_wherever_it_is_shown(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", complete=False, ended="port v2 was deleted")
+    said = "incomplete: port v2 was deleted, before the command ended"
+    assert said in cli("report", path).stdout
+    assert said in cli("diff", path, path).stdout
+    assert json.loads(cli("report", path, "--json").stdout)["ended"] == "port v2 was deleted"
+    table, text = cli("report", path, "--csv"), cli("report", path, "--prometheus")
+    assert (table.exit_code, text.exit_code) == (0, 0)
+    assert said in table.stderr
+    assert said not in table.stdout, "rows stay rows"
+    assert f"# {said}" in text.stdout.splitlines()
+    assert said in text.stderr
+    for whole in ("--csv", "--prometheus"):
+        assert "incomplete" not in cli("report", write(tmp_path / "b.json"), whole).output
+
+
+def test_a_remark_does_not_break_prometheus_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", complete=False, ended="two\nlines")
+    lines = cli("report", path, "--prometheus").stdout.splitlines()
+    assert all(line.startswith(("#", "vpt_exits_")) for line in lines)
+
+
+def test_notes_of_a_recording_are_kept_and_shown(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", notes=("port v2 is not vm1's",))
+    assert "note: port v2 is not vm1's" in cli("report", path).stdout
+    assert "port v2 is not vm1's" in cli("diff", path, path).stdout
+    for fmt in ("--csv", "--prometheus"):
+        assert "note: port v2 is not vm1's" in cli("report", path, fmt).stderr
+
+
+def test_diff_says_which_vm_was_stopped_for_part_of_the_time(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.json")
+    samples = [s.model_copy(update={"stopped": s.at_ns == 2 * 10**9}) for s in load(a).samples]
+    before_b, _, of_b = cli("diff", a, write(tmp_path / "b.json", samples=tuple(samples))).output.partition(
+        "B  "
+    )
+    assert "was stopped" in of_b
+    assert "was stopped" not in before_b
+
+
+def test_a_recording_whose_packets_ran_backwards_gives_no_number(tmp_path: Path) -> None:
+    first, *rest = load(write(tmp_path / "a.json")).samples
+    more = first.model_copy(update={"packets": 200_000})
+    result = cli("report", write(tmp_path / "b.json", samples=(more, *rest)))
+    assert "ran backwards" in failure(result, GuestError)
+    assert "per packet" not in result.output
 
 
 def test_diff_refuses_two_tiers_as_wrong_usage(tmp_path: Path) -> None:
@@ -183,6 +240,103 @@ def test_a_refusal_does_not_spoil_the_document(tmp_path: Path) -> None:
     assert "no verdict" in result.stderr
 
 
+class _Counts(Source):
+    """A source whose values a test gives, reading by reading; an error is raised."""
+
+    name = "given"
+
+    def __init__(self, *values: int | GuestError, quantity: Quantity = Quantity.EXITS) -> None:
+        self.quantity = quantity
+        self._values = iter(values)
+
+    def read(self) -> Units:
+        value = next(self._values)
+        if isinstance(value, GuestError):
+            raise value
+        return {"vm": {self.quantity.value: value, "irq_exits": 0, "packets": value}}
+
+
+def session_of(
+    monkeypatch: pytest.MonkeyPatch, source: Source, packets: Source | None = None, *notes: str
+) -> Session:
+    """What the commands measure by from now on."""
+    made = Session(Vm("vm1", Tier.KVM_PVM, "because", notes=list(notes)), source, packets)
+    monkeypatch.setattr("vpt.exits.session.open_session", lambda *_: contextlib.nullcontext(made))
+    return made
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_recording_says_what_ended_it_and_that_is_not_always_the_vm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    what = GuestError("vptd was started again", hint="measure again while it runs on")
+    session_of(monkeypatch, _Counts(*range(1, 9)), _Counts(*range(samples), what))
+    out = tmp_path / "r.json"
+    result = cli("record", "vm1", "-o", out, "--interval", 0.05, "--", "sleep", 0.3)
+    said = failure(result, GuestError)
+    assert said.startswith("vptd was started again, before the command ended")
+    assert isinstance(result.exception, VptError)
+    assert "measure again while it runs on" in str(result.exception.hint)
+    assert "start the VM" not in str(result.exception.hint)
+    recording = load(out)
+    assert (recording.complete, recording.ended) == (False, "vptd was started again")
+    assert len(recording.samples) == samples
+
+
+@pytest.mark.native
+def test_a_recording_without_a_count_of_its_packets_kicks_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest may have kicked each of them by an ioeventfd."""
+    zero = _Counts(0, 0, quantity=Quantity.USERSPACE_EXITS)
+    session_of(monkeypatch, zero, _Counts(0, 1509))
+    result = cli("record", "vm1", "-o", tmp_path / "r.json", "--", "true")
+    assert "no userspace_exits while 1509 packets passed" in failure(result, GuestError)
+    assert "per packet" not in result.output
+
+
+@pytest.mark.native
+def test_record_prints_the_notes_that_its_number_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = _Counts(0, 7, quantity=Quantity.USERSPACE_EXITS)
+    session_of(monkeypatch, few, _Counts(0, 500), "port v2 is not vm1's")
+    result = cli("record", "vm1", "-o", tmp_path / "r.json", "--", "true")
+    assert result.exit_code == 0, result.output
+    assert "note: a kick that an ioeventfd takes" in result.stderr
+    assert "note: port v2 is not vm1's" in result.stderr
+    assert load(tmp_path / "r.json").notes == ("port v2 is not vm1's",)
+
+
+@pytest.mark.parametrize(
+    "fmt", [[], ["--json"], ["--csv"], ["--prometheus"]], ids=["table", "json", "csv", "text"]
+)
+def test_top_prints_the_notes_that_its_number_needs(monkeypatch: pytest.MonkeyPatch, fmt: list[str]) -> None:
+    session_of(monkeypatch, _Counts(0, 7, 8, quantity=Quantity.USERSPACE_EXITS), _Counts(0, 500, 501))
+    result = cli("top", "vm1", "--interval", 0.05, *fmt)
+    assert result.exit_code == 0, result.output
+    assert "ioeventfd" in (result.stderr if fmt in (["--csv"], ["--prometheus"]) else result.stdout)
+
+
+@pytest.mark.native
+def test_a_sample_says_whether_the_vms_process_is_stopped() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            made = Session(Vm("vm1", Tier.KVM, "because", pid=process.pid), _Counts(0, 0, 0), None)
+            assert not made.sample().stopped
+            process.send_signal(signal.SIGSTOP)
+            until(lambda: is_stopped(process.pid), "the process to stop")
+            assert made.sample().stopped
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("vm", ["pid:²", "pid:٣", "pid:", "pid:-1", "pid:" + "9" * 5000, "pid:1_0"])
+def test_what_is_no_process_id_is_wrong_usage(vm: str) -> None:
+    failure(cli("top", vm), UsageError)
+
+
 def test_without_a_daemon_its_counters_are_said_to_be_missing(tmp_path: Path) -> None:
     from vpt.exits.sources.vpt_counters import VptCounters
 
@@ -210,3 +364,42 @@ def test_vpts_own_counters_by_port(tmp_path: Path) -> None:
             assert set(source.read()) == {"p0", "p1"}
         with pytest.raises(NotFoundError, match=r"no port p9; there are p0, p1"):
             VptCounters(path, ("p9",))
+
+
+def test_a_port_that_was_made_anew_or_deleted_is_no_longer_the_one_that_was_counted(tmp_path: Path) -> None:
+    """Even where the new one carried more packets than the old one had."""
+    from vpt.dataplane import Engine, Kind
+    from vpt.exits.sources.vpt_counters import VptCounters
+
+    path = tmp_path / "stats"
+    with path.open("w+b") as file, Engine(stats_fd=file.fileno()) as engine:
+        switch = engine.add_switch("s0")
+        old = switch.add_port("p0", Kind.NULL)
+        with VptCounters(path, ("p0",)) as source:
+            source.read()
+            old.delete()
+            with pytest.raises(GuestError, match="port p0 was deleted while") as caught:
+                source.read()
+            assert caught.value.hint
+            switch.add_port("p0", Kind.NULL)
+            with pytest.raises(GuestError, match="port p0 was deleted and made anew") as caught:
+                source.read()
+            assert caught.value.hint
+
+
+def test_a_vptd_that_ended_or_was_started_again_is_named(tmp_path: Path) -> None:
+    """The old one's counters can be read for ever, and stand still."""
+    from vpt.dataplane import Engine, Kind
+    from vpt.exits.sources.vpt_counters import VptCounters
+
+    path = tmp_path / "stats"
+    with path.open("w+b") as file, Engine(stats_fd=file.fileno()) as engine:
+        engine.add_switch("s0").add_port("p0", Kind.NULL)
+        with VptCounters(path, ("p0",)) as source:
+            path.rename(tmp_path / "old")
+            with pytest.raises(GuestError, match="vptd ended") as caught:
+                source.read()
+            assert "daemon start" in (caught.value.hint or "")
+            path.write_bytes((tmp_path / "old").read_bytes())
+            with pytest.raises(GuestError, match="vptd was started again"):
+                source.read()

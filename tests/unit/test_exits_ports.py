@@ -15,7 +15,9 @@ from support.vptd import Vptd
 from support.waiting import until
 from vpt.errors import MissingError, NotFoundError, UsageError
 from vpt.exits.model import Tier
-from vpt.exits.ports import ports_of
+from vpt.exits.ports import ports_of, ports_of_others
+from vpt.exits.session import open_session
+from vpt.exits.sources.vpt_counters import VptCounters
 from vpt.exits.target import Vm
 
 OTHER = "libvirt:system:00000000-0000-0000-0000-000000000001"
@@ -92,3 +94,41 @@ def test_counters_without_a_vptd_that_answers_do_not_tell_whose_ports_they_are(
 def test_without_counters_there_is_no_port_to_choose(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="is vptd running"):
         ports_of(vm(1), tmp_path / "stats")
+
+
+def test_a_named_port_of_another_vm_is_told_from_the_vms_own_and_from_nobodys(daemon: Vptd) -> None:
+    named = ("a", "b", "d", "e", "absent")
+    assert ports_of_others(vm(os.getpid()), daemon.paths.stats, named) == {}
+    other = {"a": f"process {os.getpid()} is connected to it"}
+    assert ports_of_others(vm(1), daemon.paths.stats, named) == other
+    assert ports_of_others(vm(None), daemon.paths.stats, named) == {}, "nothing is known, nothing is said"
+    domain = _Domain()
+    assert ports_of_others(vm(None, domain=domain), daemon.paths.stats, ("c",)) == {}
+    domain.uuid = "00000000-0000-0000-0000-000000000002"
+    made_for = {"c": f"it was made for {OTHER}"}
+    assert ports_of_others(vm(None, domain=domain), daemon.paths.stats, ("c",)) == made_for
+
+
+def test_without_a_vptd_that_answers_no_port_is_known_to_be_anothers(daemon: Vptd, tmp_path: Path) -> None:
+    alone = shutil.copy(daemon.paths.stats, tmp_path / "stats")
+    assert ports_of_others(vm(1), alone, ("a",)) == {}
+
+
+def test_kicks_of_another_vms_port_are_refused_and_its_packets_are_divided_by_with_a_note(
+    daemon: Vptd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vpt.exits.session.open_vm", lambda *_: vm(1))
+    with (
+        pytest.raises(UsageError, match="port a is not vm1's: process") as caught,
+        open_session("vm1", "vpt", None, daemon.paths.stats, ("a",)),
+    ):
+        pass
+    assert caught.value.hint
+
+    monkeypatch.setattr(
+        "vpt.exits.session.open_source", lambda *_: VptCounters(daemon.paths.stats, ("a", "d"))
+    )
+    with open_session("vm1", "qmp", None, daemon.paths.stats, ("a", "d")) as session:
+        (note,) = session.notes
+    assert note.startswith("port a is not vm1's: process")
+    assert "divided" in note

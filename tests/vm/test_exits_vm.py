@@ -312,6 +312,37 @@ def test_a_vm_that_dies_during_a_recording_leaves_a_marked_file(
     assert "incomplete" in cli("report", out).output
 
 
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        ("port del sink && {vpt} port add sw0 sink --kind null", "port sink was deleted and made anew"),
+        ("port del sink", "port sink was deleted"),
+    ],
+    ids=["made-anew", "deleted"],
+)
+def test_a_port_that_does_not_outlast_a_recording_is_named_and_the_vm_is_not(
+    boot: Callable[..., Guest], tmp_path: Path, act: str, said: str
+) -> None:
+    """Its packets would be divided by, were they fewer or more than before."""
+    guest = boot("tcg")
+    out = tmp_path / "r.json"
+    vptd = Vptd()
+    try:
+        vptd.start()
+        vptd.call("switch.add", name="sw0")
+        vptd.call("port.add", switch="sw0", name="sink", kind="null")
+        vpt = f"{sys.executable} -m vpt.cli --runtime-dir {vptd.paths.runtime}"
+        command = ["sh", "-c", f"{vpt} " + act.format(vpt=vpt)]
+        named = ("--stats", vptd.paths.stats, "--port", "sink", "--interval", PATIENCE_S)
+        result = cli("record", guest.qmp, *named, "-o", out, "--", *command)
+    finally:
+        vptd.close()
+    assert said in failure(result, GuestError)
+    assert "per packet" not in result.output
+    assert "the VM" not in str(result.exception)
+    assert json.loads(out.read_text())["ended"].startswith(said)
+
+
 def test_a_vm_that_dies_under_top_is_named(boot: Callable[..., Guest]) -> None:
     guest = boot("kvm")
     with open_session(str(guest.qmp)) as session:

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ __all__ = ["exits"]
 # As vpt.exits.sources.NAMES has them; not imported, for `--help` must be quick.
 _SOURCES = ("auto", "stats-fd", "qmp", "libvirt", "debugfs", "tracepoints", "qemu-trace", "vpt")
 _FORMATS = ("table", "json", "csv", "prometheus")
+_BARE = ("csv", "prometheus")  # have no place for notes, which go to stderr
 
 
 def _vm_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,14 +118,15 @@ def top(
     if count is None and not live:
         count = 1
     with stoppable(), open_session(vm, source, connect, _stats_file(stats), ports) as session:
-        for note in session.notes:
-            click.echo(f"note: {note}", err=True)
+        _say(session.notes)
         measures = _measures(session, interval, count)
         if fmt is None:
             refused = _show(session.identity, measures, live)
         else:
             listed = list(measures)
             refused = listed[-1].refused
+            if fmt in _BARE:
+                _say(list(dict.fromkeys(note for m in listed for note in m.notes)))
             if fmt != "prometheus":
                 _print(session.identity, listed, fmt)
             elif not refused:
@@ -168,20 +170,25 @@ def record(
     from vpt.exits.session import record as run
 
     with stoppable(), open_session(vm, source, connect, _stats_file(stats), ports) as session:
+        _say(session.notes)
         recording = run(session, command, interval)
         save(recording, output)
-        if not recording.complete:
+        if session.ended:
             count = len(recording.samples)
             raise GuestError(
-                f"{session.gone}, before the command ended; {output} holds {count} sample{'s'[: count > 1]} "
+                f"{session.ended}, before the command ended; {output} holds {count} sample{'s'[: count > 1]} "
                 "and is marked incomplete",
-                hint=f"vpt exits report {output}"
-                if count > 1
-                else "one is no measurement: start the VM again, and take a shorter --interval",
+                hint=f"{session.ended.hint}; "
+                + (
+                    f"what there is: vpt exits report {output}"
+                    if count > 1
+                    else "a shorter --interval leaves more than one sample, which is no measurement"
+                ),
             )
         session.require_running()
     whole = meter.measure(recording.identity, meter.span(recording.identity, recording.samples))
     click.echo(f"{output}: {render.headline(recording.identity, whole)}", err=True)
+    _say(whole.notes)
     if recording.command_rc:
         raise GuestError(
             f"the command ended with {recording.command_rc}: {' '.join(command)}",
@@ -206,10 +213,13 @@ def report(file: Path, fmt: str | None) -> None:
     recording = load(file)
     identity, samples = recording.identity, recording.samples
     whole = meter.measure(identity, meter.span(identity, samples))
+    unfinished = render.unfinished(recording)
+    if fmt in _BARE:
+        _say((*unfinished, *recording.notes, *whole.notes))
     if fmt == "prometheus":
         # What says nothing is absent.
         if not whole.refused:
-            click.echo(render.prometheus_text(identity, samples[-1]), nl=False)
+            click.echo(render.prometheus_text(identity, samples[-1], unfinished), nl=False)
     elif fmt == "json":
         click.echo(render.json_text(render.measures_json(identity, [whole], recording)))
     elif fmt == "csv":
@@ -223,8 +233,8 @@ def report(file: Path, fmt: str | None) -> None:
         )
         click.echo(f"command: {' '.join(recording.command)} (ended with {recording.command_rc})")
         click.echo(f"tier: {identity.tier.value} ({identity.tier_evidence})")
-        for note in render.unfinished(recording):
-            click.echo(note)
+        for line in (*unfinished, *(f"note: {note}" for note in recording.notes)):
+            click.echo(line)
         _console().print(render.table(identity, whole))
     _fail_if(whole.refused, fmt)
 
@@ -252,7 +262,8 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
         click.echo(
             f"{side}  {path}  {rate.whole:.4g} {rate.unit} (intervals {rate.low:.4g} .. {rate.high:.4g})"
         )
-        for note in render.unfinished(recording):
+        stopped = [meter.STOPPED] if any(sample.stopped for sample in recording.samples) else []
+        for note in (*render.unfinished(recording), *recording.notes, *stopped):
             click.echo(f"   {note}")
     click.echo(f"{first.identity.tier.value}: {comparison.verdict}")
 
@@ -295,6 +306,11 @@ def _print(identity: Identity, measures: list[Measure], fmt: str) -> None:
         click.echo(render.json_text(render.measures_json(identity, measures)))
     else:
         click.echo(render.csv_text(identity, measures), nl=False)
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def _fail_if(refused: str | None, fmt: str | None = None) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from vpt.daemon.runtime import RuntimePaths
 from vpt.errors import NotFoundError, UsageError, VptError
 from vpt.exits.target import Vm
 
-__all__ = ["ports_of"]
+__all__ = ["ports_of", "ports_of_others"]
 
 _OF_VMS = ("passthrough", "vhost-user")
 
@@ -45,6 +46,19 @@ def ports_of(vm: Vm, stats: Path) -> tuple[str, ...]:
     )
 
 
+def ports_of_others(vm: Vm, stats: Path, names: tuple[str, ...]) -> dict[str, str]:
+    """Those among the named ports that are known to be another VM's, and what shows it."""
+    others = {}
+    # Without a vptd that answers us nothing is known.
+    with contextlib.suppress(VptError), Client(RuntimePaths(stats.parent, stats.parent).control) as vptd:
+        for name in names:
+            with contextlib.suppress(NotFoundError):  # who reads its counters says so
+                why = _is_of_another(vm, vptd.call("port.show", name=name))
+                if why:
+                    others[name] = why
+    return others
+
+
 def _ask(vptd: Client, vm: Vm) -> dict[str, bool | None]:
     """By name of a port: is it the VM's? None: can't be known."""
     belongs = {}
@@ -62,11 +76,30 @@ def _is_of(vm: Vm, port: dict[str, Any]) -> bool | None:
         return False
     if _made_for(vm, port["owner"] or ""):
         return True
-    peer = port["transport"].get("front_end") or port["transport"].get("peer") or {}
     # A peer in a PID namespace that is hidden from vptd has the number 0.
-    if vm.pid is not None and peer.get("pid") != 0:
-        return peer.get("pid") == vm.pid
+    pid = _peer_pid(port)
+    if vm.pid is not None and pid != 0:
+        return pid == vm.pid
     return False if port["owner"] else None
+
+
+def _is_of_another(vm: Vm, port: dict[str, Any]) -> str | None:
+    """What shows that a port is another VM's; None: it is not, or that can't be known."""
+    owner = port["owner"] or ""
+    if port["kind"] not in _OF_VMS or _made_for(vm, owner):
+        return None
+    pid = _peer_pid(port)
+    if pid and vm.pid is not None:
+        return f"process {pid} is connected to it" if pid != vm.pid else None
+    if vm.domain is not None and owner.startswith("libvirt:"):
+        return f"it was made for {owner}"
+    return None
+
+
+def _peer_pid(port: dict[str, Any]) -> int | None:
+    peer = port["transport"].get("front_end") or port["transport"].get("peer") or {}
+    pid: int | None = peer.get("pid")
+    return pid
 
 
 def _made_for(vm: Vm, owner: str) -> bool:

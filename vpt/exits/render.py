@@ -46,7 +46,8 @@ def measures_json(
     }
     if recording is not None:
         document |= recording.model_dump(
-            mode="json", include={"started", "machine", "command", "command_rc", "complete"}
+            mode="json",
+            include={"started", "machine", "command", "command_rc", "complete", "ended", "notes"},
         )
     return document
 
@@ -54,7 +55,8 @@ def measures_json(
 def unfinished(recording: Recording) -> list[str]:
     """Why a recording is not what its command says, if so."""
     if not recording.complete:
-        return ["incomplete: the VM went away before the command ended"]
+        ended = recording.ended or "the VM or a source of counts went away"
+        return [f"incomplete: {ended}, before the command ended"]
     if recording.command_rc:
         return [f"its command failed (ended with {recording.command_rc})"]
     return []
@@ -64,7 +66,9 @@ def comparison_json(a: Recording, b: Recording, c: Comparison) -> dict[str, Any]
     """What diff prints with --json."""
     rates = {
         side: {
-            **recording.model_dump(mode="json", include={"identity", "complete", "command_rc"}),
+            **recording.model_dump(
+                mode="json", include={"identity", "complete", "ended", "notes", "command_rc"}
+            ),
             "value": r.whole,
             "low": r.low,
             "high": r.high,
@@ -98,9 +102,10 @@ def csv_text(identity: Identity, measures: Sequence[Measure], *, header: bool = 
     return out.getvalue()
 
 
-def prometheus_text(identity: Identity, sample: Sample) -> str:
-    """The counters of one moment, as they stand, for a textfile collector."""
+def prometheus_text(identity: Identity, sample: Sample, remarks: Sequence[str] = ()) -> str:
+    """The counters of one moment, as they stand, for a textfile collector; remarks are comments."""
     lines = [
+        *(f"# {' '.join(remark.split())}" for remark in remarks),
         "# HELP vpt_exits_counter_total Counters of a VM's exits, by tier and source.",
         "# TYPE vpt_exits_counter_total counter",
     ]

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 import vpt
 from vpt.errors import GuestError, NotFoundError, UsageError
 from vpt.exits.model import Identity, Machine, Recording, Sample
-from vpt.exits.ports import ports_of
+from vpt.exits.ports import ports_of, ports_of_others
 from vpt.exits.sources import Source, open_source
-from vpt.exits.target import Vm, cpu_ms, open_vm, require_awake, require_running
+from vpt.exits.target import Vm, cpu_ms, is_stopped, open_vm, require_awake, require_running
 
 __all__ = ["Session", "load", "machine", "open_session", "record", "save"]
 
@@ -35,7 +35,7 @@ class Session:
         self._source = source
         self._packets = packets
         self.notes = tuple(vm.notes)
-        self.gone: GuestError | None = None  # why a recording is incomplete
+        self.ended: GuestError | None = None  # why a recording is incomplete
         self.identity = Identity(
             tier=vm.tier,
             tier_evidence=vm.tier_evidence,
@@ -48,14 +48,16 @@ class Session:
         )
 
     def sample(self) -> Sample:
-        """All counters now. GuestError: the VM is gone, or was stopped."""
+        """All counters now. GuestError: the VM is gone or was stopped, or a port is not what it was."""
+        stopped = is_stopped(self._vm.pid)
         with self._awake():
             units = self._source.read()
         at_ns = time.monotonic_ns()
         packets = None
         if self._packets is not None:
             packets = sum(unit["packets"] for unit in self._packets.read().values())
-        return Sample(at_ns=at_ns, units=units, cpu_ms=cpu_ms(self._vm.pid), packets=packets)
+        used = cpu_ms(self._vm.pid)
+        return Sample(at_ns=at_ns, units=units, cpu_ms=used, packets=packets, stopped=stopped)
 
     def require_running(self) -> None:
         """GuestError if the VM is paused or has crashed."""
@@ -84,22 +86,36 @@ def open_session(
 
     stats, ports: vptd's counters and the ports that carry the packets; without ports nothing is divided, and
     the source "vpt" counts those that belong to the VM.
+    UsageError: the source "vpt" was to count the kicks of another VM's port.
     """
     with contextlib.ExitStack() as stack:
         vm = stack.enter_context(open_vm(name, connect))
         require_running(vm)
         if source == "vpt" and stats is not None and not ports:
             ports = ports_of(vm, stats)
+        elif stats is not None:
+            _look_whose(vm, source, stats, ports)
         opened = stack.enter_context(open_source(vm, source, stats, ports))
         packets = stack.enter_context(open_source(vm, "vpt", stats, ports)) if ports else None
         yield Session(vm, opened, packets)
 
 
-def record(session: Session, command: Sequence[str], interval: float) -> Recording:
-    """Run a command and sample until it ends. If the VM goes away first, what there is comes back as
-    incomplete.
+def _look_whose(vm: Vm, source: str, stats: Path, ports: tuple[str, ...]) -> None:
+    """A generator's or a sink's packets may well divide a VM's exits, another VM's kicks are not its own."""
+    for name, why in ports_of_others(vm, stats, ports).items():
+        if source == "vpt":
+            raise UsageError(
+                f"port {name} is not {vm.name}'s: {why}, so that its kicks are another VM's",
+                hint="name ports of this VM (vpt ls shows them), or none; or name the other VM",
+            )
+        vm.notes.append(f"port {name} is not {vm.name}'s: {why}. Its packets are what is divided by")
 
-    The command is given a few seconds to end by itself when the VM is gone, then it is ended.
+
+def record(session: Session, command: Sequence[str], interval: float) -> Recording:
+    """Run a command and sample until it ends. If the VM or a source goes away first, what there is comes back
+    as incomplete.
+
+    The command is given a few seconds to end by itself then, and is ended.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     samples = [session.sample()]
@@ -109,13 +125,11 @@ def record(session: Session, command: Sequence[str], interval: float) -> Recordi
         raise UsageError(
             f"{command[0]}: {exc.strerror}", hint="the command comes after --, as in: -- sleep 10"
         ) from exc
-    complete = True
     try:
         samples += _until_exit(session, process, interval)
-    except _VmGoneError as gone:
-        samples += gone.samples
-        session.gone = gone.why
-        complete = False
+    except _EndedError as ended:
+        samples += ended.samples
+        session.ended = ended.why
     finally:
         _finish(process, patience=0 if sys.exc_info()[0] else _FINISH_S)
     return Recording(
@@ -124,7 +138,9 @@ def record(session: Session, command: Sequence[str], interval: float) -> Recordi
         identity=session.identity,
         command=tuple(command),
         command_rc=process.returncode,
-        complete=complete,
+        complete=session.ended is None,
+        ended=str(session.ended) if session.ended else None,
+        notes=session.notes,
         samples=tuple(samples),
     )
 
@@ -181,7 +197,9 @@ def load(path: Path) -> Recording:
         ) from None
 
 
-class _VmGoneError(Exception):
+class _EndedError(Exception):
+    """A source could not be read any more."""
+
     def __init__(self, samples: list[Sample], why: GuestError) -> None:
         super().__init__()
         self.samples = samples
@@ -200,7 +218,7 @@ def _until_exit(session: Session, process: subprocess.Popen[bytes], interval: fl
         try:
             samples.append(session.sample())
         except GuestError as exc:
-            raise _VmGoneError(samples, exc) from exc
+            raise _EndedError(samples, exc) from exc
     return samples
 
 

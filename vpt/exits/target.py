@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from vpt.exits.sources.libvirt_domstats import Domain
     from vpt.qemu.qmp import QmpSession
 
-__all__ = ["Vm", "cpu_ms", "look_hint", "open_vm", "qmp_path_of", "require_awake", "require_running"]
+__all__ = [
+    "Vm",
+    "cpu_ms",
+    "is_stopped",
+    "look_hint",
+    "open_vm",
+    "qmp_path_of",
+    "require_awake",
+    "require_running",
+]
 
 _RUNNING = {"running", "inmigrate"}
 
@@ -63,7 +72,7 @@ def open_vm(name: str, connect: str | None = None) -> Vm:
     scheme, colon, rest = name.partition(":")
     if colon and scheme in ("pid", "qmp", "libvirt"):
         how, what = scheme, rest
-    elif name.isdigit():
+    elif _is_number(name):
         how, what = "pid", name
     elif names_a_socket(name):
         how, what = "qmp", name
@@ -75,7 +84,7 @@ def open_vm(name: str, connect: str | None = None) -> Vm:
             hint="name it by libvirt name, QMP socket or pid: pgrep -a qemu lists them",
         )
     if how == "pid":
-        if not what.isdigit():
+        if not _is_number(what):
             raise UsageError(f"{what!r} is not a process id", hint="write pid:1234")
         return _by_pid(name, int(what))
     if how == "qmp":
@@ -142,10 +151,20 @@ def require_running(vm: Vm) -> None:
     )
 
 
+def is_stopped(pid: int | None) -> bool:
+    """Has a signal stopped that process? False if it can't be said."""
+    return _stat(pid)[:1] == ["T"]
+
+
 def require_awake(pid: int | None) -> None:
     """GuestError if the process was stopped by a signal: it would answer nothing, and nothing in it moves."""
-    if _stat(pid)[:1] == ["T"]:
+    if is_stopped(pid):
         raise GuestError(f"process {pid} is stopped (by SIGSTOP or the like)", hint=f"kill -CONT {pid}")
+
+
+def _is_number(text: str) -> bool:
+    """Digits of a process id: not of another script, as ², and no more than int() takes."""
+    return text.isascii() and text.isdecimal() and len(text) < 20
 
 
 def _stat(pid: int | None) -> list[str]:

@@ -46,25 +46,39 @@ class VptCounters(Source):
 
     def __init__(self, stats: Path, ports: tuple[str, ...]) -> None:
         self._ports = frozenset(ports)
+        self._path = stats
+        # Asked for first: a file that takes its place before it is mapped is noticed, too. From then on the
+        # mapping keeps the number from being given to another.
+        self._file = _file_number(stats)
         self._reader = open_counters(stats)
         try:
-            self._require_ports()
+            self._ids = self._ids_of_ports()
         except BaseException:
             self.close()
             raise
 
     def read(self) -> Units:
-        """Units are port names."""
+        """Units are port names. GuestError: these are no longer the ports, or the vptd, of the beginning."""
+        self._require_same_daemon()
         units: Units = {}
         for queue in self._reader.read().queues:
             if queue.port not in self._ports:
                 continue
+            if queue.port_id != self._ids[queue.port]:
+                raise GuestError(
+                    f"port {queue.port} was deleted and made anew while it was measured: its counters began "
+                    "again",
+                    hint="measure again while the port stays",
+                )
             unit = units.setdefault(queue.port, dict.fromkeys(_NAMES, 0))
             for name, parts in _NAMES.items():
                 unit[name] += sum(queue.counters[part] for part in parts)
         gone = self._ports - units.keys()
         if gone:
-            raise GuestError(f"port {', '.join(sorted(gone))} went away while it was measured", hint="vpt ls")
+            raise GuestError(
+                f"port {', '.join(sorted(gone))} was deleted while it was measured",
+                hint="vpt ls shows the ports that there are; measure again while they stay",
+            )
         return units
 
     def packets(self) -> int:
@@ -75,12 +89,36 @@ class VptCounters(Source):
         """Unmap the counters."""
         self._reader.close()
 
-    def _require_ports(self) -> None:
-        there = {queue.port for queue in self._reader.read().queues}
-        unknown = self._ports - there
+    def _require_same_daemon(self) -> None:
+        """One that was started again has a file of its own; the one that is mapped here stands still."""
+        now = _file_number(self._path)
+        if now is None:
+            raise GuestError(
+                "vptd ended while it was measured",
+                hint=f"{command(self._path.parent, 'daemon start')}, and measure again while it runs",
+            )
+        if now != self._file:
+            raise GuestError(
+                "vptd was started again while it was measured: its counters began anew",
+                hint="measure again while it runs on",
+            )
+
+    def _ids_of_ports(self) -> dict[str, int]:
+        """By the names that were given. Two ports of one name, one after the other, have two ids."""
+        there = {queue.port: queue.port_id for queue in self._reader.read().queues}
+        unknown = self._ports - there.keys()
         if unknown:
             raise NotFoundError(
                 f"no port {', '.join(sorted(unknown))}; there {'are' if there else 'is'} "
                 f"{', '.join(sorted(there)) or 'none'}",
                 hint="vpt ls",
             )
+        return {name: there[name] for name in self._ports}
+
+
+def _file_number(path: Path) -> tuple[int, int] | None:
+    try:
+        at = path.stat()
+    except FileNotFoundError:
+        return None
+    return at.st_dev, at.st_ino
