@@ -17,7 +17,17 @@ from vpt.dataplane import App, Feature, Receiver, Sender
 from vpt.errors import ConflictError, UsageError, VptError
 from vpt.percentile import tells
 
-__all__ = ["PERCENTILES", "RECEIVER_MAC", "SENDER_MAC", "Limits", "Traffic", "plug", "receive", "send"]
+__all__ = [
+    "PERCENTILES",
+    "RECEIVER_MAC",
+    "SENDER_MAC",
+    "Limits",
+    "Traffic",
+    "plug",
+    "receive",
+    "send",
+    "sender_of",
+]
 
 SENDER_MAC = "52:54:00:67:6e:01"
 RECEIVER_MAC = "52:54:00:67:6e:02"
@@ -45,12 +55,12 @@ class Traffic:
     sizes: tuple[int, ...] = (60,)
     flows: int = 1
     burst: int = 0
-    pps: int = 0
+    pps: float = 0
 
     @property
     def together(self) -> int:
         """`burst`, chosen if it is 0."""
-        due = max(1, self.pps * _BURST_NS // 1_000_000_000) if self.pps else _BURST
+        due = max(1, int(self.pps * _BURST_NS / 1e9)) if self.pps else _BURST
         return self.burst or min(_BURST, due)
 
 
@@ -122,9 +132,9 @@ class _Ticker:
             self._last = now
 
 
-def send(app: App, traffic: Traffic, limits: Limits, report: Report | None = None) -> dict[str, Any]:
-    """Send until a limit is met; what was sent, as data."""
-    sender = Sender(
+def sender_of(app: App, traffic: Traffic, packets: int) -> Sender:
+    """For so many packets; 0: no end."""
+    return Sender(
         app,
         dst=traffic.dst,
         src=traffic.src,
@@ -132,8 +142,12 @@ def send(app: App, traffic: Traffic, limits: Limits, report: Report | None = Non
         flows=traffic.flows,
         burst=traffic.together,
         pps=traffic.pps,
-        packets=limits.packets,
+        packets=packets,
     )
+
+
+def send(sender: Sender, limits: Limits, report: Report | None = None) -> dict[str, Any]:
+    """Send until a limit is met; what was sent, as data."""
     ticker, begin = _Ticker(report), time.monotonic()
     for seconds in limits.slices():
         if sender.run(seconds):
@@ -149,20 +163,22 @@ def send(app: App, traffic: Traffic, limits: Limits, report: Report | None = Non
     }
 
 
-def receive(app: App, limits: Limits, report: Report | None = None, *, poll: bool = False) -> dict[str, Any]:
+def receive(
+    receiver: Receiver, limits: Limits, report: Report | None = None, *, poll: bool = False
+) -> dict[str, Any]:
     """Receive until a limit is met; what came, as data. Latencies are one way, of one host's clock."""
-    receiver = Receiver(app)
     ticker = _Ticker(report)
     for seconds in limits.slices():
         receiver.run(seconds, poll=poll)
         ticker.tick(receiver.received, receiver.lost)
-        if limits.packets and receiver.received + receiver.lost >= limits.packets:
+        if limits.packets and receiver.received - receiver.duplicate + receiver.lost >= limits.packets:
             break
     return {
         "received": receiver.received,
         "bytes": receiver.bytes,
         "lost": receiver.lost,
         "late": receiver.late,
+        "duplicate": receiver.duplicate,
         "other": receiver.other,
         "seconds": round(receiver.seconds, 6),
         "pps": _rounded(receiver.pps),

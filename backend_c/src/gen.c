@@ -14,19 +14,29 @@
 #define MAX_BURST 256u
 #define ETH_IP_UDP 42u
 #define MARK 0x7670u
+#define MASK48 (~0ull >> 16)
 #define FIRST_PORT 7000u
 #define SPIN_NS 20000u      /* receiver: how long to look before sleeping */
 #define SLEEP_GAP_NS 60000u /* sender: gaps longer than this are slept, not spun: a sleep takes some 20 us more than asked */
 #define CATCH_UP_NS 100000000u
+#define MIN_PPS 0.001
+#define MAX_PPS 1e9
+#define WINDOW 1024u        /* numbers back from the highest that are told apart when they come late */
 
-/* What follows the UDP header; unaligned in the frame. */
+/*
+ * What follows the UDP header; unaligned in the frame. There is room for 18 bytes: numbers of 48 bits last 160 days at
+ * 20 Mpps, and times of 48 bits are of use for latencies below 39 hours.
+ */
 struct stamp {
 	uint16_t mark;
-	uint64_t seq;
-	uint64_t sent_ns;
+	uint64_t seq : 48;
+	uint64_t run_high : 16;
+	uint64_t sent_ns : 48;
+	uint64_t run_low : 16;
 } __attribute__((packed));
 
 _Static_assert(ETH_IP_UDP + sizeof(struct stamp) == MIN_FRAME, "the shortest frame holds a stamp");
+_Static_assert(sizeof(((struct vpt_gen_run *)0)->seen) * 8 == WINDOW, "a bit for each number of the window");
 
 static void put16(uint8_t *p, uint32_t v)
 {
@@ -72,6 +82,8 @@ static int check(const vpt_app *a, uint32_t ring, const struct vpt_gen_tx *g)
 	if (ring >= a->pairs || !g->nsizes || g->nsizes > VPTI_ARRAY_SIZE(g->sizes) || !g->flows ||
 	    g->flows > MAX_FLOWS || !g->burst || g->burst > MAX_BURST)
 		return -EINVAL;
+	if (g->pps != 0 && !(g->pps >= MIN_PPS && g->pps <= MAX_PPS)) /* nan, too */
+		return -EINVAL;
 	for (i = 0; i < g->nsizes; i++) {
 		if (g->sizes[i] < MIN_FRAME || g->sizes[i] > MAX_FRAME || g->sizes[i] + a->hdr_len > a->buf_size)
 			return -EINVAL;
@@ -83,7 +95,8 @@ static int check(const vpt_app *a, uint32_t ring, const struct vpt_gen_tx *g)
 static int fill(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_tx *g, uint32_t n,
 		uint8_t headers[][ETH_IP_UDP])
 {
-	struct stamp stamp = { .mark = MARK, .sent_ns = vpti_now_ns() };
+	struct stamp stamp = { .mark = MARK, .run_high = g->run >> 16 & 0xffff, .run_low = g->run & 0xffff,
+			       .sent_ns = vpti_now_ns() & MASK48 };
 	uint32_t i;
 
 	for (i = 0; i < n && r->head != r->tail; i++) {
@@ -95,7 +108,7 @@ static int fill(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_tx *g, uint3
 		memset(buf, 0, a->hdr_len);
 		memcpy(f, headers[which], ETH_IP_UDP);
 		put16(f + 34, FIRST_PORT + (uint32_t)(g->sent % g->flows));
-		stamp.seq = g->sent;
+		stamp.seq = g->sent & MASK48;
 		memcpy(f + ETH_IP_UDP, &stamp, sizeof(stamp));
 		r->nm->slot[r->head].len = (uint16_t)(size + a->hdr_len);
 		r->nm->slot[r->head].flags = 0;
@@ -140,11 +153,15 @@ static void account(struct vpt_gen_tx *g, uint32_t n, uint64_t now)
 /* When the burst after this one is due. A sender that was held up catches up, but not for longer than CATCH_UP_NS. */
 static void schedule(struct vpt_gen_tx *g, uint32_t sent, uint64_t now)
 {
-	if (!g->pps)
+	if (g->pps == 0)
 		return;
-	if (!g->due_ns || now > g->due_ns + CATCH_UP_NS)
-		g->due_ns = now;
-	g->due_ns += sent * 1000000000ull / g->pps;
+	if (!g->due_ns || now > g->due_ns + CATCH_UP_NS) {
+		g->paced_ns = now;
+		g->paced = 0;
+	}
+	g->paced += sent;
+	/* Not a gap added to the one before: a fraction of a nanosecond, cut off each time, is a rate that is too high. */
+	g->due_ns = g->paced_ns + (uint64_t)((double)g->paced * 1e9 / g->pps);
 }
 
 int vpt_gen_send(vpt_app *a, uint32_t ring, struct vpt_gen_tx *g, uint64_t slice_ns)
@@ -165,7 +182,7 @@ int vpt_gen_send(vpt_app *a, uint32_t ring, struct vpt_gen_tx *g, uint64_t slice
 
 		if (g->packets)
 			want = (uint32_t)VPTI_MIN(want, g->packets - g->sent);
-		if (g->pps ? !wait_due(g, end) : vpti_now_ns() >= end)
+		if (g->pps != 0 ? !wait_due(g, end) : vpti_now_ns() >= end)
 			return 0;
 		rc = vpti_app_sync(a, r);
 		if (rc)
@@ -210,23 +227,95 @@ uint64_t vpt_gen_bucket_ns(uint32_t i)
 	return (16ull + i % 16) << (i / 16 - 1);
 }
 
-static void note(struct vpt_gen_rx *g, const struct stamp *s, uint64_t now)
+/**
+ * find_run() - the sender that a packet is of
+ *
+ * Packets of one sender follow each other mostly, so there is one comparison to do.
+ *
+ * Return: its numbers so far; NULL: a sender that is not counted.
+ */
+static struct vpt_gen_run *find_run(struct vpt_gen_rx *g, uint32_t id, uint64_t seq)
 {
-	uint64_t ns = now > s->sent_ns ? now - s->sent_ns : 0;
+	uint32_t i;
 
-	if (s->seq >= g->next_seq) {
-		g->lost += s->seq - g->next_seq;
-		g->next_seq = s->seq + 1;
-	} else {
-		g->late++;
-		g->lost -= g->lost != 0;
+	if (g->nruns && g->run[g->current] == id)
+		return &g->runs[g->current];
+	for (i = 0; i < g->nruns; i++) {
+		if (g->run[i] == id)
+			break;
 	}
+	if (i == g->nruns) {
+		if (g->only ? id != g->only : i == VPTI_ARRAY_SIZE(g->runs))
+			return NULL;
+		g->run[i] = id;
+		g->runs[i].first = g->only ? 0 : seq;
+		g->runs[i].next = g->runs[i].first;
+		g->nruns++;
+	}
+	g->current = i;
+	return &g->runs[i];
+}
+
+/* A number higher than all before it: those in between are missing so far. */
+static void step_ahead(struct vpt_gen_rx *g, struct vpt_gen_run *r, uint64_t seq)
+{
+	uint64_t i;
+
+	if (seq - r->next >= WINDOW) {
+		memset(r->seen, 0, sizeof(r->seen));
+	} else {
+		for (i = r->next; i < seq; i++)
+			r->seen[i % WINDOW / 64] &= ~(1ull << i % 64);
+	}
+	g->lost += seq - r->next;
+	r->next = seq + 1;
+	r->seen[seq % WINDOW / 64] |= 1ull << seq % 64;
+}
+
+/* A number that is not higher than all before it. */
+static void look_back(struct vpt_gen_rx *g, struct vpt_gen_run *r, uint64_t seq)
+{
+	uint64_t bit = 1ull << seq % 64, *word = &r->seen[seq % WINDOW / 64];
+
+	if (r->next - seq > WINDOW) { /* nobody knows whether it has come before */
+		g->late++;
+		return;
+	}
+	if (*word & bit) {
+		g->duplicate++;
+		return;
+	}
+	*word |= bit;
+	g->late++;
+	if (seq >= r->first) {
+		g->lost--;
+	} else {
+		g->lost += r->first - seq - 1;
+		r->first = seq;
+	}
+}
+
+/* Returns false if it is of a sender that is not counted. */
+static bool note(struct vpt_gen_rx *g, const struct stamp *s, uint64_t now)
+{
+	uint64_t ns = (now - s->sent_ns) & MASK48, seq = s->seq;
+	struct vpt_gen_run *r = find_run(g, (uint32_t)s->run_high << 16 | (uint32_t)s->run_low, seq);
+
+	if (!r)
+		return false;
+	if (seq >= r->next)
+		step_ahead(g, r, seq);
+	else
+		look_back(g, r, seq);
+	if (ns > MASK48 / 2) /* sent after now: it came in while we were at those before it */
+		ns = 0;
 	if (!g->received || ns < g->latency_min_ns)
 		g->latency_min_ns = ns;
 	if (ns > g->latency_max_ns)
 		g->latency_max_ns = ns;
 	g->latency[bucket_of(ns)]++;
 	g->received++;
+	return true;
 }
 
 /* All that is there. Returns how many packets; -EPROTO. */
@@ -244,12 +333,10 @@ static int drain(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_rx *g)
 			return -EPROTO;
 		len -= a->hdr_len;
 		memcpy(&stamp, buf + a->hdr_len + ETH_IP_UDP, sizeof(stamp)); /* a buffer is longer than this, whatever len says */
-		if (len >= MIN_FRAME && stamp.mark == MARK) {
-			note(g, &stamp, now);
+		if (len >= MIN_FRAME && stamp.mark == MARK && note(g, &stamp, now))
 			g->bytes += len;
-		} else {
+		else
 			g->other++;
-		}
 		r->head = r->head + 1 == r->n ? 0 : r->head + 1;
 		n++;
 	}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import struct
 import threading
@@ -21,8 +22,10 @@ from vpt.gen import PERCENTILES, Traffic
 from vpt.percentile import tells
 
 EVENT_IDX = int(Feature.EVENT_IDX)
-STAMP = struct.Struct("<HQQ")
+STAMP = struct.Struct("<HQQ")  # mark; number and upper half of the run's id; time and lower half
 MARK = 0x7670
+RUN = 0x80000001
+LOW48 = (1 << 48) - 1
 
 
 def text(address: bytes) -> str:
@@ -96,33 +99,105 @@ def test_frames_are_ip_packets_of_the_flows_asked_for(pair: tuple[AppPeer, AppPe
         assert IP(bytes(fresh)).chksum == packet[IP].chksum
         assert packet[UDP].len == len(frame) - 34
         ports.append(packet[UDP].sport)
-        assert STAMP.unpack_from(frame, 42)[:2] == (MARK, i)
+        mark, number, _ = STAMP.unpack_from(frame, 42)
+        assert (mark, number & LOW48) == (MARK, i)
     assert sorted(set(ports)) == [7000, 7001, 7002]
 
 
-def stamped(seq: int, mark: int = MARK) -> bytes:
-    return (mac(2) + mac(1) + b"\x08\x00").ljust(42, b"\0") + STAMP.pack(mark, seq, 0)
+def stamped(seq: int, run: int = RUN, mark: int = MARK) -> bytes:
+    stamp = STAMP.pack(mark, seq | run >> 16 << 48, (run & 0xFFFF) << 48)
+    return (mac(2) + mac(1) + b"\x08\x00").ljust(42, b"\0") + stamp
+
+
+class Delivery:
+    """Numbers of one sender and another, to a receiver."""
+
+    def __init__(self, pair: tuple[AppPeer, AppPeer], *, only: int = 0) -> None:
+        self._source, sink = pair
+        self.receiver = Receiver(sink.app, only=only)
+
+    def __call__(self, *numbers: int, run: int = RUN) -> tuple[int, int, int]:
+        """Deliver them; lost, late and duplicate since the beginning."""
+        receiver = self.receiver
+        for seq in numbers:
+            want = receiver.received + receiver.other + 1
+            assert self._source.app.send(0, stamped(seq, run))
+            while receiver.received + receiver.other < want:
+                receiver.run(0.001)
+        return receiver.lost, receiver.late, receiver.duplicate
 
 
 def test_gaps_count_as_lost_until_they_are_filled(pair: tuple[AppPeer, AppPeer]) -> None:
+    deliver = Delivery(pair)
+    assert deliver(0, 1, 5) == (3, 0, 0)
+    assert deliver(3) == (2, 1, 0)
+    assert deliver(2, 4) == (0, 3, 0)
+
+
+def test_what_was_sent_before_the_receiver_came_is_not_lost(pair: tuple[AppPeer, AppPeer]) -> None:
+    deliver = Delivery(pair)
+    assert deliver(43_847, 43_848, 43_850) == (1, 0, 0)
+
+
+def test_the_first_number_may_come_after_later_ones(pair: tuple[AppPeer, AppPeer]) -> None:
+    deliver = Delivery(pair)
+    assert deliver(7, 8, 4) == (2, 1, 0), "5 and 6 are between the lowest and the highest"
+    assert deliver(5, 6) == (0, 3, 0)
+
+
+def test_a_duplicate_brings_back_nothing_that_was_lost(pair: tuple[AppPeer, AppPeer]) -> None:
+    deliver = Delivery(pair)
+    assert deliver(0, 1, 5, 1, 5, 5) == (3, 0, 3)
+    assert deliver(3, 3) == (2, 1, 4)
+
+
+def test_a_sender_that_starts_again_loses_nothing_and_hides_no_loss(pair: tuple[AppPeer, AppPeer]) -> None:
+    deliver = Delivery(pair)
+    assert deliver(0, 9) == (8, 0, 0)
+    assert deliver(0, 1, 2, run=RUN + 1) == (8, 0, 0)
+    assert deliver(4, run=RUN + 1) == (9, 0, 0)
+    assert deliver(10) == (9, 0, 0), "the first one still runs"
+
+
+def test_a_number_too_old_to_know_it_stays_lost(pair: tuple[AppPeer, AppPeer]) -> None:
+    deliver = Delivery(pair)
+    assert deliver(0, 2, 1025) == (1023, 0, 0)
+    assert deliver(2) == (1023, 0, 1), "1024 back from the next"
+    assert deliver(1026, 3) == (1022, 1, 1)
+    assert deliver(1, 2) == (1022, 3, 1), "whether it came before or not"
+    assert deliver(5000) == (1022 + 3973, 3, 1)
+    assert deliver(4999, 3977) == (1022 + 3971, 5, 1), "nothing is left of the numbers of 1024 before"
+
+
+def test_senders_beyond_64_are_not_counted(pair: tuple[AppPeer, AppPeer]) -> None:
+    deliver = Delivery(pair)
+    for run in range(1, 65):
+        deliver(7, run=run)
+    assert deliver(0, 100, run=65) == (0, 0, 0)
+    assert (deliver.receiver.received, deliver.receiver.other) == (64, 2)
+    assert deliver(9, run=1) == (1, 0, 0)
+
+
+def test_a_receiver_of_one_sender_counts_from_its_number_0_and_no_other(
+    pair: tuple[AppPeer, AppPeer],
+) -> None:
+    deliver = Delivery(pair, only=RUN)
+    assert deliver(3, 8, run=RUN + 1) == (0, 0, 0)
+    assert deliver(2) == (2, 0, 0)
+    assert deliver(5, run=RUN + 1) == (2, 0, 0)
+    assert (deliver.receiver.received, deliver.receiver.other) == (1, 3)
+
+
+def test_each_run_of_a_sender_has_an_id_of_its_own(pair: tuple[AppPeer, AppPeer]) -> None:
     source, sink = pair
-    receive = Receiver(sink.app)
-
-    def deliver(*numbers: int) -> None:
-        for seq in numbers:
-            assert source.app.send(0, stamped(seq))
-        want = receive.received + len(numbers)
-        while receive.received < want:
-            receive.run(0.01)
-
-    deliver(0, 1, 5)
-    assert (receive.lost, receive.late) == (3, 0)
-    deliver(3)
-    assert (receive.lost, receive.late) == (2, 1)
-    deliver(2, 4)
-    assert (receive.lost, receive.late) == (0, 3)
-    deliver(4)
-    assert (receive.lost, receive.late) == (0, 4), "a duplicate is late, and brings nothing back"
+    sent = [sender(source, packets=1) for _ in range(2)]
+    stamps = []
+    for one in sent:
+        run_to_end(one)
+        _, number, time_ = STAMP.unpack_from(sink.recv(), 42)
+        stamps.append(number >> 48 << 16 | time_ >> 48)
+    assert stamps == [one.run_id for one in sent]
+    assert stamps[0] != stamps[1]
 
 
 def test_packets_of_others_are_not_counted_as_ours(pair: tuple[AppPeer, AppPeer]) -> None:
@@ -161,6 +236,27 @@ def test_packets_of_a_rate_come_one_by_one_from_the_first_on(pair: tuple[AppPeer
     assert (receive.received, receive.pps, receive.seconds) == (1, None, 0.0)
 
 
+def test_a_rate_with_a_fraction_is_kept(pair: tuple[AppPeer, AppPeer]) -> None:
+    """When the next one is due is what the sender waits for: nothing here waits that long."""
+    send = sender(pair[0], packets=2, pps=Traffic(pps=0.4).pps, burst=1)
+    assert not send.run(0.001)
+    g = send._g
+    assert g.due_ns - g.first_ns == 2_500_000_000
+
+
+def test_a_rate_has_no_error_that_adds_up(pair: tuple[AppPeer, AppPeer]) -> None:
+    send = sender(pair[0], packets=29, pps=300_000, burst=1)
+    run_to_end(send)
+    g = send._g
+    assert g.due_ns - g.paced_ns == g.paced * 10_000 // 3
+
+
+@pytest.mark.parametrize("pps", [math.nan, -1.0, math.inf, 0.0009, 1.1e9])
+def test_a_rate_that_no_clock_can_keep_is_refused(pair: tuple[AppPeer, AppPeer], pps: float) -> None:
+    with pytest.raises(DataplaneError):
+        sender(pair[0], packets=1, pps=pps).run(0.01)
+
+
 def test_a_rate_is_that_of_the_packets_after_the_first(pair: tuple[AppPeer, AppPeer]) -> None:
     """Two packets at 50 a second are 20 ms apart: at most 50 pps, not the 100 that two in 20 ms would be."""
     source, sink = pair
@@ -174,9 +270,9 @@ def test_a_rate_is_that_of_the_packets_after_the_first(pair: tuple[AppPeer, AppP
 
 @pytest.mark.parametrize(
     ("pps", "burst", "together"),
-    [(0, 0, 32), (1, 0, 1), (100_000, 0, 1), (1_000_000, 0, 10), (10_000_000, 0, 32), (1, 8, 8)],
+    [(0, 0, 32), (0.5, 0, 1), (1, 0, 1), (100_000, 0, 1), (1_000_000, 0, 10), (10_000_000, 0, 32), (1, 8, 8)],
 )
-def test_a_burst_is_what_a_rate_makes_due_in_10_us(pps: int, burst: int, together: int) -> None:
+def test_a_burst_is_what_a_rate_makes_due_in_10_us(pps: float, burst: int, together: int) -> None:
     assert Traffic(pps=pps, burst=burst).together == together
 
 
@@ -224,7 +320,7 @@ def test_of_one_packet_there_is_one_latency_and_no_percentile(lab: Vptd) -> None
 def test_a_receiver_that_got_nothing_says_so_and_prints_no_latency(lab: Vptd) -> None:
     done = run_vpt(lab.paths.runtime, "gen", "recv", "--switch", "sw0", "--seconds", "0.2")
     assert done.returncode == 0
-    assert done.stdout == "received 0, rate n/a; lost 0, late 0, other 0\n"
+    assert done.stdout == "received 0, rate n/a; lost 0, late 0, duplicate 0, other 0\n"
 
 
 @pytest.mark.parametrize("direction", ["send", "recv"])
@@ -255,7 +351,8 @@ def test_a_port_that_carries_no_packets_is_refused_with_the_way_on(direction: st
         (["send", "--switch", "sw0", "--port", "x"], 2),
         (["send", "--switch", "sw0", "--size", "59"], 2),
         (["send", "--switch", "sw0", "--rate", "fast"], 2),
-        (["send", "--switch", "sw0", "--rate", "0.5"], 2),
+        (["send", "--switch", "sw0", "--rate", "0.0009"], 2),
+        (["send", "--switch", "sw0", "--rate", "nan"], 2),
         (["send", "--switch", "none", "--count", "1"], 1),
         (["recv", "--port", "none", "--count", "1"], 1),
     ],

@@ -39,7 +39,7 @@ def gen() -> None:
     """
 
 
-def _rate(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+def _rate(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
     factor = {"k": 1_000, "m": 1_000_000}.get(value[-1:].lower(), 1)
     try:
         rate = float(value[:-1] if factor > 1 else value) * factor
@@ -47,9 +47,9 @@ def _rate(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
         raise click.BadParameter("packets per second: 5000, 100k or 2.5M; 0: as fast as it goes") from None
     if not 0 <= rate <= 1e9:
         raise click.BadParameter("0 to 1000M packets per second")
-    if 0 < rate < 1:
-        raise click.BadParameter("a packet per second is the slowest; 0: as fast as it goes")
-    return int(rate)
+    if 0 < rate < 0.001:
+        raise click.BadParameter("0.001 packets per second is the slowest; 0: as fast as it goes")
+    return rate
 
 
 def _sizes(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ def _until(function: F) -> F:
 def _what(function: F) -> F:
     for option in (
         click.option("--rate", default="0", callback=_rate, show_default=True, metavar="PPS",
-                     help="Packets per second, as 5000, 100k, 2.5M; 0: as fast as there is room."),
+                     help="Packets per second, as 0.5, 5000, 2.5M; 0: as fast as there is room."),
         click.option("--size", "sizes", default="60", callback=_sizes, show_default=True, metavar="BYTES",
                      help="Frame length without FCS, or several, sent in turn."),
         click.option("--flows", type=click.IntRange(1, 50_000), default=1, show_default=True,
@@ -104,7 +104,7 @@ def _what(function: F) -> F:
 @click.option("--dst", metavar="MAC", help="Whom to send to. Default: vpt gen recv.")
 @json_option
 def send(
-    switch: str | None, port: str | None, seconds: float, count: int, rate: int, sizes: tuple[int, ...],
+    switch: str | None, port: str | None, seconds: float, count: int, rate: float, sizes: tuple[int, ...],
     flows: int, burst: int | None, dst: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Send packets until a limit is met, or Ctrl-C.
@@ -118,7 +118,8 @@ def send(
     _one_of(switch, port)
     traffic = core.Traffic(dst or core.RECEIVER_MAC, core.SENDER_MAC, sizes, flows, burst or 0, rate)
     with connect() as vptd, core.plug(vptd, switch=switch, port=port, mac=core.SENDER_MAC) as link:
-        _show({"sender": core.send(link.app, traffic, _limits(count, seconds), _live("sent"))}, as_json)
+        sender = core.sender_of(link.app, traffic, count)
+        _show({"sender": core.send(sender, _limits(count, seconds), _live("sent"))}, as_json)
 
 
 @gen.command()
@@ -134,10 +135,12 @@ def recv(switch: str | None, port: str | None, seconds: float, count: int, poll:
       vpt gen recv --switch sw0 --count 1000000 --json
     """
     from vpt import gen as core
+    from vpt.dataplane import Receiver
 
     _one_of(switch, port)
     with connect() as vptd, core.plug(vptd, switch=switch, port=port, mac=core.RECEIVER_MAC) as link:
-        result = core.receive(link.app, _limits(count, seconds), _live("received"), poll=poll)
+        receiver = Receiver(link.app)
+        result = core.receive(receiver, _limits(count, seconds), _live("received"), poll=poll)
         _show({"receiver": result}, as_json)
 
 
@@ -148,8 +151,8 @@ def recv(switch: str | None, port: str | None, seconds: float, count: int, poll:
 @click.option("--poll", is_flag=True, help="The receiver spins instead of sleeping while nothing comes.")
 @json_option
 def pair(
-    switch: str, seconds: float, count: int, rate: int, sizes: tuple[int, ...], flows: int, burst: int | None,
-    poll: bool, as_json: bool,
+    switch: str, seconds: float, count: int, rate: float, sizes: tuple[int, ...], flows: int,
+    burst: int | None, poll: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Send from one port and receive on another: loss and latency of a switch.
 
@@ -174,25 +177,28 @@ def pair(
 def _both(source: Any, sink: Any, traffic: Traffic, limits: Limits, poll: bool) -> dict[str, Any]:
     """The receiver in a thread of its own; it ends a moment after the sender, when the rest is in."""
     from vpt import gen as core
+    from vpt.dataplane import Receiver
 
     result: dict[str, Any] = {}
     over = core.Limits(packets=limits.packets)
+    sender = core.sender_of(source, traffic, limits.packets)
+    receiver = Receiver(sink, only=sender.run_id)
 
     def work() -> None:
-        result.update(core.receive(sink, over, _live("received"), poll=poll))
+        result.update(core.receive(receiver, over, _live("received"), poll=poll))
 
-    receiver = threading.Thread(target=work)
-    receiver.start()
+    thread = threading.Thread(target=work)
+    thread.start()
     try:
-        sent = core.send(source, traffic, limits)
+        sent = core.send(sender, limits)
         if limits.packets:
-            receiver.join(1.0)
-        over.stop.wait(0.5 if receiver.is_alive() else 0)
+            thread.join(1.0)
+        over.stop.wait(0.5 if thread.is_alive() else 0)
     finally:
         over.stop.set()
-        receiver.join()
+        thread.join()
     # What is missing at the end leaves no gap between two numbers.
-    result["lost"] += max(0, sent["sent"] - result["received"] - result["lost"])
+    result["lost"] = max(0, sent["sent"] - (result["received"] - result["duplicate"]))
     return {"sender": sent, "receiver": result}
 
 
@@ -249,7 +255,8 @@ def _show(result: dict[str, dict[str, Any]], as_json: bool) -> None:
         took = f" in {got['seconds']:.2f} s" if got["received"] else ""
         click.echo(
             f"received {got['received']:,}{took}, {_speed(got['pps'])};"
-            f" lost {got['lost']:,}, late {got['late']:,}, other {got['other']:,}"
+            f" lost {got['lost']:,}, late {got['late']:,}, duplicate {got['duplicate']:,},"
+            f" other {got['other']:,}"
         )
         if got["received"]:
             click.echo(f"latency us: {_latency(got['received'], got['latency_us'])}")

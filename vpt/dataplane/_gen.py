@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
 from vpt.dataplane._app import App
-from vpt.dataplane._native import check, ffi, lib, mac_bytes, new
+from vpt.dataplane._native import check, lib, mac_bytes, new
 
 __all__ = ["Receiver", "Sender"]
 
@@ -24,7 +25,7 @@ class Sender:
     """What to send, and how far it has come.
 
     sizes: frame lengths in bytes without FCS, 60..1514, sent in turn (16 at most)
-    pps: packets per second; 0: as fast as there is room. packets: in all; 0: no end
+    pps: packets per second, 0.001 at least; 0: as fast as there is room. packets: in all; 0: no end
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Sender:
         sizes: Sequence[int] = (60,),
         flows: int = 1,
         burst: int = 32,
-        pps: int = 0,
+        pps: float = 0,
         packets: int = 0,
         ring: int = 0,
     ) -> None:
@@ -51,6 +52,7 @@ class Sender:
                 "nsizes": len(sizes),
                 "flows": flows,
                 "burst": burst,
+                "run": 1 + secrets.randbelow((1 << 32) - 1),
                 "pps": pps,
                 "packets": packets,
             },
@@ -60,6 +62,11 @@ class Sender:
         """Send for that long at most; True: all packets are sent."""
         rc = lib.vpt_gen_send(self._app._handle(), self._ring, self._g, int(seconds * 1e9))
         return bool(check(rc, "send"))
+
+    @property
+    def run_id(self) -> int:
+        """What a Receiver knows its packets by; never 0."""
+        return int(self._g.run)
 
     @property
     def sent(self) -> int:
@@ -81,12 +88,15 @@ class Sender:
 
 
 class Receiver:
-    """What has come of a Sender's packets."""
+    """What has come of Senders' packets, of each from the first on that came; 64 Senders at most.
 
-    def __init__(self, app: App, *, ring: int = 0) -> None:
+    only: run_id of the Sender to count, from its first packet on; packets of all others are `other`
+    """
+
+    def __init__(self, app: App, *, ring: int = 0, only: int = 0) -> None:
         self._app = app
         self._ring = app._ring(ring)
-        self._g: Any = ffi.new("struct vpt_gen_rx *")
+        self._g = new("struct vpt_gen_rx *", {"only": only})
 
     def run(self, seconds: float, *, poll: bool = False) -> None:
         """Receive for that long; without poll it sleeps while nothing comes."""
@@ -103,18 +113,23 @@ class Receiver:
 
     @property
     def other(self) -> int:
-        """Packets that no Sender sent."""
+        """Packets that no Sender sent, or one that is not counted."""
         return int(self._g.other)
 
     @property
     def lost(self) -> int:
-        """Gaps in the sequence numbers that nothing has filled."""
+        """Gaps in Senders' sequence numbers that nothing has filled."""
         return int(self._g.lost)
 
     @property
     def late(self) -> int:
-        """Packets that came after a later one: reordered or duplicated."""
+        """Packets that came after a later one: reordered. One that comes 1024 after it stays lost, too."""
         return int(self._g.late)
+
+    @property
+    def duplicate(self) -> int:
+        """Packets that came again; `received` and `bytes` have them, too."""
+        return int(self._g.duplicate)
 
     @property
     def pps(self) -> float | None:

@@ -500,8 +500,8 @@ int vpt_bpf_matches(const struct vpt_bpf_insn *filter, uint32_t n, const void *d
 /* ---- generator: what `vpt gen` runs, slice by slice. Any thread, one at a time per handle and direction. ---- */
 
 /*
- * Frames are IPv4/UDP (10.118.x, ports 7000 + flow -> 7000), and begin their payload with a mark, a sequence number and
- * the time of sending (CLOCK_MONOTONIC), so sender and receiver must be on one host for latencies.
+ * Frames are IPv4/UDP (10.118.x, ports 7000 + flow -> 7000), and begin their payload with a mark, who sends, a sequence
+ * number and the time of sending (CLOCK_MONOTONIC), so sender and receiver must be on one host for latencies.
  */
 struct vpt_gen_tx {
 	uint8_t dst[6];
@@ -510,7 +510,8 @@ struct vpt_gen_tx {
 	uint32_t nsizes;           /* 1..16 */
 	uint32_t flows;            /* distinct UDP source ports, 1..50000 */
 	uint32_t burst;            /* packets published together, 1..256 */
-	uint64_t pps;              /* packets per second, evenly; 0: as fast as there is room */
+	uint32_t run;              /* who sends: a number at random, so that a receiver takes no two senders for one */
+	double pps;                /* packets per second, evenly, 0.001..1e9; 0: as fast as there is room */
 	uint64_t packets;          /* to send in all, 0: no end */
 	uint64_t sent;             /* from here on state and result: zero before the first slice */
 	uint64_t bytes;            /* of frames */
@@ -519,17 +520,30 @@ struct vpt_gen_tx {
 	uint64_t first_ns;         /* CLOCK_MONOTONIC: when the first burst was published, and the last */
 	uint64_t last_ns;
 	uint64_t due_ns;
+	uint64_t paced;            /* packets since paced_ns, from which on they are evenly apart */
+	uint64_t paced_ns;
 };
 /* Send for slice_ns at most. 1: all packets sent; 0: the slice is over; -EINVAL, -ENOLINK, -EPROTO. */
 int vpt_gen_send(vpt_app *a, uint32_t ring, struct vpt_gen_tx *g, uint64_t slice_ns);
 
+/* What came of one sender's numbers. */
+struct vpt_gen_run {
+	uint64_t first;            /* the lowest that came */
+	uint64_t next;             /* after the highest that came */
+	uint64_t seen[16];         /* a bit for each of the 1024 before next; number n's is bit n % 1024 */
+};
 struct vpt_gen_rx {
-	uint64_t received;         /* of ours; all fields zero before the first slice */
+	uint32_t only;             /* vpt_gen_tx.run of the sender to count, from its number 0 on; 0: any, from what comes first on */
+	uint32_t nruns;            /* all else is zero before the first slice */
+	uint32_t current;          /* run that the latest packet was of */
+	uint32_t run[64];          /* vpt_gen_tx.run of each sender */
+	struct vpt_gen_run runs[64];
+	uint64_t received;         /* of senders that are counted, with duplicates */
 	uint64_t bytes;
-	uint64_t other;            /* packets without our mark */
-	uint64_t lost;             /* gaps in the sequence that nothing has filled yet */
-	uint64_t late;             /* came after a higher number: reordered or duplicated */
-	uint64_t next_seq;
+	uint64_t other;            /* packets without our mark, and of senders that are not counted */
+	uint64_t lost;             /* numbers between a sender's lowest and highest that have not come */
+	uint64_t late;             /* came after a higher number; 1024 after it or more: stays counted as lost, too */
+	uint64_t duplicate;        /* came again */
 	uint64_t first;            /* of ours that came together, first */
 	uint64_t first_ns;         /* CLOCK_MONOTONIC: when those came, and the last */
 	uint64_t last_ns;
