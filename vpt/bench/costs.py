@@ -12,10 +12,16 @@ from enum import StrEnum
 
 from vpt.errors import UsageError
 
-__all__ = ["PUBLISHED", "SPIN_LONGEST", "Costs", "Kind", "Policy"]
+__all__ = ["LONGEST_NS", "PUBLISHED", "SPIN_LONGEST", "Costs", "Kind", "Policy"]
 
 #: 2 to the power of it: idle periods that go by without a spin where spins are in vain, at most (spin.h).
 SPIN_LONGEST = 6
+#: A quarter of an hour. Beyond it sums of times, in double precision, lose their nanoseconds.
+LONGEST_NS = 1e12
+#: Quotients by less overflow.
+_LEAST_NS = 1e-3
+#: virtio's.
+_LONGEST_QUEUE = 32768
 
 
 class Kind(StrEnum):
@@ -51,12 +57,17 @@ class Costs:
 
     def __post_init__(self) -> None:
         for name in ("wp", "wc", "np", "nc", "sp", "sc", "slack", "block_cpu"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"cost {name} is {getattr(self, name)}: it must be 0 or more nanoseconds")
-        if self.wp == 0 and self.wc == 0:
-            raise UsageError("wp and wc are both 0: one side must take some time", hint="give --wp or --wc")
-        if self.length < 2:
-            raise UsageError(f"a queue of {self.length} is no queue: it must hold 2 items or more")
+            if not 0 <= getattr(self, name) <= LONGEST_NS:
+                raise UsageError(
+                    f"cost {name} is {getattr(self, name)}: it must be from 0 to {LONGEST_NS:g} nanoseconds"
+                )
+        if max(self.wp, self.wc) < _LEAST_NS:
+            raise UsageError(
+                f"wp is {self.wp:g} and wc {self.wc:g}: one side must take {_LEAST_NS:g} nanoseconds or more",
+                hint="give --wp or --wc",
+            )
+        if not 2 <= self.length <= _LONGEST_QUEUE:
+            raise UsageError(f"a queue of {self.length}: it must hold from 2 to {_LONGEST_QUEUE} items")
         if self.kc is not None and not 1 <= self.kc <= self.length:
             raise UsageError(f"kc is {self.kc}: it must be between 1 and the queue's length, {self.length}")
 
@@ -84,8 +95,11 @@ class Policy:
     def __post_init__(self) -> None:
         if self.kind is Kind.SLEEP and not self.sleep > 0:
             raise UsageError("policy sleep needs to know for how long", hint="give --sleep, in microseconds")
-        if self.spin < 0 or self.sleep < 0:
-            raise UsageError("a time to spin or to sleep can't be negative")
+        for what, time in (("spin", self.spin), ("sleep", self.sleep)):
+            if not 0 <= time <= LONGEST_NS:
+                raise UsageError(
+                    f"a time to {what} of {time / 1000:g} us: it must be from 0 to {LONGEST_NS / 1000:g} us"
+                )
 
     def __str__(self) -> str:
         match self.kind:

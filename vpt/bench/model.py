@@ -42,7 +42,7 @@ the faster side is early by g = n d - S (with S the start-up), and 0 < g <= d. T
 
 So at a steady rate, spinning for less than d buys at most one item per sleep: spin for d or don't. At an
 unsteady rate s = N + S, the price of a wake-up, is never more than twice as dear as knowing the future (the
-ski-rental argument), and it makes a burst's second packet cheap. `advise` offers both.
+ski-rental argument), and it makes a burst's second packet cheap. `vpt.bench.advice` weighs both.
 
 Latency runs from the start of an item's production to the end of its consumption. Wc < Wp: Wp + Wc + max(0,
 Sc - j d) for item j of a batch, Np more for the first. Wp < Wc: the queue is nearly full, item j of a batch
@@ -67,28 +67,29 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from vpt.bench.costs import PUBLISHED, SPIN_LONGEST, Costs, Kind, Policy
-from vpt.errors import UsageError
+from vpt.bench.simulate import Run, simulate
 
 __all__ = [
     "PUBLISHED",
-    "Advice",
     "Costs",
     "Kind",
     "Policy",
     "Prediction",
     "Regime",
-    "advise",
+    "batch_of",
     "limits",
+    "longest_sleep",
+    "play",
+    "played_items",
     "predict",
     "predict_starts",
+    "stalls",
     "sweep",
 ]
 
 
-#: Nanoseconds. A timer is late by about as much.
-_SHORTEST_SLEEP = 10_000
-#: What `advise` never offers.
-_ASIDE = ", short of sleeps under 10 us or of longer ones than the queue bears"
+#: Where there is no formula. A spin in vain is followed by up to 64 waits without: a short queue takes more.
+_LEAST_PLAYED, _LEAST_LAPS = 4096, 16
 
 
 class Regime(StrEnum):
@@ -154,11 +155,16 @@ def limits(c: Costs) -> tuple[float, float]:
     return (c.length - 1) * c.wp - c.wc, (c.length - c.wake_after) * c.wc - c.wp
 
 
+def longest_sleep(c: Costs) -> float:
+    """Beyond it the queue runs full, or empty, before the sleeper is back."""
+    return (c.length - 1) * max(c.wp, c.wc) - min(c.wp, c.wc)
+
+
 def predict(c: Costs, policy: Policy) -> Prediction:
     """Steady state of a saturated queue under a policy."""
     regime = regime_of(c)
-    if _stalls(c, policy, regime):
-        return _simulated(c, policy)
+    if stalls(c, policy):
+        return play(c, policy)[0]
     if policy.kind is Kind.POLL or regime is Regime.BALANCED:
         return _busy(c, policy, regime)
     if policy.kind is Kind.SLEEP:
@@ -210,15 +216,15 @@ def sweep(c: Costs, policy: Policy, wps: Iterable[float]) -> list[tuple[Costs, P
     return [(point, predict(point, policy)) for point in points]
 
 
-def _stalls(c: Costs, policy: Policy, regime: Regime) -> bool:
+def stalls(c: Costs, policy: Policy) -> bool:
     """Does the queue run full (or empty) while the faster side is still on its way?"""
-    gap = abs(c.wp - c.wc)
+    gap, regime = abs(c.wp - c.wc), regime_of(c)
     if policy.kind is Kind.POLL or regime is Regime.BALANCED:
         return False
     if policy.kind is Kind.ADAPTIVE and policy.spin >= gap:
         return False
     if policy.kind is Kind.SLEEP:
-        return policy.sleep + c.slack > _longest_sleep(c)
+        return policy.sleep + c.slack > longest_sleep(c)
     start_c, start_p = limits(c)
     return c.sc > start_c if regime is Regime.FAST_CONSUMER else c.sp > start_p
 
@@ -249,7 +255,7 @@ def _sleep(c: Costs, policy: Policy, regime: Regime) -> Prediction:
     )  # fmt: skip
 
 
-def _batch(start: float, spin: float, gap: float) -> tuple[int, int, float]:
+def batch_of(start: float, spin: float, gap: float) -> tuple[int, int, float]:
     """Items after which the faster side sleeps: (without spinning, with, time spun per cycle)."""
     caught_up = math.floor(start / gap) + 1
     asleep = math.floor((start + spin) / gap) + 1
@@ -265,7 +271,7 @@ def _spin(policy: Policy) -> float:
 def _fast_consumer(c: Costs, policy: Policy) -> Prediction:
     """notify and adaptive, Wc < Wp: the consumer sleeps, the producer kicks."""
     gap = c.wp - c.wc
-    caught_up, b, spun = _batch(c.sc, _spin(policy), gap)
+    caught_up, b, spun = batch_of(c.sc, _spin(policy), gap)
     period = c.wp + c.np / b
     # Item j of the batch waits Sc - j d; one that was caught by spinning does not wait.
     waits = c.sc * caught_up - gap * caught_up * (caught_up - 1) / 2
@@ -282,7 +288,7 @@ def _fast_producer(c: Costs, policy: Policy) -> Prediction:
     gap, kc = c.wc - c.wp, c.wake_after
     # The smallest n with (n - kC + 1) Wc > Sp + n Wp, i.e. n d > Sp + (kC - 1) Wc. Counting from kC - 1 on
     # turns the right side into Sp + (kC - 1) Wp, the published form, exact for whole nanoseconds.
-    caught_up, b, spun = _batch(c.sp + (kc - 1) * c.wp, _spin(policy), gap)
+    caught_up, b, spun = batch_of(c.sp + (kc - 1) * c.wp, _spin(policy), gap)
     caught_up, b = caught_up + kc - 1, b + kc - 1
     period = c.wc + c.nc / b
     # Item j (from 1) starts at Sp + (j-1) Wp and is consumed after the L - kC before the batch, at (L - kC +
@@ -299,129 +305,19 @@ def _fast_producer(c: Costs, policy: Policy) -> Prediction:
     )  # fmt: skip
 
 
-def _simulated(c: Costs, policy: Policy) -> Prediction:
-    """Virtual time, where both sides wait in turn."""
-    from vpt.bench.simulate import simulate
+def played_items(c: Costs) -> int:
+    """Items for which the protocol is played: laps of the queue, enough of them for cycles to repeat."""
+    return max(_LEAST_PLAYED, _LEAST_LAPS * c.length)
 
-    run = simulate(c, policy, items=64 * c.length, warmup=8 * c.length)
-    return Prediction(
+
+def play(c: Costs, policy: Policy) -> tuple[Prediction, Run]:
+    """Virtual time, where both sides wait in turn; and the run that the prediction is of."""
+    items = played_items(c)
+    run = simulate(c, policy, items=items, warmup=items // 8)
+    prediction = Prediction(
         policy, Regime.STALLED, period=run.period, batch=run.batch,
         kicks=run.kicks, interrupts=run.interrupts, sleeps=run.sleeps,
         latency=run.latency, latency_worst=run.latency_worst,
         cpu_producer=run.cpu_producer, cpu_consumer=run.cpu_consumer, source="simulation",
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """The policy to use. `met`: both budgets hold; `why` is a sentence; `considered` is all that was
-    weighed.
-    """
-
-    choice: Prediction
-    met: bool
-    why: str
-    considered: Sequence[Prediction]
-
-
-def _longest_sleep(c: Costs) -> float:
-    """Beyond it the queue runs full, or empty, before the sleeper is back."""
-    return (c.length - 1) * max(c.wp, c.wc) - min(c.wp, c.wc)
-
-
-def candidates(c: Costs, latency_budget: float) -> list[Policy]:
-    """Policies worth weighing for these costs, with room for a machine that is not quite like them.
-
-    Sleep: half of what the queue bears, so that a late timer costs no throughput; less where a fast consumer
-    would keep the average latency so, more where a fast producer would. Adaptive: just over d, which never
-    sleeps at this rate, and the price of a wake-up, which is never far from the best at any.
-    """
-    gap = abs(c.wp - c.wc)
-    kick = c.np + c.sc if c.wc < c.wp else c.nc + c.sp
-    found = [Policy(Kind.NOTIFY), Policy(Kind.ADAPTIVE, spin=kick)]
-    if gap > kick:
-        found.append(Policy(Kind.ADAPTIVE, spin=math.ceil(gap / 1000) * 1000))
-    longest = _longest_sleep(c)
-    if c.wc < c.wp:
-        y = min(longest / 2, 2 * (latency_budget - c.wp - c.wc))
-    else:
-        needed = math.ceil((c.length * c.wc - latency_budget) / 500) * 1000
-        y = min(max(longest / 2, needed), longest)
-    y -= c.slack
-    if y >= _SHORTEST_SLEEP:
-        found.append(Policy(Kind.SLEEP, sleep=math.floor(y / 1000) * 1000))
-    return [*found, Policy(Kind.POLL)]
-
-
-def _last_resorts(c: Costs, latency_budget: float) -> list[Policy]:
-    """What costs the least CPU time of all, and holds only where the costs are exactly these.
-
-    The longest sleep that keeps both the queue going and the latency, and the shortest spin that catches an
-    item: more spins buy nothing, fewer catch nothing.
-    """
-    gap, y = abs(c.wp - c.wc), _longest_sleep(c)
-    start = c.sc
-    if c.wc < c.wp:
-        y = min(y, 2 * (latency_budget - c.wp - c.wc))
-    else:
-        start = c.sp + (c.wake_after - 1) * c.wp
-    found = []
-    if gap:
-        found.append(Policy(Kind.ADAPTIVE, spin=math.ceil(_batch(start, 0, gap)[0] * gap - start)))
-    if y - c.slack >= _SHORTEST_SLEEP:
-        found.append(Policy(Kind.SLEEP, sleep=math.floor(y - c.slack)))
-    return found
-
-
-def advise(c: Costs, latency_budget: float, cpu_budget: float) -> Advice:
-    """The policy, with its parameters, that meets an average latency and a CPU budget.
-
-    latency_budget is in nanoseconds, cpu_budget a share of a core for the side that waits (the other always
-    works). Of those that meet both, the one with the highest rate (to 1 %), then the least CPU, then the
-    fewest notifications. If none does, the one that misses least, and `why` says by what.
-    """
-    if latency_budget <= 0 or not 0 < cpu_budget <= 1:
-        raise UsageError(
-            f"budgets of {latency_budget / 1000:g} us and {cpu_budget:g} of a core make no sense",
-            hint="give a latency above 0 and a share of a core above 0 and up to 1",
-        )
-
-    def holds(p: Prediction) -> bool:
-        return p.latency <= latency_budget and p.cpu_waiter <= cpu_budget
-
-    weighed = [predict(c, policy) for policy in candidates(c, latency_budget)]
-    if not any(map(holds, weighed)):
-        weighed += [predict(c, policy) for policy in _last_resorts(c, latency_budget)]
-    good = [p for p in weighed if holds(p)]
-    if good:
-        fastest = max(p.rate for p in good)
-        choice = min(
-            (p for p in good if p.rate >= 0.99 * fastest),
-            key=lambda p: (round(p.cpu_waiter, 3), p.notifications),
-        )
-        return Advice(choice, True, _reason(choice), weighed)
-
-    def excess(p: Prediction) -> float:
-        return max(p.latency / latency_budget, 1) * max(p.cpu_waiter / cpu_budget, 1)
-
-    choice = min(weighed, key=excess)
-    missed = []
-    if choice.latency > latency_budget:
-        missed.append(
-            f"{choice.latency / 1000:.1f} us on average where {latency_budget / 1000:g} us were asked for"
-        )
-    if choice.cpu_waiter > cpu_budget:
-        missed.append(f"{choice.cpu_waiter:.0%} of a core where {cpu_budget:.0%} were allowed")
-    refused = f"no policy meets both budgets{_ASIDE}; this one misses least: {', '.join(missed)}"
-    return Advice(choice, False, refused, weighed)
-
-
-def _reason(p: Prediction) -> str:
-    """One sentence on why this policy does it."""
-    if p.sleeps == 0:
-        return "neither side ever sleeps at this rate, so there is nothing to notify"
-    if p.policy.kind is Kind.SLEEP:
-        return f"{p.batch:.0f} items gather per sleep, and nobody has to notify"
-    who = "the consumer" if p.regime is Regime.FAST_CONSUMER else "the producer"
-    how_often = f"once per {p.batch:.0f} items" if p.batch >= 1.5 else "for each item"
-    return f"{who} sleeps and is woken {how_often}"
+    return prediction, run

@@ -43,6 +43,7 @@ class Run:
     cpu_producer: float
     cpu_consumer: float
     batches: tuple[int, ...]
+    waits: tuple[float, ...]  # how long either side had to wait for what it waited for
 
     @property
     def notifications(self) -> float:
@@ -69,6 +70,9 @@ class _Side:
     blocked: bool = False
     watching: bool = False
     ticket: int = 0
+    awaits: Callable[[], bool] | None = None
+    since: float = 0.0
+    waits: list[float] = field(default_factory=list)
     asleep: float = 0.0
     blocks: float = 0.0
     vain: int = 0
@@ -129,6 +133,9 @@ class _Simulator:
         for.
         """
         me.index += 1
+        if other.awaits and other.awaits():
+            other.waits.append(self.now - other.since)
+            other.awaits = None
         if other.watching:
             self._schedule(other, 0, _LOOK)
         yield 0, _LOOK
@@ -144,6 +151,8 @@ class _Simulator:
 
     def _until(self, me: _Side, ready: Callable[[], bool]) -> Steps:
         """Wait as the policy says."""
+        if not ready():
+            me.awaits, me.since = ready, self.now
         while not ready():
             match self.policy.kind:
                 case Kind.POLL:
@@ -225,6 +234,7 @@ def simulate(costs: Costs, policy: Policy, items: int, warmup: int = 0) -> Run:
         cpu_producer=1 - sim.producer.asleep / span,
         cpu_consumer=1 - sim.consumer.asleep / span,
         batches=tuple(b[0] - a[0] for a, b in pairwise(notified)),
+        waits=(*sim.producer.waits, *sim.consumer.waits),
     )
 
 

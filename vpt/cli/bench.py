@@ -17,8 +17,9 @@ from vpt.cli._output import output_option
 from vpt.errors import VptError
 
 if TYPE_CHECKING:
+    from vpt.bench.advice import Advice
     from vpt.bench.compare import Change
-    from vpt.bench.model import Advice, Costs, Prediction
+    from vpt.bench.model import Costs, Prediction
     from vpt.bench.result import Result, ScenarioResult
     from vpt.bench.runner import Progress
     from vpt.bench.scenario import Scenario, Settings
@@ -370,8 +371,9 @@ def model(
       vpt bench model --wp 300 --wc 100 --measure --latency 30 --cpu 50
       vpt bench model --plot curves.svg
     """
+    from vpt.bench.advice import advise
     from vpt.bench.curves import charts, save, what_to_expect
-    from vpt.bench.model import Kind, Policy, advise, predict
+    from vpt.bench.model import Kind, Policy, predict
 
     costs = _costs(given, length, kc, measure)
     policies = [
@@ -383,7 +385,8 @@ def model(
     rows = [predict(costs, policy) for policy in policies]
     advice = None
     if latency is not None or cpu is not None:
-        advice = advise(costs, 1000 * (latency if latency is not None else 1e6), (cpu or 100.0) / 100)
+        latency, cpu = 1e6 if latency is None else latency, 100.0 if cpu is None else cpu
+        advice = advise(costs, 1000 * latency, cpu / 100, policies)
     if plot:
         save(charts(costs, policies), plot)
     if as_json:
