@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 from pathlib import Path
+from typing import cast
 
 import pytest
 from click.testing import CliRunner, Result
@@ -22,6 +23,7 @@ from vpt.exits.model import Identity, Machine, Quantity, Recording, Sample, Tier
 from vpt.exits.session import Session, load, save
 from vpt.exits.sources import Source, Units
 from vpt.exits.target import Vm, is_stopped
+from vpt.qemu.qmp import QmpSession
 
 
 def write(path: Path, tier: Tier = Tier.KVM, per_second: int = 1000, **changes: object) -> Path:
@@ -326,10 +328,21 @@ def test_a_sample_says_whether_the_vms_process_is_stopped() -> None:
             made = Session(Vm("vm1", Tier.KVM, "because", pid=process.pid), _Counts(0, 0, 0), None)
             assert not made.sample().stopped
             process.send_signal(signal.SIGSTOP)
-            until(lambda: is_stopped(process.pid), "the process to stop")
+            until(lambda: is_stopped(Vm("vm1", Tier.KVM, "because", pid=process.pid)), "the process to stop")
             assert made.sample().stopped
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(("status", "stopped"), [("running", False), ("inmigrate", False), ("paused", True)])
+def test_a_sample_says_whether_the_vm_is_paused(status: str, stopped: bool) -> None:
+    class Qmp:
+        def execute(self, command: str) -> dict[str, str]:
+            assert command == "query-status"
+            return {"status": status}
+
+    vm = Vm("vm1", Tier.KVM, "because", qmp=cast("QmpSession", Qmp()))
+    assert Session(vm, _Counts(0), None).sample().stopped == stopped
 
 
 @pytest.mark.parametrize("vm", ["pid:²", "pid:٣", "pid:", "pid:-1", "pid:" + "9" * 5000, "pid:1_0"])

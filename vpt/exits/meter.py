@@ -57,9 +57,7 @@ COUNTERS = (
 )
 """KVM counters that the meter knows how to read; sources ask for these and no more."""
 
-STOPPED = (
-    "the VM was stopped (by SIGSTOP or the like) for part of the time, so that what is per second is too low"
-)
+STOPPED = "the VM was paused or stopped (SIGSTOP) for part of the time, so that what is per second is too low"
 
 MAX_EMULATED_PER_EXIT = 10
 _MIN_EMULATED = 1000  # below this, a start or a handful of ring-0 instructions: they add one exit at most

@@ -61,7 +61,7 @@ class Sample(_Model):
     units: dict[str, dict[str, int]]  # "vcpu0" -> "exits" -> value
     cpu_ms: int | None = None  # CPU time of the VM's process: says whether the guest ran at all
     packets: int | None = None  # total of the ports that the user named
-    stopped: bool = False  # a signal (SIGSTOP) had stopped the VM's process when it was looked at
+    stopped: bool = False  # the VM was paused, or a signal had stopped its process
 
 
 class Machine(_Model):

@@ -49,8 +49,8 @@ class Session:
 
     def sample(self) -> Sample:
         """All counters now. GuestError: the VM is gone or was stopped, or a port is not what it was."""
-        stopped = is_stopped(self._vm.pid)
         with self._awake():
+            stopped = is_stopped(self._vm)
             units = self._source.read()
         at_ns = time.monotonic_ns()
         packets = None

@@ -136,10 +136,8 @@ def look_hint() -> str:
 
 def require_running(vm: Vm) -> None:
     """GuestError if QEMU says that the VM does not run, with the reason it gives."""
-    if vm.qmp is None:
-        return
-    status = vm.qmp.execute("query-status")["status"]
-    if status in _RUNNING:
+    status = _status(vm)
+    if status is None or status in _RUNNING:
         return
     if status == "internal-error":
         raise GuestError(
@@ -151,20 +149,29 @@ def require_running(vm: Vm) -> None:
     )
 
 
-def is_stopped(pid: int | None) -> bool:
-    """Has a signal stopped that process? False if it can't be said."""
-    return _stat(pid)[:1] == ["T"]
+def is_stopped(vm: Vm) -> bool:
+    """Has a signal stopped the VM's process, or is the VM paused? False if it can't be said."""
+    return _is_stopped(vm.pid) or (_status(vm) or "running") not in _RUNNING
 
 
 def require_awake(pid: int | None) -> None:
     """GuestError if the process was stopped by a signal: it would answer nothing, and nothing in it moves."""
-    if is_stopped(pid):
+    if _is_stopped(pid):
         raise GuestError(f"process {pid} is stopped (by SIGSTOP or the like)", hint=f"kill -CONT {pid}")
 
 
 def _is_number(text: str) -> bool:
     """Digits of a process id: not of another script, as ², and no more than int() takes."""
     return text.isascii() and text.isdecimal() and len(text) < 20
+
+
+def _is_stopped(pid: int | None) -> bool:
+    return _stat(pid)[:1] == ["T"]
+
+
+def _status(vm: Vm) -> str | None:
+    """What QEMU says of the VM; None where it can't be asked."""
+    return vm.qmp.execute("query-status")["status"] if vm.qmp else None
 
 
 def _stat(pid: int | None) -> list[str]:
