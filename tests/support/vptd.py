@@ -40,7 +40,8 @@ class Vptd:
 
     def spawn(self, *options: str) -> subprocess.Popen[bytes]:
         """A vptd process, started and not waited for."""
-        argv = [sys.executable, "-m", "vpt.daemon.main", "--linger", "5", "--log-level", "debug"]
+        # The keeper outlives vptd for longer than a busy host takes to start the next one, and not for long.
+        argv = [sys.executable, "-m", "vpt.daemon.main", "--linger", "20", "--log-level", "debug"]
         argv += ["--runtime-dir", str(self.paths.runtime), "--state-dir", str(self.paths.state)]
         with self.log.open("ab") as log:
             return subprocess.Popen([*argv, *self.options, *options], stdin=subprocess.DEVNULL, stderr=log)
