@@ -121,6 +121,21 @@ def test_each_command_explains_itself_with_an_example(command: click.Command) ->
             assert parameter.help, f"{parameter.opts[0]} has no help"
 
 
+_NUMBERS = [
+    pytest.param(parameter, id=f"{' '.join(path)} {parameter.opts[0]}")
+    for path, command in _commands(vpt)
+    for parameter in command.params
+    if isinstance(parameter.type, click.types.FloatParamType)
+]
+
+
+@pytest.mark.parametrize("text", ["nan", "-nan", "inf", "-inf", "1e400"])
+@pytest.mark.parametrize("parameter", _NUMBERS)
+def test_no_option_takes_what_is_no_finite_number(parameter: click.Parameter, text: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"is not (a finite number|in the range)"):
+        parameter.type.convert(text, parameter, None)
+
+
 @pytest.mark.parametrize("row", COMMANDS, ids=[row.name for row in COMMANDS])
 def test_the_table_of_commands_says_what_the_command_says(row: object) -> None:
     """The list in `vpt --help` is printed without loading the commands, so it could differ from them."""

@@ -15,6 +15,7 @@ import pytest
 
 from support.apps import AppPeer, mac
 from support.vptd import Vptd, run_vpt, vpt_json
+from vpt.cli.gen import gen as cli
 from vpt.dataplane import Engine, Feature, Policy, Receiver, Sender
 from vpt.dataplane._native import lib
 from vpt.errors import DataplaneError
@@ -251,6 +252,15 @@ def test_a_rate_has_no_error_that_adds_up(pair: tuple[AppPeer, AppPeer]) -> None
     assert g.due_ns - g.paced_ns == g.paced * 10_000 // 3
 
 
+@pytest.mark.parametrize(
+    ("text", "pps"), [("0.5", 0.5), ("1.9", 1.9), ("2.5M", 2.5e6), ("0.0015k", 1.5), ("0", 0)]
+)
+def test_the_rate_that_is_given_is_the_one_that_is_sent_at(text: str, pps: float) -> None:
+    command = cli.commands["send"]
+    context = command.make_context("send", ["--switch", "sw0", "--rate", text])
+    assert context.params["rate"] == pytest.approx(pps)
+
+
 @pytest.mark.parametrize("pps", [math.nan, -1.0, math.inf, 0.0009, 1.1e9])
 def test_a_rate_that_no_clock_can_keep_is_refused(pair: tuple[AppPeer, AppPeer], pps: float) -> None:
     with pytest.raises(DataplaneError):
@@ -353,6 +363,8 @@ def test_a_port_that_carries_no_packets_is_refused_with_the_way_on(direction: st
         (["send", "--switch", "sw0", "--rate", "fast"], 2),
         (["send", "--switch", "sw0", "--rate", "0.0009"], 2),
         (["send", "--switch", "sw0", "--rate", "nan"], 2),
+        (["pair", "--switch", "sw0", "--seconds", "nan"], 2),
+        (["pair", "--switch", "sw0", "--count", "99999999999999999999"], 2),
         (["send", "--switch", "none", "--count", "1"], 1),
         (["recv", "--port", "none", "--count", "1"], 1),
     ],

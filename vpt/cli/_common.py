@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vpt.provision.guests import Guests
 
 __all__ = [
+    "FiniteFloat",
     "connect",
     "console",
     "emit_json",
@@ -36,6 +38,18 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class FiniteFloat(click.FloatRange):
+    """A number within bounds, where nan, which no comparison finds outside of any, is none."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
 def json_option(function: F) -> F:
     """--json, passed on as as_json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
@@ -45,7 +59,7 @@ def wait_options(function: F) -> F:
     """--no-wait and --timeout, of what starts machines."""
     timeout = click.option(
         "--timeout",
-        type=float,
+        type=FiniteFloat(0, 86400),
         metavar="SECONDS",
         help="For each machine to be up within.  [default: 90 tiny, 300 debian, 600 cloud]",
     )

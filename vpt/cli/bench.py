@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from vpt.cli._common import emit_json, json_option, print_table
+from vpt.cli._common import FiniteFloat, emit_json, json_option, print_table
 from vpt.cli._output import output_option
 from vpt.errors import VptError
 
@@ -104,7 +104,7 @@ def _at(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> 
 @click.option("--repetitions", type=click.IntRange(1, 1000), default=7, show_default=True, help="Per point.")
 @click.option(
     "--scale",
-    type=click.FloatRange(0.01, 100),
+    type=FiniteFloat(0.01, 100),
     default=1.0,
     show_default=True,
     help="Length of one repetition.",
@@ -332,7 +332,9 @@ def report(files: tuple[Path, ...], output: Path) -> None:
 
 def _cost_options(command: click.decorators.FC) -> click.decorators.FC:
     for name, default, text in reversed(_COSTS):
-        option = click.option(f"--{name}", type=float, metavar="NS", help=f"{text}  [default: {default:g}]")
+        option = click.option(
+            f"--{name}", type=FiniteFloat(0), metavar="NS", help=f"{text}  [default: {default:g}]"
+        )
         command = option(command)
     return command
 
@@ -342,10 +344,18 @@ def _cost_options(command: click.decorators.FC) -> click.decorators.FC:
 @click.option("--length", type=int, default=512, show_default=True, help="Items that the queue holds.")
 @click.option("--kc", type=int, help="Items consumed before a waiting producer is told.  [default: 3/4]")
 @click.option("--measure", is_flag=True, help="Measure np, nc, sp and sc on this machine (a second).")
-@click.option("--spin", type=float, default=50.0, show_default=True, metavar="US", help="For adaptive.")
-@click.option("--sleep", type=float, default=50.0, show_default=True, metavar="US", help="For sleep.")
-@click.option("--latency", type=float, metavar="US", help="Advise: average latency that is acceptable.")
-@click.option("--cpu", type=float, metavar="PERCENT", help="Advise: share of a core for the side that waits.")
+@click.option(
+    "--spin", type=FiniteFloat(0), default=50.0, show_default=True, metavar="US", help="For adaptive."
+)
+@click.option(
+    "--sleep", type=FiniteFloat(0), default=50.0, show_default=True, metavar="US", help="For sleep."
+)
+@click.option(
+    "--latency", type=FiniteFloat(0), metavar="US", help="Advise: average latency that is acceptable."
+)
+@click.option(
+    "--cpu", type=FiniteFloat(0), metavar="PERCENT", help="Advise: share of a core for the side that waits."
+)
 @output_option("--plot", help="Draw it along Wp: .svg; .png and .pdf by matplotlib.")
 @json_option
 def model(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
-from vpt.cli._common import connect, emit_json, json_option, print_table
+from vpt.cli._common import FiniteFloat, connect, emit_json, json_option, print_table
 from vpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ _PROGRESS_S = 0.5
 @click.option(
     "-s", "--snaplen", type=click.IntRange(14, 1 << 18), default=1 << 18, help="Bytes kept of a packet."
 )
-@click.option("-c", "--count", type=click.IntRange(1), help="How many packets.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="How long.")
+@click.option("-c", "--count", type=click.IntRange(1, 10**14), help="How many packets.")
+@click.option("--seconds", type=FiniteFloat(0, 1e9, min_open=True), help="How long.")
 @click.option(
     "--buffer",
     type=click.IntRange(1, 1024),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vpt.cli._common import emit_json, json_option, print_table, stoppable
+from vpt.cli._common import FiniteFloat, emit_json, json_option, print_table, stoppable
 from vpt.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _COLOURS = {"passed": "green", "failed": "red", "crashed": "red", "skipped": "ye
               help="The back-end's process: count its descriptors and mappings, too.")  # fmt: skip
 @click.option("--restart", metavar="COMMAND",
               help="Start the back-end with this command, and again when it died or hangs.")  # fmt: skip
-@click.option("--timeout", "limit_s", type=click.FloatRange(0.05, 60), default=2.0, show_default=True,
+@click.option("--timeout", "limit_s", type=FiniteFloat(0.05, 60), default=2.0, show_default=True,
               metavar="SECONDS", help="How long to wait for anything.")  # fmt: skip
 @json_option
 def conform(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vpt.cli._common import connect, emit_json, json_option, paths, print_table
+from vpt.cli._common import FiniteFloat, connect, emit_json, json_option, paths, print_table
 from vpt.errors import EXIT_FAILED, NotFoundError
 
 __all__ = ["daemon"]
@@ -44,7 +44,7 @@ def daemon() -> None:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(1, 600),
+    type=FiniteFloat(1, 600),
     default=20.0,
     show_default=True,
     help="Seconds to wait for it.",
@@ -96,7 +96,7 @@ def start(
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(1, 600),
+    type=FiniteFloat(1, 600),
     default=20.0,
     show_default=True,
     help="Seconds to wait for it.",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpt.cli._common import stoppable
+from vpt.cli._common import FiniteFloat, stoppable
 from vpt.cli._output import output_option
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def exits() -> None:
 @_vm_options
 @click.option(
     "--interval",
-    type=click.FloatRange(0.05, 3600),
+    type=FiniteFloat(0.05, 3600),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
@@ -138,7 +138,7 @@ def top(
 @_vm_options
 @click.option(
     "--interval",
-    type=click.FloatRange(0.05, 3600),
+    type=FiniteFloat(0.05, 3600),
     default=0.5,
     show_default=True,
     metavar="SECONDS",

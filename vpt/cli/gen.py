@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vpt.cli._common import connect, emit_json, json_option
+from vpt.cli._common import FiniteFloat, connect, emit_json, json_option
 from vpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,10 +73,10 @@ def _where(function: F) -> F:
 
 def _until(function: F) -> F:
     for option in (
+        click.option("--seconds", type=FiniteFloat(0, 86400), default=0.0, help="How long; 0: no limit."),
         click.option(
-            "--seconds", type=click.FloatRange(0, 86400), default=0.0, help="How long; 0: no limit."
+            "--count", type=click.IntRange(0, 10**14), default=0, help="How many packets; 0: no limit."
         ),
-        click.option("--count", type=click.IntRange(0), default=0, help="How many packets; 0: no limit."),
     ):
         function = option(function)
     return function

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from vpt.cli._common import emit_json, json_option, print_table, stoppable
+from vpt.cli._common import FiniteFloat, emit_json, json_option, print_table, stoppable
 from vpt.cli._guest_boot import boot
 from vpt.cli._guest_images import build, list_images
 from vpt.cli._guest_inside import console, copy, run, ssh
@@ -64,7 +64,11 @@ def ls(images: bool, as_json: bool) -> None:
 @guest.command()
 @click.argument("name")
 @click.option(
-    "--timeout", type=float, default=_STOP_S, show_default=True, help="Seconds to shut down by itself in."
+    "--timeout",
+    type=FiniteFloat(0, 86400),
+    default=_STOP_S,
+    show_default=True,
+    help="Seconds to shut down by itself in.",
 )
 @click.option("--force", is_flag=True, help="Pull the plug.")
 def stop(name: str, timeout: float, force: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpt.cli._common import console, emit_json, json_option, paths
+from vpt.cli._common import FiniteFloat, console, emit_json, json_option, paths
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ __all__ = ["top"]
 
 @click.command()
 @click.option(
-    "--interval", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds per reading."
+    "--interval", type=FiniteFloat(0.1, 60), default=1.0, show_default=True, help="Seconds per reading."
 )
 @click.option("--once", is_flag=True, help="Print one reading and end, as in a pipe.")
 @json_option
