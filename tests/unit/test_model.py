@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from vpt.bench.advice import advise
 from vpt.bench.costs import PUBLISHED, Costs, Kind, Policy
+from vpt.bench.curves import boundaries, charts, what_to_expect
 from vpt.bench.model import Regime, longest_sleep, predict, predict_starts, stalls, sweep
-from vpt.bench.simulate import simulate
+from vpt.bench.simulate import Run, simulate
 from vpt.errors import UsageError
 
 NOTIFY = Policy(Kind.NOTIFY)
@@ -351,3 +352,58 @@ def test_budgets_that_make_no_sense_are_refused() -> None:
     for latency, cpu in ((0, 1), (math.nan, 1), (math.inf, 1), (1000, 0), (1000, math.nan), (1000, 1.1)):
         with pytest.raises(UsageError, match="no sense"):
             advise(PUBLISHED, latency, cpu)
+
+
+# ---- along Wp ----
+
+
+@given(
+    wc=st.integers(0, 5000), sp=st.integers(0, 300_000), sc=st.integers(0, 300_000),
+    length=st.integers(2, 64), share=st.floats(0.05, 0.95),
+)  # fmt: skip
+@settings(deadline=None, max_examples=100)
+def test_what_is_said_along_wp_is_what_the_table_says_there(
+    wc: int, sp: int, sc: int, length: int, share: float
+) -> None:
+    """In the midst of each regime, and one kick per item beyond all."""
+    assume(wc + sc >= 100)
+    c = Costs(wp=1, wc=wc, np=1100, nc=583, sp=sp, sc=sc, length=length)
+    waiting_p, both, worst = boundaries(c)
+    said = " ".join(what_to_expect(c))
+    for low, high, regime, text in (
+        (0, waiting_p, Regime.FAST_PRODUCER, "Wp below"),
+        (waiting_p, both, Regime.STALLED, "stalled"),
+        (both, worst, Regime.FAST_CONSUMER, "once per batch"),
+        (worst, 10 * worst, Regime.FAST_CONSUMER, "one kick per item"),
+    ):
+        assert (text in said) == (low < high)
+        wp = low + share * (high - low)
+        if low < high and max(wp, wc) >= 1:
+            assert regime_at(replace(c, wp=wp)) is regime
+    assert predict(replace(c, wp=1.01 * worst + 1), NOTIFY).batch == 1
+
+
+def regime_at(c: Costs) -> Regime:
+    return Regime.STALLED if stalls(c, NOTIFY) else predict(c, NOTIFY).regime
+
+
+def test_a_start_that_the_queue_does_not_cover_is_said_to_stall() -> None:
+    c = replace(PUBLISHED, wp=2100, sc=200_000, length=16)
+    assert predict(c, NOTIFY).regime is Regime.STALLED
+    assert what_to_expect(c)[0].startswith("Wp from 0 to 13,467 ns: stalled")
+
+
+def test_a_plot_plays_a_bounded_number_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where both sides wait in turn nearly everywhere; each curve once, for all charts."""
+    played = []
+
+    def count(costs: Costs, policy: Policy, items: int, warmup: int) -> Run:
+        played.append(items)
+        return simulate(costs, policy, items // 4, warmup // 4)
+
+    monkeypatch.setattr("vpt.bench.model.simulate", count)
+    policies = [NOTIFY, sleeping(50)]
+    drawn = charts(replace(PUBLISHED, wp=1, wc=0, sc=1e6), policies)
+    assert 2 * 2 <= len(played) < 20
+    assert sum(played) <= len(policies) * 70_000
+    assert all(len(series.dots) > 1 for chart in drawn for series in chart.series)

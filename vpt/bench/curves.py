@@ -5,26 +5,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vpt.bench.chart import Chart, Dot, Series, sheet
-from vpt.bench.model import Costs, Policy, Prediction, sweep
+from vpt.bench.model import Costs, Policy, Prediction, played_items, stalls, sweep
 from vpt.errors import MissingError, UsageError
 
-__all__ = ["charts", "save", "what_to_expect"]
+__all__ = ["boundaries", "charts", "save", "what_to_expect"]
 
 _POINTS = 121
+#: Items played per curve, at most (but of one point), where both sides wait in turn.
+_PLAYED = 65_536
+
+
+def boundaries(c: Costs) -> tuple[float, float, float]:
+    """Wp where the regimes of notify end: the producer waits, both wait in turn, one kick per batch.
+
+    One that does not occur ends where the one before does.
+    """
+    waiting_p = max(0.0, min(c.wc, (c.length - c.wake_after) * c.wc - c.sp))
+    both = max(c.wc, (c.sc + c.wc) / (c.length - 1))
+    return waiting_p, both, c.wc + c.sc
 
 
 def what_to_expect(c: Costs) -> list[str]:
     """How notify behaves along Wp with these costs: where the regimes begin, and where it hurts most."""
-    worst = c.wc + c.sc
+    waiting_p, both, worst = boundaries(c)
     slower = (worst + c.np) / worst
+    lines = []
+    if waiting_p > 0:
+        lines.append(
+            f"Wp below {waiting_p:,.0f} ns: the producer waits for room and is interrupted once per "
+            f"{c.wake_after} items or more."
+        )
+    if waiting_p < both:
+        lines.append(
+            f"Wp from {waiting_p:,.0f} to {both:,.0f} ns: stalled: the queue is full, or empty, "
+            "before who waits is up again, and both wait in turn."
+        )
+    if both < worst:
+        lines.append(
+            f"Wp from {both:,.0f} to {worst:,.0f} ns: the consumer waits, and is kicked once per batch; "
+            "the faster it is, the smaller the batch."
+        )
     return [
-        f"Wp below {c.wc:,.0f} ns: the producer waits for room and is interrupted once per {c.wake_after} "
-        "items or more.",
-        f"Wp from {c.wc:,.0f} to {worst:,.0f} ns: the consumer waits, and is kicked once per batch; "
-        "the faster it is, the smaller the batch.",
+        *lines,
         f"Wp above {worst:,.0f} ns: one kick per item. At its beginning that is {slower:.2f} times slower "
         "than the producer alone.",
         f"Spinning for |Wp - Wc| or longer avoids both; for {c.np + c.sc:,.0f} ns (a kick and a start) it is "
@@ -38,18 +64,26 @@ def _range(c: Costs) -> list[float]:
     return [round(low * (high / low) ** (i / (_POINTS - 1))) or 1 for i in range(_POINTS)]
 
 
-def _series(c: Costs, policy: Policy, of: Callable[[Prediction], float]) -> Series:
-    points = [(k.wp, of(p)) for k, p in sweep(c, policy, _range(c))]
-    return Series(str(policy), [Dot(x, y, y, y) for x, y in points if math.isfinite(y)], marks=False)
+def _curve(c: Costs, policy: Policy) -> list[tuple[float, Prediction]]:
+    """The model along Wp. Where it has to be played, which takes its time, only a few points of all."""
+    wps = _range(c)
+    played = [wp for wp in wps if stalls(replace(c, wp=wp), policy)]
+    step = max(1, math.ceil(len(played) * played_items(c) / _PLAYED))
+    left_out = set(played) - set(played[::step])
+    return [(k.wp, p) for k, p in sweep(c, policy, (wp for wp in wps if wp not in left_out))]
 
 
 def charts(c: Costs, policies: Sequence[Policy]) -> list[Chart]:
     """Throughput, notifications and latency along Wp, a curve per policy."""
     label = f"Wp, ns (Wc is {c.wc:g})"
+    curves = [(str(policy), _curve(c, policy)) for policy in policies]
 
     def chart(title: str, y_label: str, of: Callable[[Prediction], float], log_y: bool) -> Chart:
-        curves = [_series(c, policy, of) for policy in policies]
-        return Chart(title, label, y_label, curves, log_x=True, log_y=log_y)
+        series = [
+            Series(name, [Dot(x, y, y, y) for x, p in curve if math.isfinite(y := of(p))], marks=False)
+            for name, curve in curves
+        ]
+        return Chart(title, label, y_label, series, log_x=True, log_y=log_y)
 
     return [
         chart("Throughput", "items/s", lambda p: p.rate, False),
