@@ -19,6 +19,7 @@ from support.waiting import until
 from vpt.cli import main
 from vpt.cli.exits import exits
 from vpt.errors import GuestError, MissingError, NotFoundError, UsageError, VptError
+from vpt.exits.meter import STOPPED
 from vpt.exits.model import Identity, Machine, Quantity, Recording, Sample, Tier
 from vpt.exits.session import Session, load, save
 from vpt.exits.sources import Source, Units
@@ -174,8 +175,8 @@ def test_diff_says_which_vm_was_stopped_for_part_of_the_time(tmp_path: Path) -> 
     before_b, _, of_b = cli("diff", a, write(tmp_path / "b.json", samples=tuple(samples))).output.partition(
         "B  "
     )
-    assert "was stopped" in of_b
-    assert "was stopped" not in before_b
+    assert STOPPED in of_b
+    assert STOPPED not in before_b
 
 
 def test_a_recording_whose_packets_ran_backwards_gives_no_number(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from support.vptd import Vptd
 from support.waiting import until
-from vpt.errors import MissingError, NotFoundError, UsageError
+from vpt.errors import GuestError, MissingError, NotFoundError, UsageError
 from vpt.exits.model import Tier
 from vpt.exits.ports import ports_of, ports_of_others
 from vpt.exits.session import open_session
@@ -132,3 +132,17 @@ def test_kicks_of_another_vms_port_are_refused_and_its_packets_are_divided_by_wi
         (note,) = session.notes
     assert note.startswith("port a is not vm1's: process")
     assert "divided" in note
+
+
+@pytest.mark.parametrize("end", [Vptd.kill, Vptd.stop], ids=["killed", "stopped"])
+def test_counters_of_a_vptd_that_ended_are_not_read_on(daemon: Vptd, end: Callable[[Vptd], object]) -> None:
+    """kill -9 leaves the file behind, and what is in it stands still."""
+    with VptCounters(daemon.paths.stats, ("d",)) as source:
+        assert source.read()
+        end(daemon)
+        with pytest.raises(GuestError, match="vptd ended") as caught:
+            source.read()
+        assert "daemon start" in (caught.value.hint or "")
+        daemon.start()
+        with pytest.raises(GuestError, match="vptd was started again"):
+            source.read()

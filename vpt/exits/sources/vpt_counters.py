@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import select
 from pathlib import Path
 
-from vpt.daemon.runtime import command
+from vpt.daemon.client import Client
+from vpt.daemon.runtime import RuntimePaths, command
 from vpt.dataplane.stats import StatsReader
-from vpt.errors import GuestError, MissingError, NotFoundError
+from vpt.errors import GuestError, MissingError, NotFoundError, VptError
 from vpt.exits.model import Quantity
 from vpt.exits.sources.base import Source, Units
 
@@ -21,6 +23,7 @@ _NAMES = {
     "packets": ("tx_packets", "rx_packets"),
     "copies": ("copies",),
 }
+_ANSWER_S = 5.0
 
 
 def open_counters(stats: Path) -> StatsReader:
@@ -51,6 +54,7 @@ class VptCounters(Source):
         # mapping keeps the number from being given to another.
         self._file = _file_number(stats)
         self._reader = open_counters(stats)
+        self._vptd = _connect(stats)
         try:
             self._ids = self._ids_of_ports()
         except BaseException:
@@ -88,20 +92,31 @@ class VptCounters(Source):
     def close(self) -> None:
         """Unmap the counters."""
         self._reader.close()
+        if self._vptd is not None:
+            self._vptd.close()
 
     def _require_same_daemon(self) -> None:
         """One that was started again has a file of its own; the one that is mapped here stands still."""
         now = _file_number(self._path)
-        if now is None:
+        if now == self._file and not self._hung_up():
+            return
+        if now is None or now == self._file:
             raise GuestError(
                 "vptd ended while it was measured",
                 hint=f"{command(self._path.parent, 'daemon start')}, and measure again while it runs",
             )
-        if now != self._file:
-            raise GuestError(
-                "vptd was started again while it was measured: its counters began anew",
-                hint="measure again while it runs on",
-            )
+        raise GuestError(
+            "vptd was started again while it was measured: its counters began anew",
+            hint="measure again while it runs on",
+        )
+
+    def _hung_up(self) -> bool:
+        """Has vptd ended, by SIGKILL even, which leaves its file as it is? False if it can't be said."""
+        if self._vptd is None:
+            return False
+        poll = select.poll()
+        poll.register(self._vptd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _ids_of_ports(self) -> dict[str, int]:
         """By the names that were given. Two ports of one name, one after the other, have two ids."""
@@ -114,6 +129,19 @@ class VptCounters(Source):
                 hint="vpt ls",
             )
         return {name: there[name] for name in self._ports}
+
+
+def _connect(stats: Path) -> Client | None:
+    """A connection that breaks when vptd ends; None: there is none that answers, or not us."""
+    vptd = None
+    try:
+        vptd = Client(RuntimePaths(stats.parent, stats.parent).control, timeout=_ANSWER_S)
+        vptd.call("daemon.status")
+    except VptError:
+        if vptd is not None:
+            vptd.close()
+        return None
+    return vptd
 
 
 def _file_number(path: Path) -> tuple[int, int] | None:
