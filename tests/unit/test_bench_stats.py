@@ -89,9 +89,16 @@ def test_a_change_is_one_when_spreads_are_apart(
         (COUNT, [1, 1.1], [2, 2.1], "undecided"),
         (COUNT, [1, 1], [2, 2], "worse"),
         (COUNT, [1], [2], "undecided"),
+        (COUNT, [2e-4, 2.1e-4, 3e-4], [0.99, 1, 1], "worse"),
+        (COUNT, [0.99, 1, 1], [2e-4, 2.1e-4, 3e-4], "better"),
+        (COUNT, [0, 0, 0], [0.1, 0.2, 0.3], "worse"),
+        (COUNT, [1, 1.1, 1.2], [2, 2.1, 2.2], "undecided"),
+        (COUNT, [1, 1.1, 4], [3, 5, 6, 7], "undecided"),
+        (COUNT, [1, 1.1], [5, 5.1], "undecided"),
+        (TIME, [1, 1.1, 1.2], [5, 5.1, 5.2], "undecided"),
     ],
 )
-def test_few_samples_tell_nothing_but_of_a_count_that_does_not_vary(
+def test_few_samples_tell_nothing_but_of_a_count_that_does_not_vary_or_leaps(
     metric: Metric, before: list[float], after: list[float], verdict: str
 ) -> None:
     assert judge(metric, summarize(before), summarize(after)) == verdict

@@ -17,6 +17,9 @@ Verdict = Literal["same", "better", "worse", "changed", "undecided"]
 
 #: Below this a change is none, whatever the spread says: the middle half of a few samples may be very narrow.
 _TIME_NOISE = 0.03
+#: Of a count that varies: by more than this, with as many samples, all of one side beyond all of the other, a
+#: change is one too. Times jump by as much where a machine has other work.
+_LEAP, _LEAP_SAMPLES = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +47,27 @@ class Change:
 def judge(metric: Metric, before: Summary, after: Summary) -> Verdict:
     """Same, unless the middle halves are apart; of times, by 3 % of the median too.
 
-    Undecided: they are, but of too few samples. Counts that do not vary from sample to sample tell with two.
+    Undecided: they are, but of too few samples. Counts that do not vary from sample to sample tell with two,
+    those that are all more than doubled or halved with three.
     """
     floor = _TIME_NOISE * abs(before.median) if metric.kind == "time" else 0.0
     if before.overlaps(after) or abs(after.median - before.median) <= floor:
         return "same"
-    exact = metric.kind == "count" and not before.spread and not after.spread
-    if min(before.n, after.n) < (2 if exact else LEAST_SAMPLES):
+    if min(before.n, after.n) < _needed(metric, before, after):
         return "undecided"
     if metric.better == "neither":
         return "changed"
     return "better" if (after.median > before.median) == (metric.better == "higher") else "worse"
+
+
+def _needed(metric: Metric, before: Summary, after: Summary) -> int:
+    """Samples on each side that tell a change of such a size."""
+    if metric.kind != "count":
+        return LEAST_SAMPLES
+    if not before.spread and not after.spread:
+        return 2
+    less, more = sorted((before.median, after.median))
+    return _LEAP_SAMPLES if before.apart(after) and more > _LEAP * less else LEAST_SAMPLES
 
 
 def compare(before: Result, after: Result) -> Iterator[Change]:

@@ -17,12 +17,14 @@ LEAST_SAMPLES = 7
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Median and quartiles of `n` samples. The spread is what the middle half of them covers."""
+    """Median, quartiles and extremes of `n` samples. The spread is what the middle half of them covers."""
 
     n: int
     median: float
     low: float
     high: float
+    least: float
+    most: float
 
     @property
     def spread(self) -> float:
@@ -32,6 +34,10 @@ class Summary:
     def overlaps(self, other: Summary) -> bool:
         """Do the middle halves share a value? Then the difference is not to be called one."""
         return self.low <= other.high and other.low <= self.high
+
+    def apart(self, other: Summary) -> bool:
+        """Is each sample of one beyond all of the other?"""
+        return self.most < other.least or other.most < self.least
 
 
 def percentile(values: Sequence[float], p: float) -> float:
@@ -46,8 +52,9 @@ def percentile(values: Sequence[float], p: float) -> float:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Median and quartiles."""
-    return Summary(len(values), percentile(values, 50), percentile(values, 25), percentile(values, 75))
+    """Median, quartiles and extremes."""
+    median, low, high, least, most = (percentile(values, p) for p in (50, 25, 75, 0, 100))
+    return Summary(len(values), median, low, high, least, most)
 
 
 def ratios(values: Sequence[float], reference: Sequence[float]) -> Summary | None:

@@ -255,7 +255,8 @@ def _print_scenario(scenario: ScenarioResult) -> None:
 def compare(before: Path, after: Path, everything: bool, fail_on: str, as_json: bool) -> int:
     """Compare two result files: what changed by more than its spread.
 
-    Undecided is what seems to have changed, but has fewer than 7 samples on a side and varies.
+    Undecided is what seems to have changed, but has fewer than 7 samples on a side and varies; of a count,
+    if it did not more than double or halve.
 
     \b
     Example:
