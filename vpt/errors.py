@@ -17,7 +17,8 @@
 Each carries a sentence that says what is wrong and, where a user can do something about it, a hint that says
 what: preferably the next command to type. `code` is stable, for machines; `exit_code` is what the command
 line ends with (0 done, 1 failed, 2 wrong usage, 3 a needed thing is missing on this host). A command that
-compares ends with 4 where it found a difference, which is no error.
+compares ends with 4 where it found a difference, which is no error. A name that is not in a table of
+vpt's own (a scenario, a case) is wrong usage; one of what is made and removed is not found.
 """
 
 from __future__ import annotations

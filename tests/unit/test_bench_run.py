@@ -312,7 +312,7 @@ def test_every_scenario_is_found_under_its_name() -> None:
 
 
 def test_an_unknown_scenario_names_the_known_ones() -> None:
-    with pytest.raises(NotFoundError) as caught:
+    with pytest.raises(UsageError) as caught:
         registry.find("nope")
     assert caught.value.hint is not None
     assert "switch-copy" in caught.value.hint
@@ -378,7 +378,8 @@ def test_run_writes_file_and_page(
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["run", "nope"], 1),
+        (["run", "nope"], 2),
+        (["run", "idle", "--at", "ports=nope"], 2),
         (["run"], 2),
         (["run", "idle", "--repetitions", "0"], 2),
         (["run", "idle", "--cpus", "a"], 2),

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from vpt.bench import scenarios
 from vpt.bench.scenario import Scenario
-from vpt.errors import NotFoundError
+from vpt.errors import UsageError
 
 __all__ = ["find", "names"]
 
@@ -21,9 +21,9 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Scenario:
-    """The scenario of that name."""
+    """The scenario of that name. UsageError: there is none."""
     if name not in names():
-        raise NotFoundError(f"no scenario {name!r}", hint=f"one of: {', '.join(names())}")
+        raise UsageError(f"no scenario {name!r}", hint=f"one of: {', '.join(names())}")
     scenario = import_module(f"{scenarios.__name__}.{name.replace('-', '_')}").SCENARIO
     if not isinstance(scenario, Scenario) or scenario.name != name:
         raise TypeError(f"scenario {name}: its module's SCENARIO is {scenario!r}")
