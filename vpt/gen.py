@@ -5,32 +5,37 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vpt.daemon.client import Client
 from vpt.daemon.transports.unix import AppLink, open_app
 from vpt.dataplane import App, Feature, Receiver, Sender
-from vpt.errors import ConflictError, UsageError, VptError
+from vpt.errors import ConflictError, ExistsError, UsageError, VptError
 from vpt.percentile import tells
 
 __all__ = [
     "PERCENTILES",
     "RECEIVER_MAC",
-    "SENDER_MAC",
     "Limits",
     "Traffic",
     "plug",
+    "random_mac",
     "receive",
     "send",
     "sender_of",
 ]
 
-SENDER_MAC = "52:54:00:67:6e:01"
+# Whom a sender finds without being told. All others have an address of their own, so that several may run.
 RECEIVER_MAC = "52:54:00:67:6e:02"
+_OWN_MAC = "02:67:6e"
+_OWN_NAME = re.compile(r"gen-(\d+)-(?:recv|send)")
+
 PERCENTILES = (0, 10, 50, 90, 99, 100)
 
 # Packets published together: so many without a rate; with one, those that are due in so short a time.
@@ -51,7 +56,7 @@ class Traffic:
     """
 
     dst: str = RECEIVER_MAC
-    src: str = SENDER_MAC
+    src: str = field(default_factory=lambda: random_mac())
     sizes: tuple[int, ...] = (60,)
     flows: int = 1
     burst: int = 0
@@ -66,10 +71,14 @@ class Traffic:
 
 @dataclass(slots=True)
 class Limits:
-    """When to end; the first that is met does. stop may be set from another thread or a signal handler."""
+    """When to end; the first that is met does. stop may be set from another thread or a signal handler.
+
+    vptd: the connection to the one whose switch it is; its end is one more.
+    """
 
     packets: int = 0
     seconds: float = 0.0
+    vptd: Client | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
     def slices(self) -> Iterator[float]:
@@ -77,27 +86,65 @@ class Limits:
         deadline = time.monotonic() + self.seconds
         while not self.stop.is_set():
             left = deadline - time.monotonic() if self.seconds else _SLICE_S
-            if left <= 0:
+            if left <= 0 or (self.vptd is not None and self.vptd.hung_up()):
                 return
             yield min(left, _SLICE_S)
 
 
+def random_mac() -> str:
+    """An address that no other port has."""
+    return f"{_OWN_MAC}:{secrets.token_bytes(3).hex(':')}"
+
+
 @contextlib.contextmanager
-def plug(vptd: Client, *, switch: str | None, port: str | None, mac: str) -> Iterator[AppLink]:
+def plug(
+    vptd: Client, role: Literal["recv", "send"], *, switch: str | None, port: str | None, mac: str
+) -> Iterator[AppLink]:
     """The app port to work on: an existing one, or one made on that switch for as long as we need it."""
     if port is not None:
         path = _usable(vptd.call("port.show", name=port))
         with open_app(path, features=int(Feature.EVENT_IDX)) as link:
             yield link
         return
-    name = f"gen-{os.getpid()}-{mac[-2:]}"
-    view = vptd.call("port.add", name=name, switch=switch, kind="app", mac=mac)
+    _clear(vptd)
+    name = f"gen-{os.getpid()}-{role}"
+    try:
+        view = vptd.call("port.add", name=name, switch=switch, kind="app", mac=mac)
+    except ExistsError as error:
+        raise ExistsError(
+            error.message,
+            hint=f"end the one that runs there, or use an app port: vpt gen {role} --port NAME",
+        ) from None
     try:
         with open_app(view["socket"], features=int(Feature.EVENT_IDX)) as link:
             yield link
     finally:
-        with contextlib.suppress(VptError):  # a vptd that is gone has nothing to clean up
+        # The next vptd restores the ports of one that has ended; the next generator clears this one away.
+        with contextlib.suppress(VptError):
             vptd.call("port.del", name=name, if_exists=True)
+
+
+def _clear(vptd: Client) -> None:
+    """Delete ports that generators left behind: killed ones, and those whose vptd ended before them."""
+    for port in vptd.call("port.list")["ports"]:
+        made = _OWN_NAME.fullmatch(port["name"])
+        ours = port["kind"] == "app" and (port["mac"] or "").startswith((_OWN_MAC, RECEIVER_MAC))
+        # One in use is left alone: the process may be in another pid namespace.
+        if made and ours and port["state"] != "up" and not _runs(int(made[1])):
+            vptd.call("port.del", name=port["name"], if_exists=True)
+
+
+def _runs(pid: int) -> bool:
+    """Is that a process that runs, other than this one?"""
+    if pid == os.getpid():  # it has not made the port yet: an earlier process had that number
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _usable(port: dict[str, Any]) -> str:

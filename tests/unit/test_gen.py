@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ import pytest
 
 from support.apps import AppPeer, mac
 from support.vptd import Vptd, run_vpt, vpt_json
+from support.waiting import PATIENCE_S, until
 from vpt.cli.gen import gen as cli
 from vpt.dataplane import Engine, Feature, Policy, Receiver, Sender
 from vpt.dataplane._native import lib
@@ -331,6 +335,95 @@ def test_a_receiver_that_got_nothing_says_so_and_prints_no_latency(lab: Vptd) ->
     done = run_vpt(lab.paths.runtime, "gen", "recv", "--switch", "sw0", "--seconds", "0.2")
     assert done.returncode == 0
     assert done.stdout == "received 0, rate n/a; lost 0, late 0, duplicate 0, other 0\n"
+
+
+@pytest.fixture
+def own() -> Iterator[Vptd]:
+    """A vptd for a test that kills it."""
+    daemon = Vptd()
+    daemon.start()
+    daemon.call("switch.add", name="sw0")
+    yield daemon
+    daemon.close()
+
+
+@contextlib.contextmanager
+def running(daemon: Vptd, *arguments: str, ports: int) -> Iterator[subprocess.Popen[str]]:
+    """`vpt gen ARGUMENTS`, which has its ports in use; killed at the end if it still runs."""
+    argv = [sys.executable, "-m", "vpt.cli", "--runtime-dir", str(daemon.paths.runtime), "gen", *arguments]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            until(
+                lambda: [port["state"] for port in daemon.call("port.list")["ports"]] == ["up"] * ports,
+                "the generator's ports to be up",
+            )
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ports", "printed"),
+    [
+        (["pair", "--switch", "sw0", "--seconds", "600", "--rate", "1k"], 2, ["sent ", "received "]),
+        (["send", "--switch", "sw0", "--rate", "1k"], 1, ["sent "]),
+        (["recv", "--switch", "sw0"], 1, ["received "]),
+    ],
+    ids=["pair", "send", "recv"],
+)
+def test_the_end_of_vptd_is_said_after_what_there_was_until_then(
+    arguments: list[str], ports: int, printed: list[str], own: Vptd
+) -> None:
+    with running(own, *arguments, ports=ports) as process:
+        own.kill()
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert [line[: len(word)] for line, word in zip(stdout.splitlines(), printed, strict=False)] == printed
+    assert "vptd ended" in stderr
+    assert "vpt daemon start" in stderr
+
+
+@pytest.mark.parametrize("killed", ["vptd", "gen"])
+def test_what_a_killed_run_left_behind_is_in_nobodys_way(killed: str, own: Vptd) -> None:
+    for arguments in (["pair", "--switch", "sw0", "--seconds", "600"], ["recv", "--switch", "sw0"]):
+        with running(own, *arguments, ports=2 if arguments[0] == "pair" else 1) as process:
+            if killed == "vptd":
+                own.kill()
+            else:
+                process.kill()
+            process.communicate(timeout=PATIENCE_S)
+        if killed == "vptd":
+            own.start()
+        left = own.call("port.list")["ports"]
+        assert left, "there is something to clear away"
+        done = run_vpt(own.paths.runtime, "gen", "recv", "--switch", "sw0", "--seconds", "0.01")
+        assert done.returncode == 0, done.stderr
+        assert not own.call("port.list")["ports"]
+
+
+def test_generators_run_beside_each_other_on_a_switch(lab: Vptd) -> None:
+    one = ["pair", "--switch", "sw0", "--seconds", "600", "--rate", "10"]
+    with running(lab, *one, ports=2) as process, running(lab, "recv", "--switch", "sw0", ports=3) as receiver:
+        got = vpt_json(lab.paths.runtime, "gen", "pair", "--switch", "sw0", "--count", "100", "--rate", "1k")
+        assert got["receiver"]["received"] + got["receiver"]["lost"] == 100
+        assert len(lab.call("port.list")["ports"]) == 3, "ports in use are left alone"
+        again = run_vpt(lab.paths.runtime, "gen", "recv", "--switch", "sw0", "--seconds", "0.01")
+        assert again.returncode == 1
+        assert "end the one that runs there" in again.stderr
+        for ended in (process, receiver):
+            ended.terminate()
+            ended.communicate(timeout=PATIENCE_S)
+            assert ended.returncode == 0
+    assert not lab.call("port.list")["ports"]
+
+
+def test_a_port_of_such_a_name_that_no_generator_made_is_left_alone(lab: Vptd) -> None:
+    lab.call("port.add", switch="sw0", name="gen-4000000000-recv", kind="app", mac="52:54:00:00:00:09")
+    try:
+        assert run_vpt(lab.paths.runtime, "gen", "pair", "--switch", "sw0", "--count", "1").returncode == 0
+        assert [port["name"] for port in lab.call("port.list")["ports"]] == ["gen-4000000000-recv"]
+    finally:
+        lab.call("port.del", name="gen-4000000000-recv")
 
 
 @pytest.mark.parametrize("direction", ["send", "recv"])

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vpt.cli._common import FiniteFloat, connect, emit_json, json_option
-from vpt.errors import UsageError
+from vpt.cli._common import FiniteFloat, connect, emit_json, json_option, paths
+from vpt.errors import DaemonError, UsageError
 
 if TYPE_CHECKING:
+    from vpt.daemon.client import Client
     from vpt.gen import Limits, Report, Traffic
 
 __all__ = ["gen"]
@@ -116,10 +117,11 @@ def send(
     from vpt import gen as core
 
     _one_of(switch, port)
-    traffic = core.Traffic(dst or core.RECEIVER_MAC, core.SENDER_MAC, sizes, flows, burst or 0, rate)
-    with connect() as vptd, core.plug(vptd, switch=switch, port=port, mac=core.SENDER_MAC) as link:
+    traffic = core.Traffic(dst or core.RECEIVER_MAC, core.random_mac(), sizes, flows, burst or 0, rate)
+    with connect() as vptd, core.plug(vptd, "send", switch=switch, port=port, mac=traffic.src) as link:
         sender = core.sender_of(link.app, traffic, count)
-        _show({"sender": core.send(sender, _limits(count, seconds), _live("sent"))}, as_json)
+        _show({"sender": core.send(sender, _limits(count, seconds, vptd), _live("sent"))}, as_json)
+        _fail_if_ended(vptd)
 
 
 @gen.command()
@@ -138,10 +140,11 @@ def recv(switch: str | None, port: str | None, seconds: float, count: int, poll:
     from vpt.dataplane import Receiver
 
     _one_of(switch, port)
-    with connect() as vptd, core.plug(vptd, switch=switch, port=port, mac=core.RECEIVER_MAC) as link:
+    with connect() as vptd, core.plug(vptd, "recv", switch=switch, port=port, mac=core.RECEIVER_MAC) as link:
         receiver = Receiver(link.app)
-        result = core.receive(receiver, _limits(count, seconds), _live("received"), poll=poll)
+        result = core.receive(receiver, _limits(count, seconds, vptd), _live("received"), poll=poll)
         _show({"receiver": result}, as_json)
+        _fail_if_ended(vptd)
 
 
 @gen.command()
@@ -164,14 +167,15 @@ def pair(
 
     if not count and not seconds:
         raise UsageError("pair needs an end", hint="add --seconds 5, or --count 1000000")
-    traffic = core.Traffic(core.RECEIVER_MAC, core.SENDER_MAC, sizes, flows, burst or 0, rate)
-    limits = _limits(count, seconds)
+    traffic = core.Traffic(core.random_mac(), core.random_mac(), sizes, flows, burst or 0, rate)
     with (
         connect() as vptd,
-        core.plug(vptd, switch=switch, port=None, mac=core.RECEIVER_MAC) as sink,
-        core.plug(vptd, switch=switch, port=None, mac=core.SENDER_MAC) as source,
+        core.plug(vptd, "recv", switch=switch, port=None, mac=traffic.dst) as sink,
+        core.plug(vptd, "send", switch=switch, port=None, mac=traffic.src) as source,
     ):
+        limits = _limits(count, seconds, vptd)
         _show(_both(source.app, sink.app, traffic, limits, poll), as_json)
+        _fail_if_ended(vptd)
 
 
 def _both(source: Any, sink: Any, traffic: Traffic, limits: Limits, poll: bool) -> dict[str, Any]:
@@ -207,11 +211,19 @@ def _one_of(switch: str | None, port: str | None) -> None:
         raise UsageError("give either --switch or --port", hint="see the switches: vpt switch list")
 
 
-def _limits(count: int, seconds: float) -> Limits:
+def _fail_if_ended(vptd: Client) -> None:
+    if vptd.hung_up():
+        raise DaemonError(
+            "vptd ended while packets were on their way: what is printed is what there was until then",
+            hint=f"see the end of {paths().runtime / 'vptd.log'}, and start it again: vpt daemon start",
+        )
+
+
+def _limits(count: int, seconds: float, vptd: Client) -> Limits:
     """With Ctrl-C and SIGTERM as one more: both end a run, and its result is printed."""
     from vpt.gen import Limits
 
-    limits = Limits(count, seconds)
+    limits = Limits(count, seconds, vptd)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: limits.stop.set())
     return limits

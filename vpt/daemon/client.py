@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 from collections.abc import Callable
 from types import TracebackType
@@ -57,6 +58,12 @@ class Client:
     def fileno(self) -> int:
         """For poll(): readable between calls means that vptd has hung up."""
         return self._sock.fileno()
+
+    def hung_up(self) -> bool:
+        """Has vptd hung up? Between calls; does not block."""
+        waiting = select.poll()
+        waiting.register(self.fileno(), select.POLLIN)
+        return bool(waiting.poll(0))
 
     def close(self) -> None:
         """Hang up. Harmless the second time."""
