@@ -234,6 +234,12 @@ def test_a_port_that_was_made_for_no_vm_is_plugged_in_as_it_is_and_stays(
     assert (code, "with other settings: mac 52:54:00:00:00:71" in err) == (1, True)
     code, out, err = vpt(*named)
     assert (code, "p1 (vhost-user, 52:54:00:00:00:71) plugs" in out) == (0, True), err
+    code, out, err = vpt(*named, "--mac", "52:54:00:00:00:71")
+    assert (code, "p1 (vhost-user, 52:54:00:00:00:71) already plugs" in out) == (0, True), err
+    assert vpt(*named, "--print-diff") == (0, "", "")
+    for other in (("--mac", "52:54:00:00:00:72"), ("--kind", "passthrough"), ("--packed",)):
+        code, _, err = vpt(*named, *other)
+        assert (code, "has a port 'p1' already" in err) == (1, True), err
     network(guest, 1)
     code, out, err = vpt("detach", qmp)
     assert (code, err) == (0, "")

@@ -10,7 +10,7 @@ from vpt.daemon.client import Client
 from vpt.errors import ConflictError, ExistsError, UsageError
 from vpt.libvirt_plugin.metadata import Plug
 
-__all__ = ["device_settings", "require_common", "require_free", "require_usable"]
+__all__ = ["device_settings", "differing", "require_common", "require_free", "require_usable"]
 
 # Of a port's settings, those that its device or the guest's window for it depends on.
 _OF_DEVICE = ("mac", "pairs", "slots", "buf_size")
@@ -30,6 +30,13 @@ def _config(vptd: Client, name: str) -> dict[str, Any]:
     return next(dict(port) for port in vptd.call("config")["ports"] if port["name"] == name)
 
 
+def differing(vptd: Client, port: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """What it has otherwise than these settings would have it."""
+    config = _config(vptd, port["name"])
+    has = {**config, "mtu": port["mtu"], "policy": config["policy"]["kind"]}
+    return [f"{key} {has[key]}" for key, value in settings.items() if has[key] != value]
+
+
 def require_common(
     vptd: Client, port: Mapping[str, Any], switch: str, kind: str, settings: Mapping[str, Any]
 ) -> None:
@@ -46,15 +53,12 @@ def require_common(
             hint=f"to plug it in: --switch {port['switch']} --kind {port['kind']};"
             " or choose another name: --port",
         )
-    config = _config(vptd, name)
-    has = {**config, "mtu": port["mtu"], "policy": config["policy"]["kind"]}
-    other = [f"{key} {has[key]}" for key, value in settings.items() if has[key] != value]
-    if other:
+    if other := differing(vptd, port, settings):
         raise ConflictError(
             f"there is a port {name!r} already, with other settings: {', '.join(other)}",
             hint="to plug it in as it is, leave out what it has already; or choose another name: --port",
         )
-    if kind == "passthrough" and config["mac"] is None:
+    if kind == "passthrough" and _config(vptd, name)["mac"] is None:
         raise UsageError(
             f"the passthrough port {name} has no MAC address to know its interface by in the guest",
             hint=f"make it anew with one: vpt port del {name}; vpt port add {switch} {name}"

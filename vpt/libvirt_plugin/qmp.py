@@ -21,12 +21,12 @@ from typing import Any
 from vpt.daemon.client import Client
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import _ram_folder, rules
-from vpt.libvirt_plugin._there import require_common
+from vpt.libvirt_plugin._there import device_settings, differing, require_common
 from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, make_plug
 from vpt.libvirt_plugin.metadata import Plug
 from vpt.qemu import RECONNECT_MS
-from vpt.qemu.qmp import QmpClosedError, QmpCommandError, QmpSession, QmpSilentError
+from vpt.qemu.qmp import QmpClosedError, QmpCommandError, QmpSession, QmpSilentError, listener_pid
 
 __all__ = ["attach", "detach", "print_diff"]
 
@@ -81,6 +81,8 @@ def _plan(qemu: QmpSession, path: Path, vptd: Client, request: Request) -> _Plan
 def print_diff(path: Path, vptd: Client, request: Request) -> str:
     """The commands that QEMU would be given, a line each; nothing is done."""
     with QmpSession(path) as qemu:
+        if _there(qemu, path, vptd, request) is not None:
+            return ""
         plan = _plan(qemu, path, vptd, request)
     added = ({"execute": command, "arguments": arguments} for (command, arguments), _ in plan.steps)
     return "".join(f"{json.dumps(line)}\n" for line in added)
@@ -89,6 +91,8 @@ def print_diff(path: Path, vptd: Client, request: Request) -> str:
 def attach(path: Path, vptd: Client, request: Request) -> Attached:
     """Make the port and plug it into the running VM. On any failure all is as before."""
     with in_turn(vptd.call("daemon.status")["runtime_dir"]), QmpSession(path) as qemu, ExitStack() as undo:
+        if (there := _there(qemu, path, vptd, request)) is not None:
+            return Attached(str(path), there, ("live",), changed=False)
         plan = _plan(qemu, path, vptd, request)
         plug = plan.plug
         if not plan.port_there:
@@ -179,6 +183,37 @@ def _quietly(action: Callable[[], object]) -> None:
 
 
 # ---- what must hold ----
+
+
+def _there(qemu: QmpSession, path: Path, vptd: Client, request: Request) -> Plug | None:
+    """The port, where the VM has it just as it is asked for."""
+    if request.port not in _devices_of(qemu):
+        return None
+    port = next((port for port in vptd.call("port.list")["ports"] if port["name"] == request.port), None)
+    if port is None or (port["switch"], port["kind"]) != (request.switch, request.kind):
+        return None
+    device = f"/machine/peripheral/vpt-{request.port}"
+    pid = _peer_of(vptd, port["name"])
+    unlike = (
+        pid is None
+        or pid != listener_pid(path)
+        or differing(vptd, port, request.settings)
+        or (request.packed and not qemu.execute("qom-get", path=device, property="packed"))
+    )
+    if unlike:
+        return None
+    settings = device_settings(vptd, request.port)
+    runtime_dir = vptd.call("daemon.status")["runtime_dir"]
+    return Plug(
+        request.port, request.switch, request.kind, port["socket"], runtime_dir, settings, request.packed
+    )
+
+
+def _peer_of(vptd: Client, name: str) -> int | None:
+    """The process that is connected to the port."""
+    transport = vptd.call("port.show", name=name)["transport"]
+    peer = transport.get("front_end") or transport.get("peer")
+    return peer["pid"] if peer else None
 
 
 def _require_new(path: Path, name: str, names: Collection[str]) -> None:
