@@ -529,6 +529,33 @@ def test_the_loss_of_the_keeper_is_noticed(folder: Path) -> None:
     in_loop(run())
 
 
+def test_the_next_keeper_has_nothing_before_it_has_said_so(folder: Path, bundle: Bundle) -> None:
+    """Who looks at the status in between, and then ends vptd, would lose what the former one had."""
+
+    async def run() -> None:
+        keeper = Connection(folder)
+        await keeper.connect()
+        await keeper.put(record(folder / "s"), bundle)
+        assert keeper.held == 1
+        assert keeper.pid
+        os.kill(keeper.pid, signal.SIGKILL)
+        while not keeper.lost:
+            await asyncio.sleep(0.01)
+        # One that takes the connection and does not come to answer.
+        (folder / "keeper.sock").unlink()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+            silent.bind(str(folder / "keeper.sock"))
+            silent.listen()
+            connecting = asyncio.create_task(keeper.connect())
+            while not keeper.connected:
+                await asyncio.sleep(0.01)
+            assert (keeper.pid, keeper.held) == (None, 0)
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+
+    in_loop(run())
+
+
 def test_a_request_it_does_not_know_is_an_error_and_no_end(folder: Path) -> None:
     async def run() -> None:
         keeper = Connection(folder)

@@ -63,8 +63,8 @@ class KeeperClient:
 
     @property
     def held(self) -> int:
-        """How many ports the keeper has taken over; those of one that is gone are nobody's."""
-        return len(self._peers) if self.connected else 0
+        """How many ports the keeper has taken over."""
+        return len(self._peers)
 
     async def connect(self) -> None:
         """Connect to the keeper of our runtime dir, and start one if there is none."""
@@ -84,7 +84,6 @@ class KeeperClient:
             await self.close()
             raise
         self.pid = hello["pid"]
-        self._peers = {}
         await self.names()
 
     async def close(self) -> None:
@@ -187,7 +186,9 @@ class KeeperClient:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
+        # Its ports are nobody's now, and not the next keeper's before that one has said so.
         self.pid = None
+        self._peers = {}
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(
                 DaemonError("the keeper hung up", hint=f"see {self._paths.keeper_log}")
