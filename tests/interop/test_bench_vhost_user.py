@@ -66,7 +66,7 @@ def test_packets_that_a_back_end_lost_at_the_start_are_put_in_again(
     until(lambda: back.daemon.counters("p1")["tx_packets"] >= 7 * 32, "all to be lost")
     front.stop()
     isolate(back, False)
-    assert vhost_user._measure(front, back, point, Settings(scale=0.1)).values["rate"] > 0
+    assert vhost_user._measure(front, back, point, Settings(scale=0.1), None).values["rate"] > 0
 
 
 def test_a_back_end_that_lets_nothing_through_is_reported_with_what_both_sides_saw(
@@ -80,7 +80,7 @@ def test_a_back_end_that_lets_nothing_through_is_reported_with_what_both_sides_s
         r"back-end: p0: tx_packets 224, .*; p1: tx_packets 224, .*; \d+ ms"
     )
     with pytest.raises(TimeoutExpired, match=said):
-        vhost_user._measure(front, back, point, Settings(scale=0.1))
+        vhost_user._measure(front, back, point, Settings(scale=0.1), None)
 
 
 def test_a_packet_at_a_time_comes_through_both_back_ends_and_kicks_only_who_sleeps(two_cpus: None) -> None:

@@ -82,6 +82,8 @@ def test_ctrl_c_ends_a_command_that_waits_for_libvirt(
     libvirtd: Libvirtd, runtime: Path, command: tuple[str, ...]
 ) -> None:
     argv = [
+        "env",
+        "--default-signal=INT",  # of a test run in the background of a shell, it is ignored
         sys.executable,
         "-m",
         "vpt.cli",
