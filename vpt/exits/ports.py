@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _peer_pid(port: dict[str, Any]) -> int | None:
 
 def _made_for(vm: Vm, owner: str) -> bool:
     """As vpt attach and libvirt's hook mark them: qmp:PATH, libvirt:WHICH:UUID."""
-    if vm.qmp and owner == f"qmp:{vm.qmp.path.absolute()}":
+    if vm.qmp and owner == f"qmp:{os.path.realpath(vm.qmp.path)}":
         return True
     return vm.domain is not None and owner.startswith("libvirt:") and owner.endswith(f":{vm.domain.uuid}")
 
