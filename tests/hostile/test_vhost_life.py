@@ -14,7 +14,7 @@ from support.scene import Scene
 from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import PLAIN, FrontEnd
-from vpt.vhost_user import U64, Request, VirtioFeature, VringState
+from vpt.vhost_user import Request, VirtioFeature, VringState
 
 F = VirtioFeature
 MAC_X = b"\x52\x54\0\0\0\x99"
@@ -37,11 +37,7 @@ def test_l3_a_reset_makes_way_for_the_next_driver(scene: Scene) -> None:
     fe = scene.enter().start()
     for n in range(20):
         fe.do(Request.RESET_DEVICE)
-        fe.do(Request.SET_FEATURES, U64(fe.features))
-        for index, queue in enumerate(fe.queues()):
-            queue.restart()
-            fe.start_ring(index)
-            fe.enable_ring(index)
+        fe.restart()
         fe.fill()
         fe.transmit(frame(BROADCAST, MAC_X, n))
         assert number(scene.two.receive()[0].frame) == n

@@ -16,7 +16,7 @@ from scapy.packet import Raw
 
 from support.scene import Scene
 from support.waiting import until
-from vpt.conform.frames import BROADCAST, ETHERTYPE, MAC_A, MAC_B, frame
+from vpt.conform.frames import BROADCAST, ETHERTYPE, MAC_A, MAC_B, frame, vnet
 from vpt.conform.front_end import OFFLOADS, USUAL, VNET_HDR, FrontEnd
 from vpt.conform.split_queue import SplitQueue
 from vpt.vhost_user import VirtioFeature
@@ -27,18 +27,6 @@ FULL = int(USUAL | OFFLOADS)
 NO_OFFLOADS = int(USUAL)
 ETH = Ether(dst="ff:ff:ff:ff:ff:ff", src="52:54:00:00:00:99")
 TCP4 = bytes(ETH / IP(src="10.0.0.1", dst="10.0.0.2") / TCP(flags="A") / Raw(bytes(1200)))
-
-
-def vnet(
-    flags: int = 0,
-    gso: int = 0,
-    header: int = 0,
-    size: int = 0,
-    start: int = 0,
-    offset: int = 0,
-    buffers: int = 0,
-) -> bytes:
-    return pack("<BBHHHHH", flags, gso, header, size, start, offset, buffers)
 
 
 @dataclass(frozen=True)

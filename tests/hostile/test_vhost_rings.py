@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, frame
 from vpt.conform.front_end import PLAIN, USUAL
 from vpt.conform.guest_memory import GPA_BASE, MIB, GuestMemory, Span
+from vpt.conform.mischief import kick_storm
 from vpt.conform.split_queue import MAX_INDIRECT, Buffer, pieces
 from vpt.vhost_user import Request, VirtioFeature
 
@@ -157,21 +156,9 @@ def test_q22_a_peer_that_never_gives_buffers_stalls_nobody(scene: Scene) -> None
 def test_q25_a_kick_storm_on_an_empty_ring(scene: Scene) -> None:
     """The neighbours' packets all pass meanwhile."""
     fe = scene.enter().start()
-    stop = threading.Event()
-
-    def storm() -> None:
-        while not stop.is_set():
-            for queue in fe.queues():
-                os.eventfd_write(queue.kick_fd, 1)
-
-    thread = threading.Thread(target=storm)
-    thread.start()
-    try:
+    with kick_storm(fe):
         for _ in range(10):
             scene.neighbours_forward()
-    finally:
-        stop.set()
-        thread.join()
     scene.check(logged=False)
 
 

@@ -19,6 +19,7 @@ from support.scene import MAC_X, Scene
 from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, frame, number
 from vpt.conform.front_end import ALL_PROTOCOL, PLAIN, USUAL, FrontEnd
+from vpt.conform.mischief import STRANGE_FDS, strange_fd
 from vpt.vhost_user import (
     U64,
     MemTable,
@@ -355,20 +356,7 @@ def test_s24_enabling_twice_is_no_fault(scene: Scene) -> None:
     scene.check(logged=False)
 
 
-def strange_fd(kind: str) -> int:
-    """Something that is no eventfd."""
-    if kind == "file":
-        return os.memfd_create("file")
-    if kind == "pipe":
-        r, w = os.pipe()
-        os.close(w)
-        return r
-    if kind == "socket":
-        return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()
-    return os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-
-
-@pytest.mark.parametrize("kind", ["file", "pipe", "socket", "directory"])
+@pytest.mark.parametrize("kind", STRANGE_FDS)
 @pytest.mark.parametrize("request_", [Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR])
 @pytest.mark.parametrize("at_work", [False, True], ids=["stopped", "running"])
 def test_s25_only_eventfds_are_taken(scene: Scene, request_: Request, kind: str, at_work: bool) -> None:

@@ -112,11 +112,7 @@ def test_reset_then_start_over_on_the_same_connection(host: Host, connect: Conne
     else:
         two.do(Request.SET_STATUS, U64(0))
     assert not b.state().up
-    two.do(Request.SET_FEATURES, U64(two.features))
-    for index, queue in enumerate(two.queues()):
-        queue.restart()
-        two.start_ring(index)
-        two.enable_ring(index)
+    two.restart()
     two.fill()
     one.transmit(frame(MAC_B, MAC_A, 2))
     assert number(two.receive()[0].frame) == 2

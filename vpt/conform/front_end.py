@@ -367,6 +367,13 @@ class FrontEnd:
                 self.enable_ring(index)
         self.driver_ok()
 
+    def restart(self) -> None:
+        """The same driver's way back to running rings after a reset of the device; memory stays shared."""
+        self.do(Request.SET_FEATURES, U64(self.features))
+        for queue in self.queues():
+            queue.restart()
+        self.start_rings()
+
     def driver_ok(self) -> None:
         """Tell that the driver is at work, where that is told: there are back-ends that wait for it."""
         if self.protocol & ProtocolFeature.STATUS:

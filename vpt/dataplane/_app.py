@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import errno
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from vpt.dataplane._native import check, fd_array, ffi, lib, new
+from vpt.dataplane._owned import Owned
 from vpt.dataplane._pure import vec_count
 from vpt.dataplane._types import VnetHdr
-from vpt.errors import ConflictError, UsageError
+from vpt.errors import UsageError
 
 __all__ = ["App"]
 
@@ -22,53 +21,27 @@ _MAX_VECTORS = vec_count(lib.VPT_MAX_PAIRS)
 _RESTART = {errno.ENOLINK: "the host started over: call step() until it is ready again"}
 
 
-class App:
+class App(Owned):
     """Maps a region as its peer and moves packets. One thread at a time per handle and direction.
 
     region_fd, kick_fds, intr_fds: as the host has them; they stay the caller's.
     features: what the application accepts, beyond which nothing is negotiated (Feature bits).
     """
 
+    _WHAT = "app handle"
+    _FREE = lib.vpt_app_close
+
     def __init__(
         self, region_fd: int, kick_fds: Sequence[int], intr_fds: Sequence[int], features: int = 0
     ) -> None:
-        self._h: Any = None
         out = ffi.new("vpt_app **")
         check(
             lib.vpt_app_open(region_fd, _vectors(kick_fds), _vectors(intr_fds), features, out),
             "open the region",
             {errno.EBADF: "fds must be the region's memfd and vec_count(pairs) eventfds each way"},
         )
-        self._h = out[0]
+        self._own(out[0])
         self._frame = ffi.new("uint8_t[]", _MAX_FRAME)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_h", None) is not None:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self.close()
-
-    @property
-    def closed(self) -> bool:
-        return self._h is None
-
-    def _handle(self) -> Any:
-        if self._h is None:
-            raise ConflictError("this app handle is closed")
-        return self._h
-
-    def close(self) -> None:
-        """Unmap the region. Harmless the second time."""
-        if self._h is not None:
-            handle, self._h = self._h, None
-            lib.vpt_app_close(handle)
 
     def step(self) -> bool:
         """Next step of the handshake; True: ready. Else call again when the CFG interrupt fd is readable."""

@@ -6,10 +6,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from vpt.dataplane._native import check, ffi, lib, new, text
+from vpt.dataplane._owned import Owned
 from vpt.errors import ConflictError
 
 if TYPE_CHECKING:
@@ -73,34 +73,17 @@ class Capture:
         self._h = None
 
 
-class CaptureReader:
+class CaptureReader(Owned):
     """The observer's side. fd stays the caller's. One thread at a time."""
 
+    _WHAT = "capture"
+    _FREE = lib.vpt_capture_close
+
     def __init__(self, fd: int) -> None:
-        self._h: Any = None
         out = ffi.new("vpt_capture_reader **")
         check(lib.vpt_capture_open(fd, out), "open a capture", {errno.EPROTO: "vptd is of another version"})
-        self._h = out[0]
+        self._own(out[0])
         self._buffer = ffi.new("uint8_t[]", _READ_BYTES)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _handle(self) -> Any:
-        if self._h is None:
-            raise ConflictError("this capture is closed")
-        return self._h
-
-    def close(self) -> None:
-        """Harmless the second time."""
-        if self._h is not None:
-            lib.vpt_capture_close(self._h)
-        self._h = None
 
     def read(self, most: int | None = None) -> tuple[memoryview, int]:
         """At most `most` packets that are there, as enhanced packet blocks of pcapng; how many they are.

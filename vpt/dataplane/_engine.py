@@ -8,14 +8,13 @@ that outlived them raises instead of reaching freed memory.
 from __future__ import annotations
 
 import errno
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from vpt.dataplane._capture import BpfInsn, Capture, program
 from vpt.dataplane._native import check, fd_array, ffi, lib, mac_bytes, mac_text, name_bytes, new, text
+from vpt.dataplane._owned import Owned
 from vpt.dataplane._pure import region_opts, vec_count
 from vpt.dataplane._types import (
     Event,
@@ -38,16 +37,20 @@ __all__ = ["Engine", "Port", "Switch"]
 _VRING_BUSY = {errno.EBUSY: "stop the ring first"}
 
 
-class Engine:
+class Engine(Owned):
     """Workers, events and counters.
 
     workers:  threads that move packets, 1..MAX_WORKERS
     cpus:     CPU of each worker, -1 or None for any
     stats_fd: file to keep the counters in (truncated to size); -1: an anonymous memfd
+
+    Closing it stops and frees all switches, ports and workers.
     """
 
+    _WHAT = "engine"
+    _FREE = lib.vpt_engine_close
+
     def __init__(self, workers: int = 1, cpus: Sequence[int] | None = None, stats_fd: int = -1) -> None:
-        self._h: Any = None
         cpus = list(cpus or [])
         if len(cpus) > workers:
             raise UsageError(f"{len(cpus)} CPUs given for {workers} workers")
@@ -59,35 +62,7 @@ class Engine:
             f"start {workers} workers",
             {errno.EINVAL: f"1 to {lib.VPT_MAX_WORKERS} workers, each on a CPU that this process may use"},
         )
-        self._h = out[0]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_h", None) is not None:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self.close()
-
-    @property
-    def closed(self) -> bool:
-        return self._h is None
-
-    def _handle(self) -> Any:
-        if self._h is None:
-            raise ConflictError("this engine is closed")
-        return self._h
-
-    def close(self) -> None:
-        """Stop and free all switches, ports and workers. Harmless the second time."""
-        if self._h is not None:
-            handle, self._h = self._h, None
-            lib.vpt_engine_close(handle)
+        self._own(out[0])
 
     @property
     def stats_fd(self) -> int:

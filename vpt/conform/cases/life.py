@@ -6,7 +6,7 @@ from __future__ import annotations
 from vpt.conform.case import Cases
 from vpt.conform.front_end import PLAIN, Failure
 from vpt.conform.stage import Stage
-from vpt.vhost_user import U64, ProtocolFeature, Request, VirtioFeature, VringState
+from vpt.vhost_user import ProtocolFeature, Request, VirtioFeature, VringState
 
 F = VirtioFeature
 P = ProtocolFeature
@@ -32,12 +32,7 @@ def _(stage: Stage) -> None:
     fe = stage.started(num=16)
     for n in range(20):
         fe.do(Request.RESET_DEVICE)
-        fe.do(Request.SET_FEATURES, U64(fe.features))
-        for index, queue in enumerate(fe.queues()):
-            queue.restart()
-            fe.start_ring(index)
-            fe.enable_ring(index)
-        fe.driver_ok()
+        fe.restart()
         fe.ask(Request.GET_FEATURES)
         stage.works(fe, n)
 

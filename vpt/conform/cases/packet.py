@@ -6,7 +6,7 @@ from __future__ import annotations
 from struct import pack
 
 from vpt.conform.case import Cases
-from vpt.conform.frames import BROADCAST
+from vpt.conform.frames import BROADCAST, vnet
 from vpt.conform.front_end import OFFLOADS, PLAIN, USUAL, Failure
 from vpt.conform.split_queue import Buffer
 from vpt.conform.stage import MAC_GUEST, Stage
@@ -23,19 +23,6 @@ IP6 = (
 )  # next header: destination options
 ETH = BROADCAST + MAC_GUEST
 TCP4 = ETH + b"\x08\0" + IP4 + TCP + bytes(1200)
-
-
-def vnet(
-    flags: int = 0,
-    gso: int = 0,
-    header: int = 0,
-    size: int = 0,
-    start: int = 0,
-    offset: int = 0,
-    buffers: int = 0,
-) -> bytes:
-    """A virtio-net header of one's own."""
-    return pack("<BBHHHHH", flags, gso, header, size, start, offset, buffers)
 
 
 LIES: dict[str, tuple[bytes, bytes]] = {

@@ -253,12 +253,7 @@ def _(stage: Stage) -> None:
     tx.kick(force=True)
     fe.ask(Request.GET_FEATURES)
     same("frames taken by a stopped ring", tx.used_idx, before)
-    fe.do(Request.SET_FEATURES, U64(fe.features))
-    for index, queue in enumerate(fe.queues()):
-        queue.restart()
-        fe.start_ring(index)
-        fe.enable_ring(index)
-    fe.driver_ok()
+    fe.restart()
     fe.ask(Request.GET_FEATURES)
     stage.works(fe)
 

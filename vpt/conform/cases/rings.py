@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,6 +10,7 @@ from functools import partial
 from vpt.conform.case import Cases
 from vpt.conform.front_end import PLAIN, Failure, FrontEnd
 from vpt.conform.guest_memory import GPA_BASE, MIB, GuestMemory, Span
+from vpt.conform.mischief import kick_storm
 from vpt.conform.split_queue import Buffer, pieces
 from vpt.conform.stage import Stage
 from vpt.vhost_user import ProtocolFeature, Request, VirtioFeature
@@ -206,21 +205,9 @@ def _(stage: Stage, layout: int) -> None:
 @each("Q25-kick-storm", "a storm of kicks stops nobody else", peer=True)
 def _(stage: Stage, layout: int) -> None:
     fe = stage.started(features=int(PLAIN) | layout)
-    stop = threading.Event()
-
-    def storm() -> None:
-        while not stop.is_set():
-            for queue in fe.queues():
-                os.eventfd_write(queue.kick_fd, 1)
-
-    thread = threading.Thread(target=storm)
-    thread.start()
-    try:
+    with kick_storm(fe):
         for n in range(10):
             stage.neighbour.transmit(stage.frame(n))
-    finally:
-        stop.set()
-        thread.join()
 
 
 @each("Q26-never-kicks", "a guest that does not kick stops nobody else", peer=True)

@@ -13,6 +13,7 @@ from struct import pack
 
 from vpt.conform.case import Cases
 from vpt.conform.front_end import ALL_PROTOCOL, Failure
+from vpt.conform.mischief import STRANGE_FDS, strange_fd
 from vpt.conform.stage import Stage, head
 from vpt.vhost_user import (
     Opaque,
@@ -173,20 +174,7 @@ for _name, _request in (
         stage.works(fe)
 
 
-def strange_fd(kind: str) -> int:
-    """Something that is no eventfd."""
-    if kind == "file":
-        return os.memfd_create("file")
-    if kind == "pipe":
-        r, w = os.pipe()
-        os.close(w)
-        return r
-    if kind == "socket":
-        return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()
-    return os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-
-
-for _kind in ("file", "pipe", "socket", "directory"):
+for _kind in STRANGE_FDS:
     for _name, _request in (("kick", Request.SET_VRING_KICK), ("call", Request.SET_VRING_CALL)):
 
         @case(f"S25-{_name}-{_kind}", "a descriptor that is no eventfd stops nobody else", peer=True)
