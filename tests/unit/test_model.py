@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vpt.bench.advice import advise
 from vpt.bench.costs import PUBLISHED, Costs, Kind, Policy
 from vpt.bench.curves import boundaries, charts, what_to_expect
-from vpt.bench.model import Regime, longest_sleep, predict, predict_starts, stalls, sweep
+from vpt.bench.model import Regime, longest_sleep, play, predict, predict_starts, stalls, sweep
 from vpt.bench.simulate import Run, simulate
 from vpt.errors import UsageError
 
@@ -170,6 +170,49 @@ def test_spinning_for_the_gap_never_sleeps_and_for_less_wins_one_item_at_most() 
     c = replace(PUBLISHED, wp=2500)
     assert predict(c, adaptive(500)).sleeps == 0
     assert predict(c, adaptive(499)).batch - predict(c, NOTIFY).batch in (0, 1)
+
+
+_ANY_TIME = st.one_of(st.just(0), st.integers(1, 3000), st.integers(1, 200_000))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    wp=st.integers(0, 3000), wc=st.integers(0, 3000), np=_ANY_TIME, nc=_ANY_TIME, sp=_ANY_TIME, sc=_ANY_TIME,
+    length=st.integers(2, 300), kc=st.integers(1, 300),
+    policy=st.sampled_from([NOTIFY, POLL])
+    | st.integers(0, 4000).map(adaptive)
+    | st.floats(0.1, 1000).map(sleeping),
+)  # fmt: skip
+def test_leaps_change_nothing(
+    wp: int, wc: int, np: int, nc: int, sp: int, sc: int, length: int, kc: int, policy: Policy
+) -> None:
+    """All items at once, or each by itself: the same batches, waits and times."""
+    assume(wp or wc)
+    c = Costs(wp=wp, wc=wc, np=np, nc=nc, sp=sp, sc=sc, length=length, kc=min(kc, length))
+    leaping = simulate(c, policy, items=1000, warmup=200)
+    stepping = simulate(c, policy, items=1000, warmup=200, leaps=False)
+    assert leaping.batches == stepping.batches
+    assert leaping.waits == pytest.approx(stepping.waits, abs=1e-6)
+    for name in ("period", "kicks", "interrupts", "sleeps", "latency", "latency_worst"):
+        assert getattr(leaping, name) == pytest.approx(getattr(stepping, name), rel=1e-9, abs=1e-9)
+    assert (leaping.cpu_producer, leaping.cpu_consumer) == pytest.approx(
+        (stepping.cpu_producer, stepping.cpu_consumer)
+    )
+
+
+@pytest.mark.parametrize("policy", [NOTIFY, sleeping(100_000), adaptive(100), adaptive(400)], ids=str)
+@pytest.mark.parametrize(
+    "costs",
+    [{"sc": 100e6}, {"wp": 1500, "sp": 100e6}, {"sc": 100e6, "kc": 1}, {"wc": 0, "sc": 100e6}],
+    ids=str,
+)
+def test_a_long_queue_takes_as_many_steps_as_there_is_waiting(
+    costs: dict[str, float], policy: Policy
+) -> None:
+    """Not one per item: it would be half a million for each run, of which a plot has several."""
+    c = replace(PUBLISHED, **{"wp": 2500, "length": 32768} | costs)
+    assert stalls(c, policy)
+    assert play(c, policy)[1].steps < 10_000
 
 
 def test_both_sides_stalling_is_found_and_simulated() -> None:

@@ -8,12 +8,17 @@ turn).
 
 At equal times a store comes before a look: who looks at the very moment at which an item appears sees it.
 That is the convention of the formulas, whose conditions to go to sleep are strict.
+
+While each side finds what it looks for, and neither waits to be told of it, nothing happens but work: the
+clock leaps over all of these items at once, so that a run takes as many steps as there is waiting in it, not
+as there are items.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,6 +28,8 @@ from vpt.bench.costs import SPIN_LONGEST, Costs, Kind, Policy
 __all__ = ["Run", "simulate"]
 
 _STORE, _LOOK = 0, 1
+#: A leap over fewer items than this costs more than they do.
+_LEAST_LEAP = 8
 
 #: What a coroutine yields: (nanoseconds to pass, _STORE or _LOOK), math.inf meaning "until somebody resumes
 #: me".
@@ -44,6 +51,7 @@ class Run:
     cpu_consumer: float
     batches: tuple[int, ...]
     waits: tuple[float, ...]  # how long either side had to wait for what it waited for
+    steps: int  # what it took to play this: how often a side went on
 
     @property
     def notifications(self) -> float:
@@ -58,11 +66,31 @@ class Run:
 
 
 @dataclass(slots=True)
+class _Times:
+    """When items were begun, or done: (the first of some, its time, the time from one to the next)."""
+
+    runs: list[tuple[int, float, float]] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, at: float, items: int = 1, apart: float = 0.0) -> None:
+        self.runs.append((self.count, at, apart))
+        self.count += items
+
+    def __getitem__(self, item: int) -> float:
+        first, at, apart = self.runs[bisect_right(self.runs, item, key=lambda run: run[0]) - 1]
+        return at + (item - first) * apart
+
+
+@dataclass(slots=True)
 class _Side:
     """One side: its index, its wish, and what it did."""
 
+    work: float
     notify_cost: float
     start: float
+    times: _Times = field(default_factory=_Times)
+    due: float = math.inf  # when it goes on by itself
+    at_work: bool = False  # on an item, which is done when it is due
     steps: Steps = field(init=False)
     index: int = 0
     wish: int | None = None
@@ -82,51 +110,83 @@ class _Side:
 
 
 class _Simulator:
-    def __init__(self, costs: Costs, policy: Policy, items: int) -> None:
-        self.costs, self.policy, self.items = costs, policy, items
+    def __init__(self, costs: Costs, policy: Policy, items: int, leaps: bool) -> None:
+        self.costs, self.policy, self.items, self.leaps = costs, policy, items, leaps
         self.now = 0.0
         self.events: list[tuple[float, int, int, int, _Side]] = []
         self.seq = 0
-        self.started: list[float] = []
-        self.finished: list[float] = []
-        self.producer = _Side(costs.np, costs.sp)
-        self.consumer = _Side(costs.nc, costs.sc)
+        self.steps = 0
+        self.producer = _Side(costs.wp, costs.np, costs.sp)
+        self.consumer = _Side(costs.wc, costs.nc, costs.sc)
         self.producer.steps = self._produce()
         self.consumer.steps = self._consume()
 
     def run(self) -> None:
-        self._schedule(self.consumer, 0, _LOOK)
-        self._schedule(self.producer, 0, _LOOK)
+        self._schedule(self.consumer, self.now, _LOOK)
+        self._schedule(self.producer, self.now, _LOOK)
         while self.events:
+            if self.leaps:
+                self._leap()
             self.now, _, _, ticket, side = heapq.heappop(self.events)
             if ticket != side.ticket:
                 continue
+            self.steps += 1
+            side.due = math.inf
             for delay, what in side.steps:
                 if delay != math.inf:
-                    self._schedule(side, delay, what)
+                    self._schedule(side, self.now + delay, what)
                 break
 
-    def _schedule(self, side: _Side, delay: float, what: int) -> None:
-        """Resume `side` later. Whatever it was to be resumed for before is void."""
+    def _schedule(self, side: _Side, due: float, what: int) -> None:
+        """Resume `side` then. Whatever it was to be resumed for before is void."""
         self.seq += 1
-        side.ticket = self.seq
-        heapq.heappush(self.events, (self.now + delay, what, self.seq, side.ticket, side))
+        side.ticket, side.due = self.seq, due
+        heapq.heappush(self.events, (due, what, self.seq, side.ticket, side))
+
+    def _leap(self) -> None:
+        """Over what both sides do before either has to look at what the other did meanwhile."""
+        p, c = self.producer, self.consumer
+        queued = p.index - c.index
+        # Of an item that is done, the next one is begun: one is left of room, and of what is queued.
+        blind = self._blind(p, c, self.costs.length - queued - 1), self._blind(c, p, queued - 1)
+        ends = p.due + blind[0] * p.work, c.due + blind[1] * c.work
+        leaps = _before(p, ends[1], blind[0]), _before(c, ends[0], blind[1])
+        if sum(leaps) >= _LEAST_LEAP:
+            for side, items in zip((p, c), leaps, strict=True):
+                if items:
+                    # Begun, by the producer, as the one before is done.
+                    side.times.add(side.due, items, side.work)
+                    side.index += items
+                    self._schedule(side, side.due + items * side.work, _STORE)
+
+    def _blind(self, me: _Side, other: _Side, there: int) -> int:
+        """Items, of those that there are, that a side gets done without the other one noticing."""
+        if not me.at_work or other.awaits or other.watching:
+            return 0
+        left = self.items - 1 - me.index
+        untold = there if other.wish is None or other.wish < me.index else other.wish - me.index
+        return max(0, min(there, left, untold))
 
     def _produce(self) -> Steps:
         me, other = self.producer, self.consumer
-        for _ in range(self.items):
+        while me.index < self.items:
             yield from self._until(me, lambda: me.index - other.index < self.costs.length)
-            self.started.append(self.now)
-            yield self.costs.wp, _STORE
+            me.times.add(self.now)
+            yield from self._work(me)
             yield from self._publish(me, other)
 
     def _consume(self) -> Steps:
         me, other = self.consumer, self.producer
-        for _ in range(self.items):
+        while me.index < self.items:
             yield from self._until(me, lambda: other.index > me.index)
-            yield self.costs.wc, _STORE
-            self.finished.append(self.now)
+            yield from self._work(me)
+            me.times.add(self.now)
             yield from self._publish(me, other)
+
+    def _work(self, me: _Side) -> Steps:
+        me.at_work = True
+        yield me.work, _STORE
+        me.at_work = False
 
     def _publish(self, me: _Side, other: _Side) -> Steps:
         """P1 to P3 of the protocol: move the index, then look whether that is what the other side waits
@@ -137,7 +197,7 @@ class _Simulator:
             other.waits.append(self.now - other.since)
             other.awaits = None
         if other.watching:
-            self._schedule(other, 0, _LOOK)
+            self._schedule(other, self.now, _LOOK)
         yield 0, _LOOK
         if other.wish != me.index - 1:
             return
@@ -145,7 +205,7 @@ class _Simulator:
         yield me.notify_cost, _STORE
         if other.blocked:
             other.blocked = False
-            self._schedule(other, other.start, _LOOK)
+            self._schedule(other, self.now + other.start, _LOOK)
         else:
             other.signalled = True
 
@@ -182,7 +242,7 @@ class _Simulator:
         while not ready() and self.now < end:
             me.watching = True
             if end != math.inf:
-                self._schedule(me, end - self.now, _LOOK)
+                self._schedule(me, end, _LOOK)
             yield math.inf, _LOOK
             me.watching = False
 
@@ -205,21 +265,23 @@ class _Simulator:
         me.asleep += self.now - since - min(self.costs.block_cpu, self.now - since)
 
 
-def simulate(costs: Costs, policy: Policy, items: int, warmup: int = 0) -> Run:
-    """Move `items` items under a policy; look at those after the first `warmup`."""
-    sim = _Simulator(costs, policy, items)
+def simulate(costs: Costs, policy: Policy, items: int, warmup: int = 0, *, leaps: bool = True) -> Run:
+    """Move `items` items under a policy; look at those after the first `warmup`.
+
+    Without `leaps` one at a time, which is what the leaps are checked against.
+    """
+    sim = _Simulator(costs, policy, items, leaps)
     sim.run()
-    span = sim.finished[-1]
+    started, finished = sim.producer.times, sim.consumer.times
+    span = finished[items - 1]
     first, last = warmup, items - 1
-    begin, end = sim.finished[first], sim.finished[last]
+    begin, end = finished[first], finished[last]
     notified = _after(warmup, sim.producer.notified, sim.consumer.notified)
     log = notified or _after(warmup, sim.producer.slept, sim.consumer.slept)
     if log:
         (first, begin), (last, end) = log[0], log[-1]
     moved = last - first
-    late = [
-        done - start for start, done in zip(sim.started[first:last], sim.finished[first:last], strict=True)
-    ]
+    late, worst = _lateness(started, finished, first, last)
 
     def share(entries: list[tuple[int, float]]) -> float:
         return sum(begin < t <= end for _, t in entries) / moved
@@ -229,13 +291,35 @@ def simulate(costs: Costs, policy: Policy, items: int, warmup: int = 0) -> Run:
         kicks=share(sim.producer.notified),
         interrupts=share(sim.consumer.notified),
         sleeps=share(sim.producer.slept) + share(sim.consumer.slept),
-        latency=sum(late) / moved,
-        latency_worst=max(late),
+        latency=late / moved,
+        latency_worst=worst,
         cpu_producer=1 - sim.producer.asleep / span,
         cpu_consumer=1 - sim.consumer.asleep / span,
         batches=tuple(b[0] - a[0] for a, b in pairwise(notified)),
         waits=(*sim.producer.waits, *sim.consumer.waits),
+        steps=sim.steps,
     )
+
+
+def _before(side: _Side, end: float, blind: int) -> int:
+    """How many of its next `blind` items a side gets done before that time."""
+    if not blind or side.due >= end:
+        return 0
+    if side.work == 0 or end == math.inf:
+        return blind
+    return min(blind, math.ceil((end - side.due) / side.work))
+
+
+def _lateness(started: _Times, finished: _Times, first: int, last: int) -> tuple[float, float]:
+    """Sum and largest of the times from beginning to end, of the items from first to before last."""
+    edges = {run[0] for times in (started, finished) for run in times.runs if first < run[0] < last}
+    total = worst = 0.0
+    for a, b in pairwise(sorted({first, last, *edges})):
+        # In between both are evenly apart.
+        ends = [finished[i] - started[i] for i in (a, b - 1)]
+        total += (b - a) * sum(ends) / 2
+        worst = max(worst, *ends)
+    return total, worst
 
 
 def _after(warmup: int, *logs: list[tuple[int, float]]) -> list[tuple[int, float]]:
