@@ -2,6 +2,7 @@
 /* gen.c - packet generator and receiver on an application's side of a region, at full speed and in slices */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 #include <time.h>
 
@@ -25,15 +26,19 @@
 
 /*
  * What follows the UDP header; unaligned in the frame. There is room for 18 bytes: numbers of 48 bits last 160 days at
- * 20 Mpps, and times of 48 bits are of use for latencies below 39 hours.
+ * 20 Mpps, and times of 48 bits are of use for latencies below 39 hours. Above each lies a half of the run. Whole words and
+ * no bit fields: those are put together in memory, and read back from there before the stores have left the processor.
  */
 struct stamp {
 	uint16_t mark;
-	uint64_t seq : 48;
-	uint64_t run_high : 16;
-	uint64_t sent_ns : 48;
-	uint64_t run_low : 16;
+	uint64_t seq;           /* and the run's upper half */
+	uint64_t sent_ns;       /* and its lower half */
 } __attribute__((packed));
+
+static uint64_t with_half(uint64_t value, uint32_t half)
+{
+	return (value & MASK48) | (uint64_t)(half & 0xffff) << 48;
+}
 
 _Static_assert(ETH_IP_UDP + sizeof(struct stamp) == MIN_FRAME, "the shortest frame holds a stamp");
 _Static_assert(sizeof(((struct vpt_gen_run *)0)->seen) * 8 == WINDOW, "a bit for each number of the window");
@@ -91,28 +96,48 @@ static int check(const vpt_app *a, uint32_t ring, const struct vpt_gen_tx *g)
 	return 0;
 }
 
+/* Field by field, for the same reason; so is get_stamp(). */
+static void put_stamp(uint8_t *p, uint64_t seq, uint64_t sent_ns)
+{
+	const uint16_t mark = MARK;
+
+	memcpy(p + offsetof(struct stamp, mark), &mark, sizeof(mark));
+	memcpy(p + offsetof(struct stamp, seq), &seq, sizeof(seq));
+	memcpy(p + offsetof(struct stamp, sent_ns), &sent_ns, sizeof(sent_ns));
+}
+
+static struct stamp get_stamp(const uint8_t *p)
+{
+	struct stamp s;
+
+	memcpy(&s.mark, p + offsetof(struct stamp, mark), sizeof(s.mark));
+	memcpy(&s.seq, p + offsetof(struct stamp, seq), sizeof(s.seq));
+	memcpy(&s.sent_ns, p + offsetof(struct stamp, sent_ns), sizeof(s.sent_ns));
+	return s;
+}
+
 /* Up to n packets into the ring, unpublished. Returns how many there was room for; -EPROTO. */
 static int fill(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_tx *g, uint32_t n,
 		uint8_t headers[][ETH_IP_UDP])
 {
-	struct stamp stamp = { .mark = MARK, .run_high = g->run >> 16 & 0xffff, .run_low = g->run & 0xffff,
-			       .sent_ns = vpti_now_ns() & MASK48 };
-	uint32_t i;
+	uint64_t sent_ns = with_half(vpti_now_ns(), g->run);
+	uint32_t which = (uint32_t)(g->sent % g->nsizes), flow = (uint32_t)(g->sent % g->flows), i;
 
 	for (i = 0; i < n && r->head != r->tail; i++) {
-		uint32_t which = (uint32_t)(g->sent % g->nsizes), size = g->sizes[which];
+		uint32_t size = g->sizes[which];
 		uint8_t *buf = vpti_app_buf(a, r, r->head), *f = buf + a->hdr_len;
 
 		if (!buf)
 			return -EPROTO;
 		memset(buf, 0, a->hdr_len);
 		memcpy(f, headers[which], ETH_IP_UDP);
-		put16(f + 34, FIRST_PORT + (uint32_t)(g->sent % g->flows));
-		stamp.seq = g->sent & MASK48;
-		memcpy(f + ETH_IP_UDP, &stamp, sizeof(stamp));
+		put16(f + 34, FIRST_PORT + flow);
+		put_stamp(f + ETH_IP_UDP, with_half(g->sent, g->run >> 16), sent_ns);
 		r->nm->slot[r->head].len = (uint16_t)(size + a->hdr_len);
 		r->nm->slot[r->head].flags = 0;
 		r->head = r->head + 1 == r->n ? 0 : r->head + 1;
+		which = which + 1 == g->nsizes ? 0 : which + 1;
+		flow = flow + 1 == g->flows ? 0 : flow + 1;
 		g->sent++;
 		g->bytes += size;
 	}
@@ -298,8 +323,8 @@ static void look_back(struct vpt_gen_rx *g, struct vpt_gen_run *r, uint64_t seq)
 /* Returns false if it is of a sender that is not counted. */
 static bool note(struct vpt_gen_rx *g, const struct stamp *s, uint64_t now)
 {
-	uint64_t ns = (now - s->sent_ns) & MASK48, seq = s->seq;
-	struct vpt_gen_run *r = find_run(g, (uint32_t)s->run_high << 16 | (uint32_t)s->run_low, seq);
+	uint64_t ns = (now - s->sent_ns) & MASK48, seq = s->seq & MASK48;
+	struct vpt_gen_run *r = find_run(g, (uint32_t)(s->seq >> 48) << 16 | (uint32_t)(s->sent_ns >> 48), seq);
 
 	if (!r)
 		return false;
@@ -332,7 +357,7 @@ static int drain(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_rx *g)
 		if (!buf || len > a->buf_size || len < a->hdr_len)
 			return -EPROTO;
 		len -= a->hdr_len;
-		memcpy(&stamp, buf + a->hdr_len + ETH_IP_UDP, sizeof(stamp)); /* a buffer is longer than this, whatever len says */
+		stamp = get_stamp(buf + a->hdr_len + ETH_IP_UDP); /* a buffer is longer than this, whatever len says */
 		if (len >= MIN_FRAME && stamp.mark == MARK && note(g, &stamp, now))
 			g->bytes += len;
 		else
