@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import pytest
 
-from vpt.bench import machine, programs, registry
+from vpt import processor
+from vpt.bench import programs, registry
 from vpt.bench.compare import compare, differences
 from vpt.bench.result import Metric, Plot, Point, Result, load, save
 from vpt.bench.runner import run
@@ -51,7 +52,7 @@ class Toy(Scenario):
         self, slow: float = 1.0, copies: float = 1.0, failing: int = 0, broken: Sequence[int] = ()
     ) -> None:
         self.slow, self.copies, self.failing = slow, copies, failing
-        self.broken = broken
+        self.broken = list(broken)  # the next sessions at these points, in this order
         self.order: list[str] = []
         self.open = 0
 
@@ -60,7 +61,8 @@ class Toy(Scenario):
 
     @contextmanager
     def session(self, params: Params, settings: Settings) -> Iterator[Mapping[str, Runnable]]:  # noqa: ARG002
-        if params["bytes"] in self.broken:
+        if self.broken[:1] == [params["bytes"]]:
+            del self.broken[0]
             raise GuestError("no guest")
         self.open += 1
 
@@ -201,8 +203,19 @@ def test_a_variant_that_can_not_be_measured_costs_nobody_else_anything() -> None
     assert scenario.notes[-1] == "NOT MEASURED: toy: bytes 64: switch: not all were taken."
 
 
+def test_a_point_that_does_not_stand_up_at_once_is_set_up_again_and_that_is_said() -> None:
+    scenario = run([Toy(broken=[64, 64, 1500])], Settings(repetitions=1)).scenarios[0]
+    assert [point.params for point in scenario.points] == [{"bytes": 64}, {"bytes": 1500}]
+    assert [n for n in scenario.notes if "again" in n] == [
+        "Set up again, toy: bytes 64: no guest.",
+        "Set up again, toy: bytes 64: no guest.",
+        "Set up again, toy: bytes 1500: no guest.",
+    ]
+    assert scenario.failed == 0
+
+
 def test_a_point_that_does_not_stand_up_is_left_out() -> None:
-    scenario = run([Toy(broken=[64])], Settings(repetitions=1)).scenarios[0]
+    scenario = run([Toy(broken=[64] * 3)], Settings(repetitions=1)).scenarios[0]
     assert [point.params for point in scenario.points] == [{"bytes": 1500}]
     assert scenario.failed == 1
     assert scenario.notes[-1] == "NOT MEASURED: toy: bytes 64: no guest."
@@ -210,14 +223,14 @@ def test_a_point_that_does_not_stand_up_is_left_out() -> None:
 
 def test_nothing_measured_is_no_result() -> None:
     with pytest.raises(GuestError, match="no guest"):
-        run([Toy(broken=[64, 1500])], Settings(repetitions=1))
+        run([Toy(broken=[64] * 3 + [1500] * 3)], Settings(repetitions=1))
 
 
 def test_what_could_not_be_measured_shows_in_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After all that could, which is kept."""
-    monkeypatch.setattr("vpt.bench.registry.find", lambda name: Toy(broken=[64]))  # noqa: ARG005
+    monkeypatch.setattr("vpt.bench.registry.find", lambda name: Toy(broken=[64] * 3))  # noqa: ARG005
     output = tmp_path / "r.json"
     assert main(["bench", "run", "toy", "--quick", "--output", str(output)]) == 1
     printed = capsys.readouterr()
@@ -278,7 +291,7 @@ def test_comparison_finds_what_got_worse(result: Result) -> None:
 def test_of_an_emulated_processor_every_scenario_says_that_times_mean_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine, "_cpuinfo", lambda: {"model name": "QEMU TCG CPU version 2.5+"})
+    monkeypatch.setattr(processor, "cpuinfo", lambda: {"model name": "QEMU TCG CPU version 2.5+"})
     first, *_ = run([Toy()], Settings(repetitions=1)).scenarios[0].notes
     assert "times mean nothing" in first
 

@@ -8,32 +8,17 @@ import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import vpt
 from vpt.errors import MissingError, UsageError
+from vpt.processor import cpuinfo
 
-__all__ = ["emulated", "machine", "two_cpus", "versions"]
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo."""
-    try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
-    except OSError:
-        return {}
-    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
-
-
-def emulated() -> bool:
-    """Is this an x86 processor that QEMU emulates, as it names itself? Counts hold there; times do not."""
-    return _cpuinfo().get("model name", "").startswith("QEMU TCG")
+__all__ = ["machine", "two_cpus", "versions"]
 
 
 def machine() -> dict[str, str | int | float | None]:
     """Processor, memory, kernel and how busy it is. Nothing that names the machine or its owner."""
-    info = _cpuinfo()
+    info = cpuinfo()
     page = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": info.get("model name", platform.processor() or platform.machine()),

@@ -3,8 +3,9 @@
 
 The order of the variants turns with each repetition, so that none always runs in the wake of the same other.
 One repetition goes before those that count, to warm caches and to let page faults happen. One that could not
-be measured (the host was too busy, say) is taken again, with all variants, and a note says so. A variant that
-can't be measured at all at some point is left out there: nobody's fault costs an hour's run.
+be measured (the host was too busy, say) is taken again, with all variants, and a note says so; so is setting
+up a point. A variant that can't be measured at all at some point is left out there: nobody's fault costs an
+hour's run.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from vpt.bench.machine import emulated, machine, versions
+from vpt.bench.machine import machine, versions
 from vpt.bench.programs import versions_of
 from vpt.bench.result import Point, Result, Sample, ScenarioResult, Variant
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.errors import MissingError, UsageError, VptError
+from vpt.processor import emulated
 from vpt.revision import revision
 
 __all__ = ["Progress", "run"]
@@ -122,6 +124,27 @@ def _point(
     return Point(params=dict(params), variants=[Variant(name=n, samples=samples[n]) for n in left])
 
 
+def _measured(params: Params, settings: Settings, steps: _Steps, scenario: Scenario) -> list[Point]:
+    """The point, if it could be set up; that is tried as often as a repetition is."""
+    measured: list[Point] = []
+    label = _label(scenario, params)
+    for left in reversed(range(_TRIES)):
+        standing = False
+        try:
+            with scenario.session(params, settings) as variants:
+                standing = True
+                measured.append(_point(params, variants, settings, steps, scenario))
+        except _ENDS:
+            raise
+        except VptError as error:
+            if left and not standing:
+                steps.again.append(f"Set up again, {label}: {error.message}.")
+                continue
+            steps.give_up(label, error)  # it does not stand up, or left something
+        break
+    return measured
+
+
 def _label(scenario: Scenario, params: Params) -> str:
     return f"{scenario.name}: " + ", ".join(f"{k} {v}" for k, v in params.items())
 
@@ -143,15 +166,7 @@ def _scenario(scenario: Scenario, settings: Settings, steps: _Steps) -> Scenario
     steps.again.clear()
     steps.failed.clear()
     for params in points_of(scenario, settings):
-        try:
-            with scenario.session(params, settings) as variants:
-                points.append(_point(params, variants, settings, steps, scenario))
-        except _ENDS:
-            raise
-        except (
-            VptError
-        ) as error:  # before or after what was measured: it does not stand up, or left something
-            steps.give_up(_label(scenario, params), error)
+        points += _measured(params, settings, steps, scenario)
     points = [point for point in points if point.variants]
     if not points and steps.error:
         raise steps.error

@@ -14,12 +14,13 @@ from vpt.daemon.daemon import Daemon, Settings
 from vpt.daemon.models import PortAdd, PortView
 from vpt.dataplane import StatsReader
 from vpt.errors import DaemonError, NotFoundError, TimeoutExpired
+from vpt.processor import patience
 
 __all__ = ["EmbeddedDaemon"]
 
 R = TypeVar("R")
 
-_CALL_S = 30.0
+_CALL_S = patience(30.0)
 
 
 class EmbeddedDaemon:

@@ -21,6 +21,7 @@ from vpt.exits.model import Identity, Machine, Recording, Sample
 from vpt.exits.ports import ports_of, ports_of_others
 from vpt.exits.sources import Source, open_source
 from vpt.exits.target import Vm, cpu_ms, is_stopped, open_vm, require_awake, require_running
+from vpt.processor import cpuinfo
 
 __all__ = ["Session", "load", "machine", "open_session", "record", "save"]
 
@@ -147,13 +148,8 @@ def record(session: Session, command: Sequence[str], interval: float) -> Recordi
 
 def machine() -> Machine:
     """This machine and the versions on it."""
-    model = "unknown"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
     return Machine(
-        cpu=model,
+        cpu=cpuinfo().get("model name", "unknown"),
         cores=os.cpu_count() or 1,
         kernel=platform.release(),
         python=platform.python_version(),

@@ -75,8 +75,11 @@ class Guest:
         cpus: int = 1,
         qmp: Path | None = None,
         extra: Iterable[str] = (),
+        answer_s: float = 20.0,
     ) -> None:
+        """answer_s: seconds that a command may take, unless it is told."""
         self.name = name
+        self._answer_s = answer_s
         self._qemu = qemu
         self._machine = Machine(
             kernel=image.kernel.vmlinuz,
@@ -178,15 +181,16 @@ class Guest:
     # ---- commands ----
 
     def run(
-        self, command: str, *, timeout_s: float = 20.0, check: bool = True, what: str | None = None
+        self, command: str, *, timeout_s: float | None = None, check: bool = True, what: str | None = None
     ) -> Finished:
         """Run a shell command to its end. With `check`, a status other than 0 raises GuestError.
 
         `what` names the command in errors, for one that is not for people's eyes.
 
-        A command that takes longer than `timeout_s` (seconds, as the guest counts them) is killed there and
-        raises TimeoutExpired.
+        A command that takes longer than `timeout_s` (seconds, as the guest counts them; None: `answer_s`) is
+        killed there and raises TimeoutExpired.
         """
+        timeout_s = self._answer_s if timeout_s is None else timeout_s
         with self._lock:
             ident = self._send(command, timeout_s)
             what = what or command[:80]

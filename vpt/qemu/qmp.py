@@ -21,10 +21,11 @@ from typing import Any
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError
+from vpt.processor import patience
 
 __all__ = ["QmpClosedError", "QmpCommandError", "QmpSession", "QmpSilentError", "listener_pid"]
 
-_STEP_S = 5.0
+_STEP_S = patience(5.0)
 _QUEUE_S = 0.05
 _MAX_PATH = 107
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -23,16 +23,18 @@ from vpt.bench.micro._machine import RAM_SIZE, Machine, qemu_command
 from vpt.bench.micro._orders import Counters, Found, Order, Report
 from vpt.bench.micro._payload import payload
 from vpt.errors import ConflictError, GuestError, MissingError, TimeoutExpired, UsageError
+from vpt.processor import patience
 from vpt.qemu import Accel, Qemu, find_qemu
 
 __all__ = ["MicroGuest", "choose_accel"]
 
 _OLDEST_QEMU = (7, 1, 0)  # query-stats
-BOOT_TIMEOUT_S = 30.0  # q35's firmware alone takes 3 s on a software KVM
-OPEN_TIMEOUT_S = 10.0
-CLOCK_TIMEOUT_S = 2.0
+BOOT_TIMEOUT_S = patience(30.0)  # q35's firmware alone takes 3 s on a software KVM
+OPEN_TIMEOUT_S = patience(10.0)
+CLOCK_TIMEOUT_S = patience(2.0)
 ALL_FEATURES = (1 << 64) - 1
-MARGIN_S = 10.0  # how much longer than an order's own end the host waits
+MARGIN_S = patience(10.0)  # how much longer than an order's own end the host waits
+KVM_TIMEOUT_S = patience(8.0)  # one that can't run the payload hangs
 CONSOLE_TAIL = 12  # lines
 
 
@@ -345,7 +347,7 @@ def _furthest_ahead(samples: list[tuple[float, int]], hz: float) -> tuple[float,
 
 
 @functools.cache
-def choose_accel(timeout: float = 8.0) -> Accel:
+def choose_accel(timeout: float = KVM_TIMEOUT_S) -> Accel:
     """KVM if the payload really runs there, else TCG, and why. It may run where no Linux guest does.
 
     Opening /dev/kvm proves nothing: a KVM that can't run the code hangs. So it is run.

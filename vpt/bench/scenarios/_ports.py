@@ -24,6 +24,7 @@ from vpt.dataplane import (
     vec_count,
 )
 from vpt.errors import ConflictError, MissingError, TimeoutExpired
+from vpt.processor import patience
 
 __all__ = [
     "Ends",
@@ -38,7 +39,7 @@ __all__ = [
     "worker_cpu",
 ]
 
-_HANDSHAKE_S = 5.0
+_HANDSHAKE_S = patience(5.0)
 
 
 def mac_of(i: int) -> str:

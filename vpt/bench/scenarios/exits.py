@@ -16,7 +16,6 @@ from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
-from vpt.bench.machine import emulated
 from vpt.bench.micro import Kick, Order, Report, Role, Touch, Wait
 from vpt.bench.programs import QEMU
 from vpt.bench.result import Metric, Plot, Point
@@ -39,6 +38,7 @@ from vpt.exits import delta, measure
 from vpt.exits.model import Quantity, Tier
 from vpt.exits.session import Session, open_session
 from vpt.percentile import tells
+from vpt.processor import emulated
 from vpt.qemu import Accel
 
 __all__ = ["BATCHES", "RATES", "SCENARIO"]

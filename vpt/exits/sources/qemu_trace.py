@@ -25,13 +25,14 @@ from pathlib import Path
 from vpt.errors import GuestError, MissingError
 from vpt.exits.model import Quantity
 from vpt.exits.sources.base import Source, Units
+from vpt.processor import patience
 from vpt.qemu.qmp import QmpCommandError, QmpSession
 
 __all__ = ["QemuTrace", "parse_line"]
 
 _EVENTS = "memory_region_ops_*"
 _LINE = re.compile(rb"memory_region_ops_(read|write) cpu (-?\d+) mr \S+ addr (\S+) .*name '(.*)'")
-_CONTROL_S = 3.0
+_CONTROL_S = patience(3.0)
 _POLL_S = 0.2
 
 
