@@ -49,7 +49,7 @@ JUDGED = {
 def test_what_is_left_over(
     ports: list[dict[str, str | None]], domains: list[Domain], expected: list[str]
 ) -> None:
-    assert left_over(ports, domains, "libvirt:system:") == expected
+    assert left_over(ports, domains, "system") == expected
 
 
 # ---- for real ----

@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 from support.leaks import open_things
 from support.waiting import until
 from vpt.daemon.ratelimit import PortLog
+from vpt.daemon.sockets import PeerCredentials
 from vpt.daemon.transports.base import Settings
 from vpt.daemon.transports.vhost import Memory
 from vpt.daemon.transports.vhost_user import VhostUserTransport
@@ -72,6 +73,11 @@ class VhostPort:
     def closing(self) -> int:
         """Descriptors that front-ends have sent and that are not closed yet."""
         return self.host.call(lambda: self.transport.closer.pending)
+
+    @property
+    def peer(self) -> PeerCredentials | None:
+        """Its front-end, as the transport tells it."""
+        return self.host.call(lambda: self.transport.peer)
 
     @property
     def describe(self) -> dict[str, Any]:

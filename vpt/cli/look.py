@@ -91,7 +91,7 @@ def _show_switch(switch: dict[str, Any]) -> None:
 
 def _show_port(port: dict[str, Any]) -> None:
     click.echo(f"port {port['name']} on switch {port['switch']}")
-    peer = port["transport"].get("peer") or port["transport"].get("front_end")
+    peer = port["peer"]
     lines = {
         "kind": port["kind"],
         "state": state_style(port["state"]) + (f": {port['reason']}" if port["reason"] else ""),

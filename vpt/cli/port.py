@@ -138,8 +138,8 @@ def _user_of(vptd: Client, name: str) -> str | None:
         return None
     if shown["state"] != "up":
         return None
-    peer = shown["transport"].get("front_end") or shown["transport"].get("peer") or {}
-    process = f"process {peer['pid']}" if peer.get("pid") else "its peer"
+    peer = shown["peer"]
+    process = f"process {peer['pid']}" if peer and peer["pid"] else "its peer"
     return f"{shown['owner']} ({process})" if shown["owner"] else process
 
 

@@ -36,30 +36,35 @@ async def receive(sock: socket.socket, size: int, max_fds: int = 0) -> tuple[byt
 
     Raises ConflictError if there was more of either; nothing is leaked then.
     """
+    data, fds, flags = await _receive(sock, size, max_fds)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        close_fds(fds)
+        raise _too_much()
+    return data, fds
+
+
+async def receive_data(sock: socket.socket, size: int, closer: Closer) -> bytes:
+    """As receive(), from a peer that has no descriptors to send and is not to be trusted with its own."""
+    data, fds, flags = await _receive(sock, size, MAX_FDS)
+    closer.close(fds)
+    if fds or flags & socket.MSG_TRUNC:
+        raise _too_much()
+    return data
+
+
+async def _receive(sock: socket.socket, size: int, max_fds: int) -> tuple[bytes, list[int], int]:
+    """Data, descriptors, flags."""
     while True:
         try:
             data, fds, flags, _ = socket.recv_fds(sock, size, max_fds, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             await _ready(sock, write=False)
-            continue
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            close_fds(fds)
-            raise ConflictError("message too long, or with more descriptors than it may have")
-        return data, list(fds)
+        else:
+            return data, list(fds), flags
 
 
-async def receive_data(sock: socket.socket, size: int, closer: Closer) -> bytes:
-    """As receive(), from a peer that has no descriptors to send and is not to be trusted with its own."""
-    while True:
-        try:
-            data, fds, flags, _ = socket.recv_fds(sock, size, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            await _ready(sock, write=False)
-            continue
-        closer.close(fds)
-        if fds or flags & socket.MSG_TRUNC:
-            raise ConflictError("message too long, or with more descriptors than it may have")
-        return data
+def _too_much() -> ConflictError:
+    return ConflictError("message too long, or with more descriptors than it may have")
 
 
 def _resolve(ready: asyncio.Future[None]) -> None:

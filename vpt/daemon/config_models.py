@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from vpt.daemon import owners
 from vpt.daemon.port_rules import RatesConfig, StormConfig, Strict, VlanConfig
 
 __all__ = [
@@ -53,13 +55,12 @@ def _check_mac(value: str) -> str:
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,30}$"
 _OCTAL = r"^0?[0-7]{3}$"
 _IFNAME = r"^[^\s/:%]{1,15}$"
-_OWNER = r"^(libvirt|qmp):[^\x00-\x1f\x7f]{1,200}$"
 # What a value must look like, for people.
 IN_WORDS = {
     _NAME: "1 to 31 letters, digits, _ . -",
     _OCTAL: "permissions in octal, such as 0660",
     _IFNAME: "1 to 15 characters, none of them a space, / : or %",
-    _OWNER: "libvirt:WHICH:UUID, or qmp:PATH of a QEMU's QMP socket",
+    owners.PATTERN: owners.IN_WORDS,
 }
 
 
@@ -76,7 +77,7 @@ def sentence(found: Mapping[str, Any]) -> str:
 Name = Annotated[str, Field(pattern=_NAME, description=IN_WORDS[_NAME])]
 Mac = Annotated[str, AfterValidator(_check_mac), Field(description="unicast MAC address")]
 Octal = Annotated[str, Field(pattern=_OCTAL, description=IN_WORDS[_OCTAL])]
-Owner = Annotated[str, Field(pattern=_OWNER, description=IN_WORDS[_OWNER])]
+Owner = Annotated[str, Field(pattern=owners.PATTERN, description=owners.IN_WORDS)]
 MacAge = Annotated[int, Field(ge=1, le=86400)]
 Mtu = Annotated[int, Field(ge=68, le=65535)]
 Microseconds = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -162,6 +163,12 @@ class PortConfig(Strict):
     anti_spoofing: bool = Field(default=False, description="its peer may send from its mac only")
     rate: RatesConfig = RatesConfig()
     storm: StormConfig = StormConfig()
+
+    @field_validator("socket")
+    @classmethod
+    def _one_spelling(cls, value: str | None) -> str | None:
+        """Without // and /./. What .. leads to, only the file system knows."""
+        return None if value is None else re.sub("^//+", "/", str(PurePosixPath(value)))
 
     @model_validator(mode="after")
     def _fits_kind(self) -> PortConfig:

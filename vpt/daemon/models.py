@@ -304,10 +304,18 @@ class PortView(_Result):
     owner: str | None
 
 
+class PeerView(_Result):
+    """pid is 0 for a process of a PID namespace that vptd does not see."""
+
+    pid: int
+    uid: int
+
+
 class PortDetail(PortView):
     lossless: bool
     max_macs: int
     features: str
+    peer: PeerView | None = Field(description="who is plugged in")
     transport: dict[str, JsonValue]
     counters: dict[str, int]
 

@@ -208,11 +208,13 @@ class Ports:
         if managed.port is not None:
             features = managed.port.state().features
             counters = dict(self._there.stats.read().port(managed.port.id))
+        peer = managed.transport.peer if managed.transport else None
         return PortDetail(
             **self._view(managed).model_dump(),
             lossless=managed.config.lossless,
             max_macs=managed.config.max_macs,
             features=_feature_names(features),
+            peer=models.PeerView(pid=peer.pid, uid=peer.uid) if peer else None,
             transport=managed.transport.describe() if managed.transport else {},
             counters=counters,
         )

@@ -83,6 +83,8 @@ class ManagedPort:
 class _NullTransport:
     """A null port has no peer."""
 
+    peer = None
+
     async def start(self) -> None:
         pass
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
 from vpt.daemon.client import Client
+from vpt.daemon.owners import domain_of, of_qmp
 from vpt.daemon.runtime import RuntimePaths
 from vpt.errors import NotFoundError, UsageError, VptError
 from vpt.exits.target import Vm
@@ -92,22 +92,22 @@ def _is_of_another(vm: Vm, port: dict[str, Any]) -> str | None:
     pid = _peer_pid(port)
     if pid and vm.pid is not None:
         return f"process {pid} is connected to it" if pid != vm.pid else None
-    if vm.domain is not None and owner.startswith("libvirt:"):
+    if vm.domain is not None and domain_of(owner):
         return f"it was made for {owner}"
     return None
 
 
 def _peer_pid(port: dict[str, Any]) -> int | None:
-    peer = port["transport"].get("front_end") or port["transport"].get("peer") or {}
-    pid: int | None = peer.get("pid")
+    pid: int | None = port["peer"]["pid"] if port["peer"] else None
     return pid
 
 
 def _made_for(vm: Vm, owner: str) -> bool:
-    """As vpt attach and libvirt's hook mark them: qmp:PATH, libvirt:WHICH:UUID."""
-    if vm.qmp and owner == f"qmp:{os.path.realpath(vm.qmp.path)}":
+    """As vpt attach and libvirt's hook mark them."""
+    if vm.qmp and owner == of_qmp(vm.qmp.path):
         return True
-    return vm.domain is not None and owner.startswith("libvirt:") and owner.endswith(f":{vm.domain.uuid}")
+    domain = domain_of(owner)
+    return vm.domain is not None and domain is not None and domain[1] == vm.domain.uuid
 
 
 def _counted(stats: Path) -> list[str]:

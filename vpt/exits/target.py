@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError
 from vpt.exits.model import Tier
 from vpt.exits.tier import kvm_tier, read_host_evidence
-from vpt.qemu import names_a_socket
+from vpt.qemu import names_a_socket, split_name
 
 if TYPE_CHECKING:
     from vpt.exits.sources.libvirt_domstats import Domain
@@ -69,20 +69,9 @@ def open_vm(name: str, connect: str | None = None) -> Vm:
     connect: libvirt's URI, None for libvirt's own default.
     NotFoundError: no such VM. MissingError: no permission, or libvirt's Python binding is not installed.
     """
-    scheme, colon, rest = name.partition(":")
-    if colon and scheme in ("pid", "qmp", "libvirt"):
-        how, what = scheme, rest
-    elif _is_number(name):
-        how, what = "pid", name
-    elif names_a_socket(name):
-        how, what = "qmp", name
-    else:
-        how, what = "libvirt", name
-    if not what.strip():
-        raise UsageError(
-            f"{name!r} names no VM",
-            hint="name it by libvirt name, QMP socket or pid: pgrep -a qemu lists them",
-        )
+    how, what = split_name(name, ("pid", "qmp", "libvirt"))
+    if how is None:
+        how = "pid" if _is_number(name) else "qmp" if names_a_socket(name) else "libvirt"
     if how == "pid":
         if not _is_number(what):
             raise UsageError(f"{what!r} is not a process id", hint="write pid:1234")

@@ -34,7 +34,7 @@ def ports_of(name: str, text: bytes) -> Ports:
     """The ports that the metadata names."""
     found: Ports = []
     domain = ElementTree.fromstring(text)
-    # As owner_of() in vpt/libvirt_plugin/_connection.py has it.
+    # As vpt/daemon/owners.py has it.
     which = f"session-{os.geteuid()}" if os.geteuid() else "system"
     owner = f"libvirt:{which}:{domain.findtext('uuid')}"
     for element in domain.iterfind(f"metadata/{NAMESPACE}ports/{NAMESPACE}port"):

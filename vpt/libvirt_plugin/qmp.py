@@ -9,7 +9,6 @@ port is then still there, for the next detach to find.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, suppress
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.daemon.client import Client
+from vpt.daemon.owners import of_qmp
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import _ram_folder, rules
 from vpt.libvirt_plugin._there import device_settings, differing, require_common
@@ -96,7 +96,7 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
         plan = _plan(qemu, path, vptd, request)
         plug = plan.plug
         if not plan.port_there:
-            add_to_vptd(vptd, plug, _owner(path))
+            add_to_vptd(vptd, plug, of_qmp(path))
             undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
         try:
             for add, remove in plan.steps:
@@ -115,14 +115,9 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
     return Attached(str(path), plug, ("live",), plan.warnings)
 
 
-def _owner(path: Path) -> str:
-    """Whatever path leads to the socket."""
-    return f"qmp:{os.path.realpath(path)}"
-
-
 def _owned(path: Path, vptd: Client) -> list[str]:
     """Ports of vptd that were made for the VM."""
-    owner = _owner(path)
+    owner = of_qmp(path)
     return [port["name"] for port in vptd.call("port.list")["ports"] if port["owner"] == owner]
 
 
@@ -193,10 +188,10 @@ def _there(qemu: QmpSession, path: Path, vptd: Client, request: Request) -> Plug
     if port is None or (port["switch"], port["kind"]) != (request.switch, request.kind):
         return None
     device = f"/machine/peripheral/vpt-{request.port}"
-    pid = _peer_of(vptd, port["name"])
+    peer = vptd.call("port.show", name=port["name"])["peer"]
     unlike = (
-        pid is None
-        or pid != listener_pid(path)
+        peer is None
+        or peer["pid"] != listener_pid(path)
         or differing(vptd, port, request.settings)
         or (request.packed and not qemu.execute("qom-get", path=device, property="packed"))
     )
@@ -207,13 +202,6 @@ def _there(qemu: QmpSession, path: Path, vptd: Client, request: Request) -> Plug
     return Plug(
         request.port, request.switch, request.kind, port["socket"], runtime_dir, settings, request.packed
     )
-
-
-def _peer_of(vptd: Client, name: str) -> int | None:
-    """The process that is connected to the port."""
-    transport = vptd.call("port.show", name=name)["transport"]
-    peer = transport.get("front_end") or transport.get("peer")
-    return peer["pid"] if peer else None
 
 
 def _require_new(path: Path, name: str, names: Collection[str]) -> None:
@@ -347,7 +335,7 @@ def _unplug(qemu: QmpSession, path: Path, name: str) -> None:
 def _delete_port(path: Path, vptd: Client, name: str) -> str:
     """Delete what was made for the VM. Else: why it is kept."""
     for port in vptd.call("port.list")["ports"]:
-        if port["name"] == name and port["owner"] != _owner(path):
+        if port["name"] == name and port["owner"] != of_qmp(path):
             return f"it was not made for {path}; to be rid of it: vpt port del {name}"
     vptd.call("port.del", name=name, if_exists=True)
     return ""

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from vpt.daemon.client import Client
+from vpt.daemon.owners import domain_of
 from vpt.daemon.runtime import Lock, RuntimePaths
 from vpt.errors import ConflictError, DaemonError, NotFoundError, TimeoutExpired, VptError
 from vpt.libvirt_plugin._connection import (
@@ -54,11 +55,11 @@ class Domain:
     plugs: tuple[Plug, ...]
 
 
-def left_over(ports: Iterable[dict[str, Any]], domains: Iterable[Domain], prefix: str) -> list[str]:
+def left_over(ports: Iterable[dict[str, Any]], domains: Iterable[Domain], libvirt: str) -> list[str]:
     """Names of the ports that were made for a domain of this libvirt, and that no domain has any more.
 
     One whose domain runs is not for us to judge: a device may be on its way in or out.
-    prefix: of the owners that are domains of this libvirt.
+    libvirt: as `which` calls it.
     """
     domains = list(domains)
     running = {domain.owner for domain in domains if domain.active}
@@ -66,7 +67,7 @@ def left_over(ports: Iterable[dict[str, Any]], domains: Iterable[Domain], prefix
     return [
         port["name"]
         for port in ports
-        if (port["owner"] or "").startswith(prefix)
+        if (domain_of(port["owner"]) or ("",))[0] == libvirt
         and port["owner"] not in running
         and port["name"] not in named
     ]
@@ -197,7 +198,7 @@ class Watch:
                 self._vptd = Client(self._paths.control)
                 self._trouble = ""
             domains = self._domains(connection)
-            self._sweep(domains, f"libvirt:{which(connection)}:")
+            self._sweep(domains, which(connection))
             self._reconnect(connection, domains)
         except DaemonError as error:
             self._hang_up()
@@ -223,10 +224,10 @@ class Watch:
             found.append(seen)
         return found
 
-    def _sweep(self, domains: list[Domain], prefix: str) -> None:
+    def _sweep(self, domains: list[Domain], libvirt: str) -> None:
         assert self._vptd is not None
         ports = self._vptd.call("port.list")["ports"]
-        for name in self._left_over.ripe(left_over(ports, domains, prefix)):
+        for name in self._left_over.ripe(left_over(ports, domains, libvirt)):
             with self._going_on():
                 if _has_peer(self._vptd, name):
                     # Whatever libvirt says, something uses it.
@@ -284,10 +285,9 @@ class Watch:
 
 def _has_peer(vptd: Client, name: str) -> bool:
     try:
-        transport = vptd.call("port.show", name=name)["transport"]
+        return vptd.call("port.show", name=name)["peer"] is not None
     except NotFoundError:
         return False
-    return bool(transport.get("front_end") or transport.get("peer"))
 
 
 def _quietly(action: Callable[[], object]) -> None:

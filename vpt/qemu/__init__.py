@@ -17,7 +17,7 @@ from vpt.qemu._cmdline import (
     user_net,
 )
 from vpt.qemu._console import console_text
-from vpt.qemu._names import names_a_socket
+from vpt.qemu._names import names_a_socket, split_name
 
 __all__ = [
     "RECONNECT_MS",
@@ -36,5 +36,6 @@ __all__ = [
     "names_a_socket",
     "option_value",
     "probe_accel",
+    "split_name",
     "user_net",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from vpt.daemon.ratelimit import PortLog
+    from vpt.daemon.sockets import PeerCredentials
     from vpt.dataplane import Event
 
 __all__ = ["Settings", "Transport", "say_broken"]
@@ -45,6 +46,10 @@ class Transport(Protocol):
 
     def adapt(self, settings: Settings) -> None:
         """Settings have changed, as the data plane knows: tell a peer what it cannot see there."""
+
+    @property
+    def peer(self) -> PeerCredentials | None:
+        """Who is connected. None: nobody, or nobody can be."""
 
     def describe(self) -> dict[str, Any]:
         """State and counters, ready for JSON."""

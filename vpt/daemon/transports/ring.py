@@ -21,6 +21,7 @@ from vpt.dataplane import EventType, Reason, RegionOptions, region_create, vec_c
 from vpt.errors import VptError
 
 if TYPE_CHECKING:
+    from vpt.daemon.sockets import PeerCredentials
     from vpt.dataplane import Event, Port, PortState
 
 __all__ = ["RingTransport", "create_bundle", "record_meta"]
@@ -130,13 +131,15 @@ class RingTransport:
     def adapt(self, settings: Settings) -> None:
         """Nothing to add to what the data plane does."""
 
+    @property
+    def peer(self) -> PeerCredentials | None:
+        return self._holder.peer(self._record.name)
+
     def describe(self) -> dict[str, Any]:
-        peer = self._holder.peer(self._record.name)
         return {
             "protocol": self._record.protocol,
             "socket": self._record.socket,
-            "connected": peer is not None,
-            "peer": {"pid": peer.pid, "uid": peer.uid} if peer else None,
+            "connected": self.peer is not None,
             "vectors": vec_count(self._options.pairs),
             "resumed": self.resumed,
         }

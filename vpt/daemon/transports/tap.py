@@ -52,6 +52,8 @@ _OFFLOADS = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
 class TapTransport:
     """Attaches interface `ifname` (made if there is none, and then removed with the port)."""
 
+    peer = None
+
     def __init__(self, port: Port, *, ifname: str, log: PortLog) -> None:
         self._port = port
         self._log = log

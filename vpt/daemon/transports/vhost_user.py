@@ -37,6 +37,7 @@ from vpt.vhost_user import (
 )
 
 if TYPE_CHECKING:
+    from vpt.daemon.sockets import PeerCredentials
     from vpt.dataplane import Event, Port
 
 # How often to look whether what front-ends sent has been closed, where too much of it is not.
@@ -240,6 +241,11 @@ class VhostUserTransport:
         if self._client is not None:
             self._client.session.adapt(settings)
 
+    @property
+    def peer(self) -> PeerCredentials | None:
+        """The front-end."""
+        return None if self._client is None else self._client.peer
+
     def describe(self) -> dict[str, Any]:
         """State and counters, ready for JSON."""
         client = self._client
@@ -247,7 +253,6 @@ class VhostUserTransport:
             "socket": self._path,
             "problem": self._problem or self.closer.problem or self._socket.problem,
             "connected": client is not None,
-            "front_end": None if client is None else {"pid": client.peer.pid, "uid": client.peer.uid},
             "session": None if client is None else client.session.describe(),
             "counters": dict(sorted((self._counters | self._counted_elsewhere()).items())),
         }
