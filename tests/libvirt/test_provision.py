@@ -17,6 +17,7 @@ from vpt.errors import EXIT_DIFFERENT, EXIT_FAILED, EXIT_OK
 from vpt.guest import ping
 from vpt.libvirt_plugin.metadata import plugs_in
 from vpt.libvirt_plugin.rules import alias_in
+from vpt.qemu import Qemu
 
 pytestmark = [
     pytest.mark.vm,
@@ -64,6 +65,7 @@ def cli(
 ) -> Cli:
     """cli("guest", "ls", code=0): exit code, output, errors."""
     monkeypatch.setattr("libvirt.open", lambda _uri: _Kept(libvirt.connection))
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", libvirt.uri)
 
     def run(*args: str, code: int = EXIT_OK) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -221,6 +223,58 @@ def test_a_domain_that_attach_plugged_in_is_a_machine_of_the_export(
         libvirt.remove(idle)
 
 
+def test_a_domain_that_has_only_ports_that_were_made_for_no_vm_is_a_machine_too(
+    libvirt: Libvirt, cli: Cli, vptd: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the domain says so. A clone's configuration names a port that a running domain has."""
+    exported, empty = tmp_path / "exported.yaml", tmp_path / "empty.yaml"
+    empty.write_text("switches: [{name: sw0}]\n")
+    idle, other, clone = (libvirt.define(name) for name in ("idle", "other", "aclone"))
+    before = idle.domain.XMLDesc(2)
+    try:
+        for name in ("mine", "both", "live"):
+            vptd.call("port.add", switch="sw0", name=name, kind="vhost-user")
+        plugged_in(cli, libvirt, "idle", "--port", "mine", "--config")
+        other.start().wait_ready()
+        plugged_in(cli, libvirt, "other", "--port", "both", "--live", "--config")
+        plugged_in(cli, libvirt, "other", "--port", "live", "--live")
+        xml = other.domain.XMLDesc(2).replace("<name>other<", "<name>aclone<")
+        libvirt.connection.defineXML(xml.replace(other.domain.UUIDString(), clone.domain.UUIDString()))
+        exported.write_text(cli("export")[1])
+        vms = {vm["name"]: vm for vm in yaml.safe_load(exported.read_text())["vms"]}
+        assert {name: [port["port"] for port in vm["ports"]] for name, vm in vms.items()} == {
+            "idle": ["mine"],
+            "other": ["both", "live"],
+        }
+        assert vms["idle"]["connect"] == libvirt.uri
+        assert cli("diff", str(exported), "--prune")[1] == "nothing to do\n"
+        monkeypatch.setenv("LIBVIRT_DEFAULT_URI", "test:///default")
+        assert cli("diff", str(exported), "--prune")[1] == "nothing to do\n", "the file names the libvirt"
+        cli("apply", str(exported), "--prune")
+        monkeypatch.setenv("LIBVIRT_DEFAULT_URI", libvirt.uri)
+        cli("apply", str(empty), "--prune")
+        assert idle.domain.XMLDesc(2) == before
+        assert ports(other.domain) == []
+        assert vptd.call("port.list")["ports"] == []
+    finally:
+        for guest in (idle, other, clone):
+            libvirt.remove(guest)
+        for port in vptd.call("port.list")["ports"]:
+            vptd.call("port.del", name=port["name"])
+
+
+def test_a_libvirt_that_nothing_names_and_that_is_down_is_not_missed(
+    cli: Cli, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vptd.call("port.add", switch="sw0", name="mine", kind="vhost-user")
+    try:
+        monkeypatch.setattr("libvirt.open", down)
+        _, out, err = cli("export")
+        assert ("name: mine" in out, err) == (True, "")
+    finally:
+        vptd.call("port.del", name="mine")
+
+
 def test_a_port_that_attach_gave_to_a_domain_of_a_topology_stays_unless_pruned(
     libvirt: Libvirt, runtime: Path, cli: Cli, tmp_path: Path
 ) -> None:
@@ -265,6 +319,22 @@ def down(_uri: str) -> None:
     import libvirt
 
     raise libvirt.libvirtError("Failed to connect socket to '/run/libvirt/libvirt-sock'")
+
+
+def test_a_guest_with_queue_pairs_that_its_qemu_would_crash_with_is_not_made(
+    libvirt: Libvirt, runtime: Path, cli: Cli, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt gives MSI-X to a device with several, whatever it is told."""
+    monkeypatch.setattr(Qemu, "number", property(lambda _: 7_002_022))
+    options = ("--image", "tiny", "--accel", "tcg", "--pairs", "2", "--switch", "sw0", "--memory", "96")
+    _, _, err = cli(
+        "guest", "boot", "many", "--via", "libvirt", "--connect", libvirt.uri, *options, code=EXIT_FAILED
+    )
+    assert "with several queue pairs" in err
+    assert "one queue pair" in err.partition("hint:")[2]
+    assert "many" not in names(libvirt)
+    assert vptd.call("port.list")["ports"] == []
+    assert not (runtime / "state/guests/many").exists()
 
 
 def test_a_domain_that_does_not_exist_is_named_and_nothing_is_changed(

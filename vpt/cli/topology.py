@@ -32,6 +32,7 @@ __all__ = ["apply", "diff", "export"]
 
 # A topology is refused beyond 1 MiB; no more of an endless file needs to be read to see that.
 _READ = (1 << 20) + 1
+_PLUGGABLE = ("vhost-user", "passthrough")
 
 _prune_option = click.option(
     "--prune", is_flag=True, help="Delete switches, ports and machines that the file does not have."
@@ -151,13 +152,20 @@ def export(as_json: bool) -> None:
 
 def _machines(vptd: Client, *, wanted: bool = False) -> Guests | None:
     """None where there are no machines and none are wanted: what they need takes a while to load."""
-    from vpt.libvirt_plugin._connection import parts_of
     from vpt.provision.record import Store
 
-    any_there = (
-        wanted or Store(paths().state).names() or any(map(parts_of, vptd.call("config")["owners"].values()))
-    )
+    any_there = wanted or Store(paths().state).names() or _may_be_of_domains(vptd.call("config"))
     return guests_of(paths()) if any_there else None
+
+
+def _may_be_of_domains(config: dict[str, Any]) -> bool:
+    """Has vptd ports that were made for domains, or, beside a libvirt, any that a domain may have?"""
+    from vpt.daemon.owners import domain_of
+    from vpt.libvirt_plugin._connection import which_here
+
+    owners = config["owners"]
+    common = (port for port in config["ports"] if port["kind"] in _PLUGGABLE and port["name"] not in owners)
+    return any(map(domain_of, owners.values())) or (any(common) and which_here() is not None)
 
 
 def _print_unknown(state: Actual) -> None:

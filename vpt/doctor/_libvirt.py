@@ -9,7 +9,6 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import get_args
 
 from vpt.daemon.runtime import RuntimePaths
@@ -17,7 +16,7 @@ from vpt.doctor._check import Check
 from vpt.errors import MissingError, VptError
 from vpt.libvirt_plugin import hook as hooks
 from vpt.libvirt_plugin import rules
-from vpt.libvirt_plugin._connection import NO_LIBVIRT, binding, open_libvirt, which
+from vpt.libvirt_plugin._connection import NO_LIBVIRT, binding, open_libvirt, session_runs, which
 from vpt.libvirt_plugin._domain import Target
 from vpt.libvirt_plugin.metadata import Kind, Plug
 from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
@@ -40,16 +39,10 @@ def libvirt(paths: RuntimePaths) -> Iterator[Check]:
     chosen = os.environ.get("LIBVIRT_DEFAULT_URI", "")
     if chosen not in ("", _SYSTEM, _SESSION):
         yield from looked_at(paths, "libvirt chosen", chosen)
-    if _session_runs():
+    if session_runs():
         yield from looked_at(paths, "libvirt session", _SESSION)
     else:
         yield Check("libvirt session", "ok", "not running; libvirt starts it when this user asks for it")
-
-
-def _session_runs() -> bool:
-    """Opening a session's URI would start its daemon, so look for its socket."""
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or Path.home() / ".cache")
-    return any((base / "libvirt" / name).is_socket() for name in ("libvirt-sock", "virtqemud-sock"))
 
 
 def looked_at(paths: RuntimePaths, name: str, uri: str) -> list[Check]:

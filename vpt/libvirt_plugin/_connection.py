@@ -8,10 +8,12 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+from vpt.daemon.owners import of_domain
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin._answers import close, open_within
 
@@ -22,10 +24,11 @@ __all__ = [
     "find_domain",
     "open_libvirt",
     "owner_of",
-    "parts_of",
+    "session_runs",
     "translate",
     "uri_of",
     "which",
+    "which_here",
     "which_of",
 ]
 
@@ -156,6 +159,27 @@ def which_of(uri: str) -> str:
     return driver
 
 
+def which_here() -> str | None:
+    """The same, of this user's own one. None: it is not there; a session's would be started by asking."""
+    default = os.environ.get("LIBVIRT_DEFAULT_URI")
+    if default:
+        parts = urlsplit(default)
+        of_this_host = parts.scheme.partition("+")[0] == "qemu" and not parts.netloc
+        return which_of(default) if of_this_host else None
+    if os.geteuid() == 0:
+        return which_of("qemu:///system") if _has_socket(Path("/run")) else None
+    return which_of("qemu:///session") if session_runs() else None
+
+
+def session_runs() -> bool:
+    """Opening a session's URI would start its daemon, so look for its socket."""
+    return _has_socket(Path(os.environ.get("XDG_RUNTIME_DIR") or Path.home() / ".cache"))
+
+
+def _has_socket(base: Path) -> bool:
+    return any((base / "libvirt" / f"{name}-sock").is_socket() for name in ("libvirt", "virtqemud"))
+
+
 def uri_of(libvirt: str) -> str | None:
     """What opens the libvirt that `which` calls so; None: nothing that this user has."""
     default = os.environ.get("LIBVIRT_DEFAULT_URI")
@@ -171,14 +195,7 @@ def uri_of(libvirt: str) -> str | None:
 
 def owner_of(connection: Any, domain: Any) -> str:
     """What ports that were made for the domain are marked with in vptd."""
-    return f"libvirt:{which(connection)}:{domain.UUIDString()}"
-
-
-def parts_of(owner: str) -> tuple[str, str] | None:
-    """Of what owner_of() gave, which libvirt and the domain's UUID. None: no domain owns that port."""
-    libvirt, _, uuid = owner.rpartition(":")
-    kind, _, libvirt = libvirt.partition(":")
-    return (libvirt, uuid) if kind == "libvirt" and libvirt else None
+    return of_domain(which(connection), domain.UUIDString())
 
 
 def translate(error: Exception, name: str, what: str) -> VptError:

@@ -77,7 +77,7 @@ def ports_of(connection: Any, domain: Any, runtime_dir: str) -> DomainPorts:
     each = [
         [plug.name for plug in plugged_in(text) if plug.runtime_dir == runtime_dir]
         for text in _descriptions(domain)
-    ]
+    ] or [[]]
     everywhere = frozenset.intersection(*map(frozenset, each))
     anywhere = tuple(dict.fromkeys(name for names in reversed(each) for name in names))
     return DomainPorts(everywhere, anywhere, owner_of(connection, domain))

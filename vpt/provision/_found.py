@@ -1,18 +1,35 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Domains without a record of ours: `vpt attach` plugged them in, and their ports name them as owners."""
+"""Domains without a record of ours: `vpt attach` plugged them in.
+
+Asked are the libvirts that owners of ports name. A port that was made for no VM says nothing of whose it is:
+as long as there is one, this user's own libvirt is asked, and those that the topology names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vpt.errors import MissingError, VptError
-from vpt.libvirt_plugin._connection import binding, open_libvirt, parts_of, translate, uri_of, which_of
+from vpt.daemon.owners import domain_of
+from vpt.errors import MissingError, UsageError, VptError
+from vpt.libvirt_plugin._connection import (
+    NO_LIBVIRT,
+    binding,
+    open_libvirt,
+    translate,
+    uri_of,
+    which_here,
+    which_of,
+)
 from vpt.libvirt_plugin.attach import free_name
-from vpt.provision._attached import DomainPorts, ports_of
+from vpt.provision._attached import ports_of
 from vpt.provision.config import VmConfig, VmPort
 
 __all__ = ["found_domains"]
+
+# For a libvirt of which nothing says that it has anything of ours.
+_PATIENCE_S = 5.0
+_SHOWN = 5
 
 
 def found_domains(
@@ -23,76 +40,105 @@ def found_domains(
     ports: all of vptd, with their owners. known: machines that have a record.
     named: as a topology calls them, and in which order it lists their ports.
     """
-    found: list[VmConfig] = []
-    unknown: list[str] = []
-    for libvirt, owned in _by_libvirt(ports).items():
-        taken = {vm.name for vm in (*known, *found)}
+    search = _Search(ports, runtime_dir, known, named)
+    search.run()
+    return search.found, search.unknown
+
+
+class _Search:
+    def __init__(
+        self,
+        ports: Mapping[str, str | None],
+        runtime_dir: str,
+        known: Sequence[VmConfig],
+        named: Sequence[VmConfig],
+    ) -> None:
+        self._ports = ports
+        self._runtime_dir = runtime_dir
+        self._known, self._named = known, named
+        self._taken = {vm.name for vm in known}
+        # Made for no VM, and not known to be any machine's.
+        self._free = [name for name, owner in ports.items() if owner is None]
+        self._claim(name for vm in known for name in vm.port_names)
+        self.found: list[VmConfig] = []
+        self.unknown: list[str] = []
+
+    def run(self) -> None:
+        for libvirt, uri in self._libvirts().items():
+            owned = [name for name, owner in self._ports.items() if _libvirt_of(owner) == libvirt]
+            try:
+                self._ask(libvirt, uri, limit_s=None if owned else _PATIENCE_S)
+            except VptError as error:
+                if owned or error.code != NO_LIBVIRT:
+                    names = sorted(owned or self._free)
+                    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                    shown = f"{', '.join(names[:_SHOWN])}{more}"
+                    self.unknown.append(f"not shown is which domains have {shown}: {error.message}")
+
+    def _libvirts(self) -> dict[str, str | None]:
+        """Which are to be asked, and the URI of each; None: it is another user's."""
+        asked = [_libvirt_of(owner) for owner in self._ports.values()]
+        if self._free:
+            asked += [which_here(), *(which_of(vm.connect) for vm in self._named if vm.domain and vm.connect)]
+        # By a socket of its own, only the user knows how to reach it.
+        told = [vm.connect for vm in (*self._known, *self._named) if vm.connect]
+        uris = {which_of(uri): uri for uri in told}
+        return {libvirt: uris.get(libvirt) or uri_of(libvirt) for libvirt in asked if libvirt}
+
+    def _ask(self, libvirt: str, uri: str | None, limit_s: float | None) -> None:
+        if uri is None:
+            raise MissingError(f"libvirt's {libvirt} is another user's")
+        lib = binding()
+        with open_libvirt(uri, limit_s) as connection:
+            try:
+                # One that runs has what another one's configuration may name as well.
+                domains = sorted(connection.listAllDomains(), key=lambda one: not one.isActive())
+            except lib.libvirtError as error:
+                raise translate(error, "libvirt", "look at its domains") from error
+            for domain in domains:
+                try:
+                    self._look_at(connection, domain, libvirt, uri)
+                except lib.libvirtError as error:
+                    # One that has gone meanwhile has no ports.
+                    if error.get_error_code() != lib.VIR_ERR_NO_DOMAIN:
+                        raise translate(error, "a domain", "look at it") from error
+
+    def _look_at(self, connection: Any, domain: Any, libvirt: str, uri: str) -> None:
+        name = domain.name()
+        if any(_is(vm, name, libvirt) for vm in self._known):
+            return
         try:
-            found += _of_one(libvirt, owned, ports, runtime_dir, known, named, taken)
-        except VptError as error:
-            names = sorted(name for some in owned.values() for name in some)
-            unknown.append(f"not shown is which domains have {', '.join(names)}: {error.message}")
-    return found, unknown
+            has = ports_of(connection, domain, self._runtime_dir)
+        except UsageError as error:
+            self.unknown.append(f"not shown is which ports the domain {name} has: {error.message}")
+            return
+        mine = [port for port in has.anywhere if self._ports.get(port) == has.owner or port in self._free]
+        if not mine:
+            return
+        wish = next((vm for vm in self._named if vm.name not in self._taken and _is(vm, name, libvirt)), None)
+        if wish is not None:
+            order = {port: place for place, port in enumerate(wish.port_names)}
+            mine.sort(key=lambda port: order.get(port, len(order)))
+        found = VmConfig(
+            name=free_name(name, self._taken) if wish is None else wish.name,
+            domain=name,
+            connect=uri if wish is None else wish.connect,
+            ports=[VmPort(port=port) for port in mine],
+        )
+        self._taken.add(found.name)
+        self._claim(mine)
+        self.found.append(found)
+
+    def _claim(self, names: Iterable[str]) -> None:
+        """A machine has these: no other one does."""
+        claimed = set(names)
+        self._free = [name for name in self._free if name not in claimed]
 
 
-def _by_libvirt(ports: Mapping[str, str | None]) -> dict[str, dict[str, list[str]]]:
-    """Ports by libvirt and UUID."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for name, owner in ports.items():
-        if owner is not None and (parts := parts_of(owner)) is not None:
-            libvirt, uuid = parts
-            found.setdefault(libvirt, {}).setdefault(uuid, []).append(name)
-    return found
-
-
-def _of_one(
-    libvirt: str,
-    owned: Mapping[str, list[str]],
-    ports: Mapping[str, str | None],
-    runtime_dir: str,
-    known: Sequence[VmConfig],
-    named: Sequence[VmConfig],
-    taken: set[str],
-) -> Iterator[VmConfig]:
-    # By a socket of its own, only the user knows how to reach it.
-    told = (vm.connect for vm in (*named, *known) if vm.connect and which_of(vm.connect) == libvirt)
-    uri = next(told, None) or uri_of(libvirt)
-    if uri is None:
-        raise MissingError(f"libvirt's {libvirt} is another user's")
-    with open_libvirt(uri) as connection:
-        for uuid, names in owned.items():
-            domain, has = _look_at(connection, uuid, runtime_dir)
-            if has is None or any(_is(vm, domain, libvirt) for vm in known):
-                continue
-            mine = [
-                name for name in has.anywhere if name in names or (name in has.everywhere and name in ports)
-            ]
-            wish = next((vm for vm in named if vm.name not in taken and _is(vm, domain, libvirt)), None)
-            if wish is not None:
-                order = {name: place for place, name in enumerate(wish.port_names)}
-                mine.sort(key=lambda name: order.get(name, len(order)))
-            name = free_name(domain, taken) if wish is None else wish.name
-            taken.add(name)
-            if mine:
-                yield VmConfig(
-                    name=name,
-                    domain=domain,
-                    connect=uri if wish is None else wish.connect,
-                    ports=[VmPort(port=port) for port in mine],
-                )
+def _libvirt_of(owner: str | None) -> str | None:
+    domain = domain_of(owner)
+    return None if domain is None else domain[0]
 
 
 def _is(vm: VmConfig, domain: str, libvirt: str) -> bool:
     return vm.domain == domain and (vm.connect is None or which_of(vm.connect) == libvirt)
-
-
-def _look_at(connection: Any, uuid: str, runtime_dir: str) -> tuple[str, DomainPorts | None]:
-    """Its name and its ports. None: it is gone, and its ports are left over."""
-    lib = binding()
-    try:
-        domain = connection.lookupByUUIDString(uuid)
-        return domain.name(), ports_of(connection, domain, runtime_dir)
-    except lib.libvirtError as error:
-        if error.get_error_code() == lib.VIR_ERR_NO_DOMAIN:
-            return "", None
-        raise translate(error, uuid, "look at it") from error
