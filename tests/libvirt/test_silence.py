@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 from pathlib import Path
 
 import pytest
 
 from support.libvirt import NEEDS, Vpt
-from support.libvirtd import Libvirtd
+from support.libvirtd import Libvirtd, stopped
 from support.waiting import PATIENCE_S, until
 from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
@@ -22,15 +21,6 @@ from vpt.doctor import _libvirt as doctor
 from vpt.libvirt_plugin import _answers, rules
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240), pytest.mark.needs(*NEEDS, "libvirtd", "unshare")]
-
-
-@contextmanager
-def stopped(libvirtd: Libvirtd) -> Iterator[None]:
-    os.kill(libvirtd.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(libvirtd.pid, signal.SIGCONT)
 
 
 def test_attach_says_what_it_waited_for_when_nobody_takes_its_connection(
@@ -43,6 +33,23 @@ def test_attach_says_what_it_waited_for_when_nobody_takes_its_connection(
     assert f"libvirt at {libvirtd.uri} does not answer: waited 1 s for it to take a connection" in err
     assert "ps -o pid,stat,cmd -C libvirtd" in err
     assert vptd.call("port.list")["ports"] == []
+
+
+def test_who_tries_again_and_again_waits_for_the_same_answer(
+    libvirtd: Libvirtd, vpt: Vpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watch does, for as long as libvirtd is stopped: a thread and a socket each time would be too many."""
+    monkeypatch.setattr(_answers, "_OPEN_S", 0.2)
+    with stopped(libvirtd):
+        assert vpt("detach", "any", uri=libvirtd.uri)[0] == 1
+        waiting = threading.active_count()
+        for _ in range(5):
+            assert vpt("detach", "any", uri=libvirtd.uri)[0] == 1
+        assert threading.active_count() == waiting
+    monkeypatch.undo()
+    code, _, err = vpt("detach", "any", uri=libvirtd.uri)
+    assert (code, "no domain 'any'" in err) == (1, True), err
+    assert _answers._opening == {}
 
 
 def test_doctor_says_so_and_goes_on(

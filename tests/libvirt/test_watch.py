@@ -13,11 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from support.libvirt import NEEDS, DomainGuest, assert_traffic_between_its_interfaces, lose_device
-from support.libvirtd import Libvirtd
+from support.libvirt import (
+    NEEDS,
+    DomainGuest,
+    assert_traffic_between_its_interfaces,
+    lose_device,
+)
+from support.libvirtd import Libvirtd, stopped
 from support.vptd import Vptd, run_vpt
 from support.waiting import until
-from vpt.libvirt_plugin import hook
+from vpt.libvirt_plugin import _answers, hook
 from vpt.libvirt_plugin.metadata import Plug
 from vpt.libvirt_plugin.watch import Domain, is_watched, left_over
 
@@ -121,6 +126,11 @@ def attach(libvirtd: Libvirtd, vptd: Vptd, name: str, *options: str) -> str:
     return done.stderr
 
 
+def pid_of(libvirtd: Libvirtd, name: str) -> int:
+    """Of the domain's QEMU."""
+    return int((libvirtd.root / f"run/libvirt/qemu/{name}.pid").read_text())
+
+
 def names(vptd: Vptd) -> set[str]:
     return {port["name"] for port in vptd.call("port.list")["ports"]}
 
@@ -178,6 +188,36 @@ class TestTogether:
             assert (second.returncode, "already running" in second.stderr) == (1, True)
         assert not is_watched(vptd.paths, "system")
 
+    @pytest.mark.usefixtures("held")
+    def test_a_libvirtd_that_is_stopped_is_said_to_be_and_what_ended_meanwhile_leaves_no_port(
+        self, libvirtd: Libvirtd, vptd: Vptd
+    ) -> None:
+        guest = libvirtd.libvirt.define("brief")
+        guest.start()
+        try:
+            attach(libvirtd, vptd, "brief", "--live")
+            with watching(vptd, libvirtd.uri) as watch:
+                watch.wait_says("following the domains")
+                with stopped(libvirtd):
+                    os.kill(pid_of(libvirtd, "brief"), signal.SIGKILL)
+                    watch.wait_says("libvirt does not answer any more")
+                watch.wait_says("following the domains", 2)
+                watch.wait_says("port brief deleted")
+                assert up(vptd) == {"cold", "warm"}
+        finally:
+            libvirtd.libvirt.remove(guest)
+
+    @pytest.mark.usefixtures("held")
+    def test_one_that_waits_for_a_stopped_libvirtd_ends_when_it_is_told_to(
+        self, libvirtd: Libvirtd, vptd: Vptd
+    ) -> None:
+        with stopped(libvirtd), watching(vptd, libvirtd.uri) as watch:
+            # Itself, libvirt's events, and the call that waits.
+            tasks = Path(f"/proc/{watch.process.pid}/task")
+            until(lambda: len(list(tasks.iterdir())) == 3, "it to wait")
+            watch.process.send_signal(signal.SIGTERM)
+            assert watch.process.wait(_answers._OPEN_S / 2) == 0
+
     def test_a_libvirtd_that_is_killed_is_followed_again_and_a_dead_domain_leaves_no_port(
         self, libvirtd: Libvirtd, vptd: Vptd, held: DomainGuest
     ) -> None:
@@ -192,8 +232,7 @@ class TestTogether:
             # A query waits for its turn, behind libvirtd's own return to that QEMU. One that dies before
             # that is tried for half a minute, and counts as running.
             held.domain.memoryStats()
-            pid = int((libvirtd.root / "run/libvirt/qemu/held.pid").read_text())
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid_of(libvirtd, "held"), signal.SIGKILL)
             watch.wait_says("port warm deleted")
             assert names(vptd) == {"cold"}, "the configuration has it, and no hook would bring it back"
             held.domain.undefine()

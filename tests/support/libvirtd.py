@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,16 @@ for dir in /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /ru
 done
 exec "$@" libvirtd --config "$root/libvirtd.conf" --pid-file "$root/libvirtd.pid"
 """
+
+
+@contextmanager
+def stopped(libvirtd: Libvirtd) -> Iterator[None]:
+    """It takes connections and says nothing, as under a debugger or behind a full disk."""
+    os.kill(libvirtd.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(libvirtd.pid, signal.SIGCONT)
 
 
 class Libvirtd:

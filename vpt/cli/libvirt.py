@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from vpt.cli._common import emit_json, json_option, paths
+from vpt.cli._common import emit_json, json_option, paths, stoppable
 from vpt.errors import ConflictError, GuestError, MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -134,10 +134,8 @@ def watch(uri: str | None, once: bool) -> None:
     from vpt.daemon.manager import notify
     from vpt.libvirt_plugin.watch import Watch
 
-    follower = Watch(paths(), uri, click.echo)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: follower.stop())
-    follower.run(once=once, ready=lambda: notify("READY=1"))
+    with stoppable(), suppress(KeyboardInterrupt):
+        Watch(paths(), uri, click.echo).run(once=once, ready=lambda: notify("READY=1"))
 
 
 @libvirt.group()

@@ -29,9 +29,19 @@ _ASK_S, _SILENT = 5, 3
 T = TypeVar("T")
 
 
+# Whether it has returned, and what it has returned or raised.
+_Done = queue.SimpleQueue[tuple[bool, Any]]
+# open(), by URI, of a libvirtd that took too long: it goes on, and who tries again has it answered.
+_opening: dict[str | None, _Done] = {}
+
+
 def _in_thread(function: Callable[..., T], *args: Any, limit_s: float | None = None, **named: Any) -> T:
     """What it returns or raises. queue.Empty: it goes on in its thread, which keeps no process alive."""
-    done: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+    return _result(_begin(function, *args, **named), limit_s)  # type: ignore[no-any-return]
+
+
+def _begin(function: Callable[..., Any], *args: Any, **named: Any) -> _Done:
+    done: _Done = queue.SimpleQueue()
 
     def run() -> None:
         try:
@@ -40,9 +50,13 @@ def _in_thread(function: Callable[..., T], *args: Any, limit_s: float | None = N
             done.put((False, error))
 
     threading.Thread(target=run, name="libvirt call", daemon=True).start()
+    return done
+
+
+def _result(done: _Done, limit_s: float | None) -> Any:
     returned, value = done.get(timeout=limit_s)
     if returned:
-        return value  # type: ignore[no-any-return]
+        return value
     raise value
 
 
@@ -50,9 +64,11 @@ def open_within(libvirt: ModuleType, uri: str | None, limit_s: float | None = No
     """A connection. Raises what libvirt raises. TimeoutExpired: it does not answer."""
     limit_s = limit_s or _OPEN_S
     where = uri or "its default URI"
+    done = _opening.pop(uri, None) or _begin(libvirt.open, uri)
     try:
-        raw = _in_thread(libvirt.open, uri, limit_s=limit_s)
+        raw = _result(done, limit_s)
     except queue.Empty:
+        _opening[uri] = done
         raise _silent(where, limit_s, "to take a connection") from None
     # An embedded driver has nobody to ask.
     with suppress(libvirt.libvirtError):

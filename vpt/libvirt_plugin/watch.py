@@ -102,25 +102,20 @@ class Watch:
         self._uri = uri
         self._say = say
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._stopped = self._closed = False
+        self._closed = ""
         self._trouble = ""
         self._vptd: Client | None = None
         self._left_over, self._lost = _Patience(), _Patience()
 
-    def stop(self) -> None:
-        """Make run() return. From any thread, or a signal handler."""
-        self._stopped = True
-        os.eventfd_write(self._bell, 1)
-
     def run(self, *, once: bool = False, ready: Callable[[], None] = lambda: None) -> None:
-        """Until stop(); once: until all that is wrong now has been put right.
+        """For ever; once: until all that is wrong now has been put right. May be interrupted anywhere.
 
         ready: called when libvirt's events are being followed, or libvirt is waited for. MissingError: no
         permission, or no binding.
         """
         lib = binding()
         try:
-            while not self._stopped:
+            while True:
                 try:
                     with open_libvirt(self._uri) as connection, self._following(connection):
                         ready()
@@ -144,13 +139,14 @@ class Watch:
     @contextmanager
     def _following(self, connection: Any) -> Iterator[None]:
         lib = binding()
-        self._closed = False
+        self._closed = ""
 
         def on_event(*_args: Any) -> None:
             os.eventfd_write(self._bell, 1)
 
-        def on_close(*_args: Any) -> None:
-            self._closed = True
+        def on_close(_connection: Any, reason: int, _opaque: Any) -> None:
+            silent = reason == lib.VIR_CONNECT_CLOSE_REASON_KEEPALIVE
+            self._closed = "libvirt does not answer any more" if silent else "libvirt is gone"
             os.eventfd_write(self._bell, 1)
 
         with ExitStack() as undo:
@@ -164,7 +160,12 @@ class Watch:
             undo.enter_context(self._alone(which(connection)))
             self._say(f"following the domains of {connection.getURI()} for the vptd in {self._paths.runtime}")
             self._trouble = ""
-            yield
+            try:
+                yield
+            except KeyboardInterrupt:
+                # All this ends with the process, whether libvirt answers or not.
+                undo.pop_all()
+                raise
 
     @contextmanager
     def _alone(self, libvirt: str) -> Iterator[None]:
@@ -183,13 +184,12 @@ class Watch:
             lock.release()
 
     def _look_after(self, connection: Any, once: bool) -> None:
-        while not (self._stopped or self._closed):
+        while not self._closed:
             soon = self._tend(connection, once)
             if once and not soon:
                 return
             self._wait(_RETRY_S if soon or self._vptd is None else _LOOK_S)
-        if self._closed:
-            self._complain("libvirt is gone")
+        self._complain(self._closed)
 
     def _tend(self, connection: Any, once: bool) -> bool:
         """Look, and put right what has been wrong for long enough. True: look again soon."""
