@@ -202,6 +202,16 @@ BAD = {
         "5:54: port 'q' has the socket of port 'p': /tmp/s",
         "its own",
     ),
+    "same socket, spelt otherwise": (
+        with_port(PORT + ", socket: /tmp//s}", OTHER + ", socket: //tmp/./s}"),
+        "5:54: port 'q' has the socket of port 'p': /tmp/s",
+        "its own",
+    ),
+    "a socket that another port has by default": (
+        with_port(PORT + "}", OTHER + f", socket: {PORTS_DIR}//p.sock}}"),
+        f"5:54: port 'q' has the socket of port 'p': {PORTS_DIR}/p.sock",
+        "its own",
+    ),
     "same interface": (
         with_port(
             "  - {name: t, switch: lab, kind: tap}", "  - {name: u, switch: lab, kind: tap, ifname: t}"

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from vpt.daemon.config_models import sentence
-from vpt.daemon.models import PortConfig, SwitchConfig
+from vpt.daemon.models import SOCKET_KINDS, PortConfig, SwitchConfig
 from vpt.daemon.sockets import unix_path
 from vpt.errors import UsageError
 from vpt.provision.config import VmConfig
@@ -248,8 +248,10 @@ class _Loader:
         """What only one port can have: its socket's path, its interface's name, its address on a switch."""
         owner: dict[tuple[str, ...], str] = {}
         for entry, port in ports:
-            mac = {("mac", port.switch, port.mac)} if port.mac else set()
-            for claim in sorted(claims(port) | mac):
+            more: set[tuple[str, ...]] = {("mac", port.switch, port.mac)} if port.mac else set()
+            if port.kind in SOCKET_KINDS and port.socket is None:
+                more.add(("socket", self._socket_of(port)))
+            for claim in sorted(claims(port) | more):
                 if (other := owner.setdefault(claim, port.name)) != port.name:
                     self._problems.add(
                         self._place_of(entry, claim[0]),
@@ -265,13 +267,16 @@ class _Loader:
                     f"{port.name!r} is too long for the name of an interface (15 characters)",
                     "give a shorter one with ifname",
                 )
-            if port.kind in ("tap", "null"):
+            if port.kind not in SOCKET_KINDS:
                 continue
             try:
-                unix_path(port.socket or os.path.join(self._ports_dir, f"{port.name}.sock"))
+                unix_path(self._socket_of(port))
             except UsageError as error:
                 place = self._place_of(entry, "socket" if port.socket else "name")
                 self._problems.add(place, error.message, "choose a shorter socket, name or --runtime-dir")
+
+    def _socket_of(self, port: PortConfig) -> str:
+        return port.socket or os.path.join(self._ports_dir, f"{port.name}.sock")
 
 
 def _known_keys(model: type[BaseModel], path: Path) -> tuple[str, ...]:
