@@ -348,6 +348,20 @@ def test_what_a_full_pipe_did_not_take_at_once_still_comes(vptd: Vptd, unbuffere
     assert len(pcapng.packets(output)) == int(errors.split()[0]) >= 1000
 
 
+@pytest.mark.needs("/dev/full")
+@pytest.mark.parametrize("output", [(), ("--json",)], ids=["text", "json"])
+def test_a_full_disk_is_said_with_the_file_that_is_on_it(vptd: Vptd, output: tuple[str, ...]) -> None:
+    done = vpt(vptd, "capture", "sink", "-w", "/dev/full", *output)
+    out, errors = (text.decode() for text in done.communicate(timeout=60))
+    message, hint = "/dev/full: No space left on device", "the disk is full: df -h /dev"
+    assert done.returncode == 1
+    if output:
+        told = {"schema": "vpt.error/v1", "code": "error", "message": message, "hint": hint}
+        assert (json.loads(out), errors) == (told, "")
+    else:
+        assert (out, errors.splitlines()) == ("", [f"error: {message}", f"hint: {hint}"])
+
+
 def test_an_observer_that_is_killed_has_ended_its_capture(vptd: Vptd) -> None:
     running = vpt(vptd, "capture", "sw0", "-w", os.devnull)
     until(lambda: capturing(vptd), "the capture to begin")

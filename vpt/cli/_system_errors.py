@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vpt.errors import VptError
 
-__all__ = ["in_words"]
+__all__ = ["in_words", "writing"]
 
 _HINTS = {
     errno.ENOSPC: "the disk is full: df -h {folder}",
@@ -34,6 +36,17 @@ _HINTS = {
 }
 # Of these, one without a file's name is of our own output.
 _OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system says of a write that fails does not name the file: it is this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def in_words(error: OSError) -> VptError | None:

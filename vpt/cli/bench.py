@@ -14,6 +14,7 @@ import click
 
 from vpt.cli._common import FiniteFloat, emit_json, json_option, print_table
 from vpt.cli._output import output_option
+from vpt.cli._system_errors import writing
 from vpt.errors import VptError
 
 if TYPE_CHECKING:
@@ -166,11 +167,13 @@ def run(
     if output:
         from vpt.bench.result import save
 
-        save(result, output)
+        with writing(output):
+            save(result, output)
     if page:
         from vpt.bench.report import page as render
 
-        page.write_text(render(result))
+        with writing(page):
+            page.write_text(render(result))
     if as_json:
         click.echo(result.model_dump_json(by_alias=True, indent=2))
     else:
@@ -327,7 +330,9 @@ def report(files: tuple[Path, ...], output: Path) -> None:
     from vpt.bench.report import page
     from vpt.bench.result import load
 
-    output.write_text(page(*(load(file) for file in files)))
+    text = page(*(load(file) for file in files))
+    with writing(output):
+        output.write_text(text)
     click.echo(f"wrote {output}")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import click
 
 from vpt.cli._common import FiniteFloat, connect, emit_json, json_option, print_table
+from vpt.cli._system_errors import writing
 from vpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ def capture(
                 buffer=1 << (buffer * (1 << 20) - 1).bit_length(),
             )
         )
+        if not to_stdout:
+            stack.enter_context(writing(str(path)))
         out = stack.enter_context(_standard_output() if to_stdout else _create(str(path)))
         _copy(observer, out, count, seconds, progress=not to_stdout and sys.stderr.isatty())
     if as_json:
