@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,50 @@ def test_install_and_remove_touch_only_what_is_ours(
         code, said = vpt(command)
         assert (code, "is not vpt's" in said) == (1, True)
     assert path.read_text() == "#!/bin/sh\n"
+
+
+def test_what_is_in_the_way_of_the_hook_is_said_and_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "qemu.d" / "vpt"
+
+    def refused(command: str, code: int = 1) -> str:
+        assert main(["libvirt", "hook", command, "--hooks-dir", str(tmp_path)]) == code
+        return capsys.readouterr().err
+
+    path.mkdir(parents=True)
+    for command in ("install", "remove"):
+        said = refused(command)
+        assert f"error: {path} is a folder, and not vpt's hook" in said
+        assert f"hint: see what is in it: ls -la {path}" in said
+    assert main(["libvirt", "hook", "status", "--hooks-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"foreign: {path}\n"
+    path.rmdir()
+    path.write_text("#!/bin/sh\n")
+    assert f"mv {path} {path}-other" in refused("install"), "libvirt runs all that is in the folder"
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.write_text("")
+    assert f"{path.parent}" in refused("install").partition("hint:")[2]
+    assert path.parent.read_text() == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to be somebody else")
+def test_a_folder_that_is_not_ours_to_write_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hooks = Path(tempfile.mkdtemp(dir="/tmp"))
+    hooks.chmod(0o755)
+    os.seteuid(NOBODY)
+    try:
+        code = main(["libvirt", "hook", "install", "--hooks-dir", str(hooks)])
+    finally:
+        os.seteuid(0)
+    said = capsys.readouterr().err
+    assert (code, f"no permission to write to {hooks}/qemu.d" in said) == (3, True), said
+    assert "run as root: sudo vpt libvirt hook install" in said.partition("hint:")[2]
+    assert list(hooks.iterdir()) == []
+    hooks.rmdir()
 
 
 # ---- a real libvirtd ----

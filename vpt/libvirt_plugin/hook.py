@@ -21,7 +21,7 @@ _MARK = b"vpt's hook for libvirt"
 
 @dataclass(frozen=True, slots=True)
 class HookStatus:
-    """outdated: ours, of another version of vpt. foreign: a file of that name that is not ours."""
+    """outdated: ours, of another version of vpt. foreign: something of that name that is not ours."""
 
     path: Path
     state: Literal["installed", "outdated", "foreign", "absent"]
@@ -34,6 +34,8 @@ def status(hooks: Path) -> HookStatus:
         found = path.read_bytes()
     except FileNotFoundError:
         return HookStatus(path, "absent")
+    except IsADirectoryError:
+        return HookStatus(path, "foreign")
     except PermissionError:
         raise MissingError(f"no permission to read {path}", hint="run as root") from None
     if found == _SOURCE.read_bytes():
@@ -80,5 +82,12 @@ def remove(hooks: Path) -> bool:
 
 
 def _require_ours(found: HookStatus) -> None:
-    if found.state == "foreign":
-        raise ExistsError(f"{found.path} is not vpt's", hint=f"see what it does: less {found.path}")
+    if found.state != "foreign":
+        return
+    path = found.path
+    if path.is_dir():
+        raise ExistsError(f"{path} is a folder, and not vpt's hook", hint=f"see what is in it: ls -la {path}")
+    raise ExistsError(
+        f"{path} is not vpt's",
+        hint=f"see what it does: less {path}; any name there will do for it: mv {path} {path}-other",
+    )
