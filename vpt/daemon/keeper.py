@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.daemon.aio import receive, send
+from vpt.daemon.arguments import seconds
 from vpt.daemon.faults import Faults
 from vpt.daemon.runtime import Lock, RuntimePaths
 from vpt.daemon.shelf import Record, Shelf
@@ -230,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="vpt-keeper", description="Keeps guests' memory while vptd is away."
     )
     parser.add_argument("--runtime-dir", required=True, type=Path)
-    parser.add_argument("--linger", type=float, default=60.0, metavar="SECONDS")
+    parser.add_argument("--linger", type=seconds, default=60.0, metavar="SECONDS")
     parser.add_argument("--ready-fd", type=int, metavar="FD")
     parser.add_argument("--detach", action="store_true", help="become nobody's child")
     options = parser.parse_args(argv)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from vpt import __version__
+from vpt.daemon.arguments import seconds
 from vpt.daemon.manager import inherited_socket, notify
 from vpt.daemon.runtime import ENV_RUNTIME_DIR, ENV_STATE_DIR, locate
 from vpt.errors import EXIT_FAILED, EXIT_OK, UsageError, VptError
@@ -71,7 +72,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--linger",
-        type=float,
+        type=seconds,
         default=60.0,
         metavar="SECONDS",
         help="how long an unused keeper stays (default 60)",
@@ -86,9 +87,12 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if not 1 <= value <= 32:
-        raise argparse.ArgumentTypeError("1 to 32 workers")
+        raise argparse.ArgumentTypeError(f"1 to 32 workers, not {text!r}")
     return value
 
 
