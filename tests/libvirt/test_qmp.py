@@ -20,6 +20,7 @@ import pytest
 from support.libvirt import Vpt
 from support.waiting import until
 from vpt.daemon.client import Client
+from vpt.daemon.runtime import locate
 from vpt.guest import Guest, Image, ping
 from vpt.libvirt_plugin import qmp as plain
 from vpt.qemu import find_qemu
@@ -412,6 +413,84 @@ def test_a_path_that_is_too_long_for_a_socket_is_said_to_be(
             listener.bind("vm.qmp")
         code, _, err = vpt("attach", f"{folder}/vm.qmp", "--switch", "sw0")
     assert (code, "longer than the 107 bytes" in err, "./vm.qmp" in err) == (2, True, True)
+
+
+def test_a_socket_that_is_deep_in_the_tree_is_reached_from_its_folder_and_names_the_owner(
+    image: Image, vpt: Vpt, vptd: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("d" * 200)
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with Guest(image, find_qemu(), name="deep", accel="tcg", qmp=Path("deep.qmp"), extra=PORTS):
+        until(lambda: listener_pid(Path("deep.qmp")), "QEMU's QMP socket")
+        code, out, err = vpt("attach", "./deep.qmp", "--switch", "sw0")
+        assert (code, "plugs ./deep.qmp into sw0" in out) == (0, True), err
+        owner = vptd.call("port.show", name="deep")["owner"]
+        assert owner == f"qmp:{folder.resolve()}/deep.qmp"
+    assert vpt("detach", owner)[0] == 0, "the VM has ended, and is named as vpt show names it"
+    assert vptd.call("port.list")["ports"] == []
+
+
+def test_a_vm_is_named_as_its_ports_name_it(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client
+) -> None:
+    guest, qmp = boot("named", *PORTS, wait=False)
+    code, out, err = vpt("attach", f"qmp:{qmp}", "--switch", "sw0")
+    assert (code, f"plugs {qmp} into sw0" in out) == (0, True), err
+    assert vptd.call("port.show", name="named")["owner"] == f"qmp:{qmp}"
+    guest.kill()
+    assert vpt("detach", f"qmp:{qmp}")[0] == 0
+    code, _, err = vpt("attach", "qmp:", "--switch", "sw0")
+    assert (code, "'qmp:' names no VM" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("attach", "/run/vm.qmp", "--switch", "sw0", "--config"),
+        ("attach", "/run/vm.qmp", "--switch", "sw0", "--connect", "qemu:///system"),
+        ("detach", "/run/vm.qmp", "--config"),
+        ("detach", "/run/vm.qmp", "--live"),
+        ("detach", "/run/vm.qmp", "--connect", "qemu:///system"),
+    ],
+    ids=lambda words: f"{words[0]} {words[-1]}",
+)
+def test_options_that_only_libvirt_has_a_use_for_are_refused(vpt: Vpt, arguments: tuple[str, ...]) -> None:
+    code, _, err = vpt(*arguments)
+    assert (code, "is for libvirt domains" in err) == (2, True), err
+
+
+def test_a_socket_that_says_nothing_is_told_by_whose_it_is(
+    runtime: Path, vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vptd's own, here: it waits for requests."""
+    monkeypatch.setattr(qemu_qmp, "_STEP_S", 0.5)
+    for command in (("attach", "--switch", "sw0"), ("detach",)):
+        code, _, err = vpt(command[0], str(locate(runtime).control), *command[1:])
+        assert (code, f"process {os.getpid()}, which made this socket, runs python" in err) == (1, True), err
+        assert "pgrep -a qemu" in err.partition("hint:")[2]
+    assert vptd.call("port.list")["ports"] == []
+
+
+@pytest.mark.parametrize("kind", ["vhost-user", "passthrough"])
+def test_several_queue_pairs_without_kvm(
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client, kind: str
+) -> None:
+    """Without MSI-X, which vhost-user under TCG must do without, all queues share an interrupt."""
+    guest, qmp = boot(f"pairs-{kind}", *PORTS)
+    other, other_qmp = boot(f"peer-{kind}", *PORTS)
+    assert vpt("attach", other_qmp, "--switch", "sw0", "--port", "peer")[0] == 0
+    network(other, 2)
+    named = ("--switch", "sw0", "--kind", kind, "--pairs", "2", "--port", "p1")
+    code, _, err = vpt("attach", qmp, *named)
+    assert code == 0, err
+    network(guest, 1)
+    assert ping(guest, "10.8.0.2", count=10).lost == 0
+    assert vpt("detach", qmp)[0] == 0
+    assert leftovers(qmp) == []
+    assert vpt("detach", other_qmp)[0] == 0
+    guest.kill()
+    other.kill()
 
 
 def test_a_device_that_qemu_refuses_takes_its_port_along(

@@ -15,11 +15,26 @@ __all__ = ["attach", "detach"]
 _CONNECT = click.option("--connect", "uri", metavar="URI", help="Which libvirt.  [default: libvirt's own]")
 
 
-def _is_qmp(vm: str, uri: str | None) -> bool:
-    """What has a slash is no domain's name; what else looks like a path is one where a libvirt is named."""
-    from vpt.qemu import names_a_socket
+def _told_apart(vm: str, uri: str | None, **only_for_libvirt: bool) -> tuple[Path | None, str]:
+    """The QMP socket, if it is one, and the VM's name. UsageError: options that are not for a QMP socket.
 
-    return "/" in vm or (uri is None and names_a_socket(vm))
+    What has a slash is no domain's name; what else looks like a path is one where a libvirt is named.
+    """
+    from vpt.qemu import names_a_socket, split_name
+
+    kind, name = split_name(vm, ("qmp", "libvirt"))
+    if kind is None:
+        kind = "qmp" if "/" in vm or (uri is None and names_a_socket(vm)) else "libvirt"
+    if kind == "libvirt":
+        return None, name
+    for option, given in only_for_libvirt.items():
+        if given:
+            raise click.UsageError(
+                f"--{option} is for libvirt domains: a QEMU by itself has no configuration"
+            )
+    if uri is not None:
+        raise click.UsageError(f"--connect is for libvirt domains, and {name} is a QMP socket")
+    return Path(name), name
 
 
 @click.command()
@@ -72,10 +87,11 @@ def attach(
 ) -> None:
     """Plug VM into a switch: make a port, and the device for it.
 
-    VM is the name of a libvirt domain, or the path of a QMP socket for a QEMU without libvirt. If anything
-    fails, VM and switch are as before. A --port that the domain's configuration has is put into the running
-    domain as it is there, and the other way round; one that is everywhere already is left alone. One that
-    was made for no VM (by vpt port add, or a topology) is plugged in as it is.
+    VM is the name of a libvirt domain, or the path of a QMP socket for a QEMU without libvirt; libvirt: or
+    qmp: in front decides. If anything fails, VM and switch are as before. A --port that the domain's
+    configuration has is put into the running domain as it is there, and the other way round; one that is
+    everywhere already is left alone. One that was made for no VM (by vpt port add, or a topology) is plugged
+    in as it is.
 
     \b
     Examples:
@@ -87,6 +103,7 @@ def attach(
     from vpt.libvirt_plugin import attach as plugin
     from vpt.libvirt_plugin._connection import open_libvirt
 
+    socket, vm = _told_apart(vm, uri, config=config)
     settings = {key: value for key, value in options.items() if value is not None}
     request = plugin.Request(
         vm=vm,
@@ -98,16 +115,14 @@ def attach(
         config=config,
         packed=packed,
     )
-    if _is_qmp(vm, uri):
-        if config:
-            raise click.UsageError("--config is for libvirt: a QEMU by itself has no configuration")
+    if socket is not None:
         from vpt.libvirt_plugin import qmp
 
         with connect() as vptd:
             if print_diff:
-                _print_diff(vm, qmp.print_diff(Path(vm), vptd, request), as_json=as_json)
+                _print_diff(vm, qmp.print_diff(socket, vptd, request), as_json=as_json)
                 return
-            done = qmp.attach(Path(vm), vptd, request)
+            done = qmp.attach(socket, vptd, request)
     else:
         with connect() as vptd, open_libvirt(uri) as libvirt:
             if print_diff:
@@ -138,7 +153,7 @@ def _print_diff(vm: str, diff: str, *, as_json: bool) -> None:
 @click.command()
 @click.argument("vm")
 @click.argument("port", required=False)
-@click.option("--live", is_flag=True, help="Only from the running VM.")
+@click.option("--live", is_flag=True, help="Only from the running domain.")
 @click.option("--config", is_flag=True, help="Only from what it starts with next time.")
 @_CONNECT
 @json_option
@@ -159,13 +174,12 @@ def detach(vm: str, port: str | None, live: bool, config: bool, uri: str | None,
     from vpt.libvirt_plugin import attach as plugin
     from vpt.libvirt_plugin._connection import open_libvirt
 
-    if _is_qmp(vm, uri):
-        if config:
-            raise click.UsageError("--config is for libvirt: a QEMU by itself has no configuration")
+    socket, vm = _told_apart(vm, uri, live=live, config=config)
+    if socket is not None:
         from vpt.libvirt_plugin import qmp
 
         with connect() as vptd:
-            done = qmp.detach(Path(vm), vptd, port)
+            done = qmp.detach(socket, vptd, port)
     else:
         with open_libvirt(uri) as libvirt:
             done = plugin.detach(

@@ -72,12 +72,7 @@ class QmpSession:
             self._client = self._runner.run(asyncio.wait_for(_connect(path), _STEP_S))
         except TimeoutError:
             self._runner.close()
-            raise ConflictError(
-                f"{path}: no greeting within {_STEP_S:.0f} s: another client holds this QMP socket, QEMU"
-                " hangs, or it is a socket of another kind",
-                hint="give QEMU a second -qmp socket, or disconnect the other client (ss -xp shows it); "
-                "a QEMU that was stopped goes on with: kill -CONT PID",
-            ) from None
+            raise _no_greeting(path) from None
         except (QMPError, OSError) as exc:
             self._runner.close()
             raise _connect_error(path, exc) from exc
@@ -181,6 +176,20 @@ def _signals_later() -> Iterator[None]:
 
 def listener_pid(path: Path) -> int | None:
     """Process that listens on a unix socket, if it is a QEMU; libvirt opens the socket in QEMU's stead."""
+    pid = _maker_pid(path)
+    return pid if re.match(r"qemu|kvm", _program(pid)) else None
+
+
+def _program(pid: int | None) -> str:
+    """What a process runs, "" if that can't be known. Its name may be any: QEMU's -name process=NAME."""
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+    except OSError:
+        return ""
+
+
+def _maker_pid(path: Path) -> int | None:
+    """Process that began to listen on a unix socket, whoever does so now. None: nobody, or unknown."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_STEP_S)
         try:
@@ -189,11 +198,7 @@ def listener_pid(path: Path) -> int | None:
             return None
         cred = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid: int = struct.unpack("3i", cred)[0]
-    try:
-        name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-    except OSError:
-        return None
-    return pid if re.match(r"qemu|kvm", name) else None
+    return pid or None
 
 
 def _require_socket(path: Path) -> None:
@@ -231,6 +236,24 @@ async def _connect(path: Path) -> QMPClient:
         else:
             return client
         await asyncio.sleep(_QUEUE_S)
+
+
+def _no_greeting(path: Path) -> ConflictError:
+    pid = _maker_pid(path)
+    program = _program(pid)
+    said = f"{path}: no greeting within {_STEP_S:.0f} s: "
+    # libvirt makes the socket for its QEMU.
+    if program and not re.match(r"qemu|kvm|libvirt|virtqemu", program):
+        return ConflictError(
+            f"{said}process {pid}, which made this socket, runs {program} and is no QEMU",
+            hint="see which socket the VM has: pgrep -a qemu; QEMU makes one of the option"
+            " -qmp unix:PATH,server=on,wait=off",
+        )
+    return ConflictError(
+        f"{said}another client holds this QMP socket, QEMU hangs, or it is a socket of another kind",
+        hint="give QEMU a second -qmp socket, or disconnect the other client (ss -xp shows it); "
+        "a QEMU that was stopped goes on with: kill -CONT PID",
+    )
 
 
 def _numbers(exc: BaseException | None) -> Iterator[int | None]:
