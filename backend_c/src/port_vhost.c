@@ -8,6 +8,7 @@
 
 #include "engine.h"
 #include "fd.h"
+#include "port_vhost.h"
 #include "rcu.h"
 #include "region.h"
 #include "take.h"
@@ -19,54 +20,16 @@
 	(VPTI_F_VERSION_1 | VPTI_F_MRG_RXBUF | VPTI_F_INDIRECT_DESC | VPTI_F_EVENT_IDX | VPTI_F_RING_PACKED |          \
 	 VPTI_F_IN_ORDER | VPT_F_CSUM | VPT_F_GUEST_CSUM | VPT_F_GUEST_TSO4 | VPT_F_GUEST_TSO6 | VPT_F_GUEST_ECN |     \
 	 VPT_F_HOST_TSO4 | VPT_F_HOST_TSO6 | VPT_F_HOST_ECN | VPT_F_GUEST_USO4 | VPT_F_GUEST_USO6 | VPT_F_HOST_USO |   \
-	 VPT_F_MTU | VPT_F_MAC | VPT_F_STATUS | F_CTRL | F_MQ | F_LOG_ALL)
+	 VPT_F_MTU | VPT_F_MAC | VPT_F_STATUS | F_CTRL | F_MQ | VPTI_F_LOG_ALL)
 
 /* The front-end handles the control queue; the back-end's bits only permit it (QEMU, hw/net/vhost_net.c). */
 #define F_CTRL ((1ull << 17) | (1ull << 18) | (1ull << 19) | (1ull << 21) | (1ull << 23))
 #define F_MQ (1ull << 22)
-#define F_LOG_ALL (1ull << 26)
 /*
  * A legacy driver has no feature bits beyond the 31st. That MQ, GUEST_ANNOUNCE and CTRL_* come without CTRL_VQ is no fault here:
  * DPDK's virtio-user and QEMU keep that bit, whose queue they serve, to themselves.
  */
 #define NEEDS_VERSION_1 (VPTI_F_RING_PACKED | VPTI_F_IN_ORDER)
-
-struct vring {
-	struct vpt_vring cfg;
-	bool running;
-	bool enabled;
-	bool unheard;              /* its kicks may go where nobody hears them */
-	uint64_t log_used;         /* as SET_VRING_ADDR says; VPTI_LOG_NEVER: its writes are not to be logged */
-	struct vpti_watch *watch;
-};
-
-struct vhost {
-	struct vpti_mem *mem;
-	struct vpti_log *log;      /* in use while F_LOG_ALL is on */
-	int log_fd;                /* who is told that something was logged, -1: nobody */
-	struct vpti_inflight_area *inflight;
-	struct vring ring[VPT_MAX_VRINGS];
-};
-
-static bool is_tx(uint32_t index)
-{
-	return index & 1;
-}
-
-static struct vpti_virtq *virtq_of(struct vpt_port *p, uint32_t index)
-{
-	return is_tx(index) ? &vpti_virtq_txq(p->txq[index / 2])->v : &vpti_virtq_rxq(p->rxq[index / 2])->v;
-}
-
-static const struct vpti_virtq_layout *layout_of(const struct vpt_port *p)
-{
-	return p->features & VPTI_F_RING_PACKED ? &vpti_virtq_packed : &vpti_virtq_split;
-}
-
-static int check(const vpt_port *p, uint32_t index)
-{
-	return p->kind == &vpti_kind_vhost && index < 2 * p->opts.pairs ? 0 : -EINVAL;
-}
 
 uint64_t vpt_vhost_features(void)
 {
@@ -78,18 +41,6 @@ uint32_t vpt_vhost_max_mem_regions(void)
 	return VPT_MAX_MEM_REGIONS;
 }
 
-static bool any_running(const vpt_port *p)
-{
-	const struct vhost *vh = p->priv;
-	uint32_t i;
-
-	for (i = 0; i < 2 * p->opts.pairs; i++) {
-		if (vh->ring[i].running)
-			return true;
-	}
-	return false;
-}
-
 /* Features and what follows from them; the layout of the rings, above all. No ring runs. */
 static void take_features(struct vpt_port *p, uint64_t features)
 {
@@ -97,126 +48,9 @@ static void take_features(struct vpt_port *p, uint64_t features)
 
 	p->features = p->accepts = p->sends = features;
 	for (i = 0; i < p->opts.pairs; i++) {
-		p->txq[i]->ops = layout_of(p)->tx;
-		p->rxq[i]->ops = layout_of(p)->rx;
+		p->txq[i]->ops = vpti_vhost_layout(p)->tx;
+		p->rxq[i]->ops = vpti_vhost_layout(p)->rx;
 	}
-}
-
-/* ---- the dirty log ---- */
-
-/* Where the log's address space ends for a ring. */
-static uint64_t log_end(const struct vpt_port *p, const struct vring *r, uint32_t num)
-{
-	return r->log_used == VPTI_LOG_NEVER ? 0 : r->log_used + layout_of(p)->used_size(num);
-}
-
-/* Does the log reach to the end of memory, and of the rings that run? */
-static bool log_covers(const struct vpt_port *p, const struct vpti_log *log, const struct vpti_mem *mem)
-{
-	const struct vhost *vh = p->priv;
-	uint32_t i;
-
-	for (i = 0; i < 2 * p->opts.pairs; i++) {
-		if (vh->ring[i].running && !vpti_log_covers(log, log_end(p, &vh->ring[i], vh->ring[i].cfg.num)))
-			return false;
-	}
-	return vpti_log_covers(log, vpti_mem_end(mem));
-}
-
-/* The log that is in use with these features. */
-static struct vpti_log *log_of(const struct vpt_port *p, uint64_t features)
-{
-	return features & F_LOG_ALL ? ((const struct vhost *)p->priv)->log : NULL;
-}
-
-static void log_to_ring(struct vpt_port *p, uint32_t index)
-{
-	struct vpti_virtq *v = virtq_of(p, index);
-
-	VPTI_WRITE(v->log_used, ((const struct vhost *)p->priv)->ring[index].log_used);
-	vpti_rcu_publish(v->log, log_of(p, p->features));
-}
-
-/* Tell all rings, and wait until no worker writes anything that goes unlogged, or to a log that was. */
-static void apply_log(struct vpt_port *p)
-{
-	uint32_t i;
-
-	for (i = 0; i < 2 * p->opts.pairs; i++)
-		log_to_ring(p, i);
-	vpti_synchronize();
-}
-
-/* No ring uses it any more. */
-static void drop_log(struct vhost *vh)
-{
-	vpti_log_free(vh->log);
-	vh->log = NULL;
-}
-
-int vpt_vhost_log_set(vpt_port *p, int fd, uint64_t offset, uint64_t size)
-{
-	struct vpti_log *log, *old;
-	struct vhost *vh = p->priv;
-	int rc;
-
-	if (check(p, 0))
-		return -EINVAL;
-	rc = vpti_log_new(fd, offset, size, &p->sigbus, &vh->log_fd, &log);
-	if (rc)
-		return rc;
-	if (!log_covers(p, log, vh->mem)) {
-		vpti_log_free(log);
-		return -ERANGE;
-	}
-	old = vh->log;
-	vh->log = log;
-	apply_log(p);
-	/* A log that comes after the wish for one: what the rings wrote in between is not known. */
-	if (!old && log_of(p, p->features) && any_running(p))
-		vpti_log_mark_all(log, vh->mem);
-	vpti_log_free(old);
-	return 0;
-}
-
-int vpt_vhost_log_event(vpt_port *p, int fd)
-{
-	struct vhost *vh = p->priv;
-	int copy, old, rc;
-
-	if (check(p, 0))
-		return -EINVAL;
-	rc = vpti_eventfd_dup(fd, &copy);
-	if (rc)
-		return rc;
-	old = vh->log_fd;
-	VPTI_WRITE(vh->log_fd, copy);
-	vpti_synchronize(); /* a worker may be writing to the old one */
-	vpti_fd_close(&old);
-	return 0;
-}
-
-int vpt_vhost_vring_log(vpt_port *p, uint32_t index, int on, uint64_t used_gpa)
-{
-	struct vhost *vh = p->priv;
-	struct vring *r;
-	uint64_t was, end;
-
-	if (check(p, index))
-		return -EINVAL;
-	r = &vh->ring[index];
-	was = r->log_used;
-	r->log_used = on ? used_gpa : VPTI_LOG_NEVER;
-	if (on && __builtin_add_overflow(used_gpa, layout_of(p)->used_size(VPT_MAX_RING), &end))
-		goto err;
-	if (log_of(p, p->features) && !log_covers(p, vh->log, vh->mem))
-		goto err;
-	log_to_ring(p, index);
-	vpti_synchronize();
-	return 0;
-err:
-	r->log_used = was;
-	return -ERANGE;
 }
 
 /* ---- features ---- */
@@ -227,22 +61,22 @@ int vpt_vhost_set_features(vpt_port *p, uint64_t features)
 	uint64_t f = vpti_features_usable(features & ~F_PROTOCOL_FEATURES);
 	bool over;
 
-	if (check(p, 0) || f & ~FEATURES)
+	if (vpti_vhost_check(p, 0) || f & ~FEATURES)
 		return -EINVAL;
 	if (f & NEEDS_VERSION_1 && !(f & VPTI_F_VERSION_1))
 		return -EINVAL;
-	if (any_running(p) && (f ^ p->features) & ~F_LOG_ALL)
+	if (vpti_vhost_runs(p) && (f ^ p->features) & ~VPTI_F_LOG_ALL)
 		return -EBUSY;
-	if (log_of(p, f) && !log_covers(p, log_of(p, f), ((struct vhost *)p->priv)->mem))
+	if (vpti_vhost_log(p, f) && !vpti_vhost_log_covers(p, vpti_vhost_log(p, f), ((struct vpti_vhost *)p->priv)->mem))
 		return -ERANGE;
-	over = p->features & ~f & F_LOG_ALL;
-	if (any_running(p))
+	over = p->features & ~f & VPTI_F_LOG_ALL;
+	if (vpti_vhost_runs(p))
 		p->features = f;
 	else
 		take_features(p, f);
-	apply_log(p);
+	vpti_vhost_log_apply(p);
 	if (over) /* the next migration brings its own; this one may be too small by then */
-		drop_log(p->priv);
+		vpti_vhost_log_drop(p->priv);
 	return 0;
 }
 
@@ -251,15 +85,15 @@ int vpt_vhost_set_features(vpt_port *p, uint64_t features)
 /* Which queues are live follows from the rings' state; the port is quiescent or the change is one that starts only. */
 static void apply(vpt_port *p)
 {
-	const struct vhost *vh = p->priv;
+	const struct vpti_vhost *vh = p->priv;
 	uint32_t i;
 
 	p->up = false;
 	for (i = 0; i < 2 * p->opts.pairs; i++) {
-		const struct vring *r = &vh->ring[i];
-		bool live = r->running && (is_tx(i) || r->enabled);
+		const struct vpti_vring *r = &vh->ring[i];
+		bool live = r->running && (vpti_vring_is_tx(i) || r->enabled);
 
-		if (is_tx(i)) {
+		if (vpti_vring_is_tx(i)) {
 			struct vpti_txq *q = p->txq[i / 2];
 
 			VPTI_WRITE(q->discard, !r->enabled);
@@ -281,7 +115,7 @@ static void apply(vpt_port *p)
 static int bind_ring(const struct vpt_port *p, struct vpti_virtq *v, const struct vpti_mem *mem,
 		     const struct vpt_vring *cfg)
 {
-	int rc = layout_of(p)->bind(v, mem, cfg);
+	int rc = vpti_vhost_layout(p)->bind(v, mem, cfg);
 
 	if (rc)
 		return rc;
@@ -308,14 +142,14 @@ bool vpti_virtq_call(const struct vpti_virtq *v)
 
 static int set_kick(struct vpt_port *p, uint32_t index, int32_t fd)
 {
-	struct vring *r = &((struct vhost *)p->priv)->ring[index];
+	struct vpti_vring *r = &((struct vpti_vhost *)p->priv)->ring[index];
 	struct vpti_watch *watch = NULL;
 	int copy, rc;
 
 	rc = vpti_eventfd_dup(fd, &copy); /* also for a receive queue, whose kicks nobody waits for: it must be one all the same */
 	if (rc)
 		return rc;
-	if (copy >= 0 && is_tx(index))
+	if (copy >= 0 && vpti_vring_is_tx(index))
 		rc = vpti_watch_add(p->txq[index / 2]->worker, VPTI_WATCH_KICK, copy, p, p->txq[index / 2], &watch);
 	vpti_fd_close(&copy);
 	if (rc)
@@ -329,9 +163,9 @@ static int set_kick(struct vpt_port *p, uint32_t index, int32_t fd)
 /* Go on from the record of what is in flight, if the front-end keeps one for this ring, and keep it up to date. */
 static int take_up_record(struct vpt_port *p, uint32_t index)
 {
-	const struct vpti_inflight_area *area = ((struct vhost *)p->priv)->inflight;
-	const struct vpti_virtq_layout *layout = layout_of(p);
-	struct vpti_virtq *v = virtq_of(p, index);
+	const struct vpti_inflight_area *area = ((struct vpti_vhost *)p->priv)->inflight;
+	const struct vpti_virtq_layout *layout = vpti_vhost_layout(p);
+	struct vpti_virtq *v = vpti_vring_virtq(p, index);
 	void *region;
 
 	if (vpti_inflight_region(area, layout == &vpti_virtq_packed, index, v->num, &region))
@@ -339,7 +173,7 @@ static int take_up_record(struct vpt_port *p, uint32_t index)
 	if (region && layout->resume(v, region, area->queue_size))
 		return -EILSEQ;
 	v->inflight.region = region;
-	if (is_tx(index)) {
+	if (vpti_vring_is_tx(index)) {
 		p->txq[index / 2]->ops = region ? layout->recorded_tx : layout->tx;
 		vpti_txq_check_memory(p->txq[index / 2]); /* the file may have been cut while we read it */
 	} else {
@@ -351,23 +185,23 @@ static int take_up_record(struct vpt_port *p, uint32_t index)
 
 int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *ring)
 {
-	struct vhost *vh = p->priv;
+	struct vpti_vhost *vh = p->priv;
 	struct vpti_virtq *v;
-	struct vring *r;
+	struct vpti_vring *r;
 	int call, rc;
 
-	if (check(p, index) || !ring->num || ring->num > VPT_MAX_RING)
+	if (vpti_vhost_check(p, index) || !ring->num || ring->num > VPT_MAX_RING)
 		return -EINVAL;
 	r = &vh->ring[index];
 	if (r->running)
 		return -EBUSY;
-	if (log_of(p, p->features) && !vpti_log_covers(vh->log, log_end(p, r, ring->num)))
+	if (!vpti_vhost_log_covers_ring(p, index, ring->num))
 		return -ERANGE;
-	v = virtq_of(p, index);
+	v = vpti_vring_virtq(p, index);
 	rc = bind_ring(p, v, vh->mem, ring);
 	if (rc)
 		return rc;
-	layout_of(p)->set_base(v, ring->base);
+	vpti_vhost_layout(p)->set_base(v, ring->base);
 	rc = take_up_record(p, index);
 	if (rc)
 		return rc;
@@ -384,8 +218,8 @@ int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *r
 	r->cfg.avail_uva = ring->avail_uva;
 	r->cfg.used_uva = ring->used_uva;
 	v->call_fd = call;
-	log_to_ring(p, index);
-	layout_of(p)->quiet(v);
+	vpti_vhost_log_to_ring(p, index);
+	vpti_vhost_layout(p)->quiet(v);
 	r->running = true;
 	apply(p);
 	/* What a back-end that died has published last may be known to nobody. */
@@ -397,19 +231,19 @@ int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *r
 /* Nothing is live: give up what a ring holds. */
 static void close_ring(struct vpt_port *p, uint32_t index)
 {
-	struct vring *r = &((struct vhost *)p->priv)->ring[index];
+	struct vpti_vring *r = &((struct vpti_vhost *)p->priv)->ring[index];
 
 	vpti_watch_del(r->watch);
 	r->watch = NULL;
-	vpti_fd_close(&virtq_of(p, index)->call_fd);
-	virtq_of(p, index)->inflight.region = NULL;
+	vpti_fd_close(&vpti_vring_virtq(p, index)->call_fd);
+	vpti_vring_virtq(p, index)->inflight.region = NULL;
 	r->running = false;
 }
 
 /* Take one ring out of service, wait until nobody uses it. */
 static void quiesce(struct vpt_port *p, uint32_t index)
 {
-	if (is_tx(index))
+	if (vpti_vring_is_tx(index))
 		vpti_txq_stop(p->txq[index / 2]);
 	else
 		vpti_rxq_stop(p->rxq[index / 2]);
@@ -417,15 +251,15 @@ static void quiesce(struct vpt_port *p, uint32_t index)
 
 int vpt_vhost_vring_stop(vpt_port *p, uint32_t index, uint32_t *base)
 {
-	struct vhost *vh = p->priv;
+	struct vpti_vhost *vh = p->priv;
 
-	if (check(p, index))
+	if (vpti_vhost_check(p, index))
 		return -EINVAL;
 	if (!vh->ring[index].running)
 		return -ENOENT;
 	quiesce(p, index);
-	*base = layout_of(p)->base(virtq_of(p, index));
-	vpti_inflight_end(&virtq_of(p, index)->inflight);
+	*base = vpti_vhost_layout(p)->base(vpti_vring_virtq(p, index));
+	vpti_inflight_end(&vpti_vring_virtq(p, index)->inflight);
 	close_ring(p, index);
 	apply(p);
 	return 0;
@@ -433,14 +267,14 @@ int vpt_vhost_vring_stop(vpt_port *p, uint32_t index, uint32_t *base)
 
 int vpt_vhost_vring_enable(vpt_port *p, uint32_t index, int enable)
 {
-	struct vhost *vh = p->priv;
+	struct vpti_vhost *vh = p->priv;
 
-	if (check(p, index))
+	if (vpti_vhost_check(p, index))
 		return -EINVAL;
 	if (vh->ring[index].enabled == (enable != 0))
 		return 0;
 	vh->ring[index].enabled = enable != 0;
-	if (!enable && !is_tx(index))
+	if (!enable && !vpti_vring_is_tx(index))
 		quiesce(p, index);
 	apply(p);
 	return 0;
@@ -448,10 +282,10 @@ int vpt_vhost_vring_enable(vpt_port *p, uint32_t index, int enable)
 
 int vpt_vhost_vring_set_kick(vpt_port *p, uint32_t index, int32_t fd)
 {
-	struct vhost *vh = p->priv;
+	struct vpti_vhost *vh = p->priv;
 	int rc;
 
-	if (check(p, index))
+	if (vpti_vhost_check(p, index))
 		return -EINVAL;
 	if (!vh->ring[index].running)
 		return -ENOENT;
@@ -463,9 +297,9 @@ int vpt_vhost_vring_set_kick(vpt_port *p, uint32_t index, int32_t fd)
 
 int vpt_vhost_vring_unheard(vpt_port *p, uint32_t index, int unheard)
 {
-	struct vhost *vh = p->priv;
+	struct vpti_vhost *vh = p->priv;
 
-	if (check(p, index))
+	if (vpti_vhost_check(p, index))
 		return -EINVAL;
 	vh->ring[index].unheard = unheard != 0;
 	apply(p);
@@ -474,9 +308,9 @@ int vpt_vhost_vring_unheard(vpt_port *p, uint32_t index, int unheard)
 
 int vpt_vhost_vring_kick(vpt_port *p, uint32_t index)
 {
-	struct vhost *vh = p->priv;
+	struct vpti_vhost *vh = p->priv;
 
-	if (check(p, index))
+	if (vpti_vhost_check(p, index))
 		return -EINVAL;
 	if (!vh->ring[index].running)
 		return -ENOENT;
@@ -486,18 +320,18 @@ int vpt_vhost_vring_kick(vpt_port *p, uint32_t index)
 
 int vpt_vhost_vring_set_call(vpt_port *p, uint32_t index, int32_t fd)
 {
-	struct vhost *vh = p->priv;
+	struct vpti_vhost *vh = p->priv;
 	int old, copy, rc;
 
-	if (check(p, index))
+	if (vpti_vhost_check(p, index))
 		return -EINVAL;
 	if (!vh->ring[index].running)
 		return -ENOENT;
 	rc = vpti_eventfd_dup(fd, &copy);
 	if (rc)
 		return rc;
-	old = virtq_of(p, index)->call_fd;
-	VPTI_WRITE(virtq_of(p, index)->call_fd, copy);
+	old = vpti_vring_virtq(p, index)->call_fd;
+	VPTI_WRITE(vpti_vring_virtq(p, index)->call_fd, copy);
 	vpti_synchronize(); /* a worker may be writing to the old one */
 	/* What it was told by the old one may not have been heard. */
 	if (copy >= 0)
@@ -511,12 +345,12 @@ int vpt_vhost_vring_set_call(vpt_port *p, uint32_t index, int32_t fd)
 /* Put a new table in the place of the old one under rings that may be running. */
 static int replace_mem(struct vpt_port *p, struct vpti_mem *mem)
 {
-	struct vhost *vh = p->priv;
+	struct vpti_vhost *vh = p->priv;
 	struct vpti_mem *old = vh->mem;
 	struct vpti_virtq probe;
 	uint32_t i;
 
-	if (log_of(p, p->features) && !log_covers(p, vh->log, mem)) {
+	if (vpti_vhost_log(p, p->features) && !vpti_vhost_log_covers(p, vh->log, mem)) {
 		vpti_mem_free(mem);
 		return -ERANGE;
 	}
@@ -529,7 +363,7 @@ static int replace_mem(struct vpt_port *p, struct vpti_mem *mem)
 	vpti_port_stop(p);
 	for (i = 0; i < 2 * p->opts.pairs; i++) {
 		if (vh->ring[i].running)
-			bind_ring(p, virtq_of(p, i), mem, &vh->ring[i].cfg);
+			bind_ring(p, vpti_vring_virtq(p, i), mem, &vh->ring[i].cfg);
 	}
 	vh->mem = mem;
 	apply(p);
@@ -548,17 +382,17 @@ static int change_mem(vpt_port *p, const struct vpti_mem *old, const struct vpt_
 
 int vpt_vhost_mem_set(vpt_port *p, const struct vpt_mem_region *regions, uint32_t n)
 {
-	return check(p, 0) ? -EINVAL : change_mem(p, NULL, regions, n, NULL);
+	return vpti_vhost_check(p, 0) ? -EINVAL : change_mem(p, NULL, regions, n, NULL);
 }
 
 int vpt_vhost_mem_add(vpt_port *p, const struct vpt_mem_region *region)
 {
-	return check(p, 0) ? -EINVAL : change_mem(p, ((struct vhost *)p->priv)->mem, region, 1, NULL);
+	return vpti_vhost_check(p, 0) ? -EINVAL : change_mem(p, ((struct vpti_vhost *)p->priv)->mem, region, 1, NULL);
 }
 
 int vpt_vhost_mem_del(vpt_port *p, const struct vpt_mem_region *region)
 {
-	return check(p, 0) ? -EINVAL : change_mem(p, ((struct vhost *)p->priv)->mem, NULL, 0, region);
+	return vpti_vhost_check(p, 0) ? -EINVAL : change_mem(p, ((struct vpti_vhost *)p->priv)->mem, NULL, 0, region);
 }
 
 uint64_t vpt_vhost_inflight_size(int packed, uint32_t queues, uint32_t queue_size)
@@ -569,12 +403,12 @@ uint64_t vpt_vhost_inflight_size(int packed, uint32_t queues, uint32_t queue_siz
 int vpt_vhost_inflight_set(vpt_port *p, const struct vpt_inflight *record)
 {
 	struct vpti_inflight_area *area = NULL;
-	struct vhost *vh = p->priv;
+	struct vpti_vhost *vh = p->priv;
 	int rc;
 
-	if (check(p, 0))
+	if (vpti_vhost_check(p, 0))
 		return -EINVAL;
-	if (any_running(p))
+	if (vpti_vhost_runs(p))
 		return -EBUSY;
 	rc = record ? vpti_inflight_map(record, &p->sigbus, &area) : 0;
 	if (rc)
@@ -586,10 +420,10 @@ int vpt_vhost_inflight_set(vpt_port *p, const struct vpt_inflight *record)
 
 int vpt_vhost_reset(vpt_port *p)
 {
-	struct vhost *vh = p->priv;
+	struct vpti_vhost *vh = p->priv;
 	uint32_t i;
 
-	if (check(p, 0))
+	if (vpti_vhost_check(p, 0))
 		return -EINVAL;
 	vpti_port_stop(p);
 	for (i = 0; i < 2 * p->opts.pairs; i++) {
@@ -603,8 +437,8 @@ int vpt_vhost_reset(vpt_port *p)
 	vpti_inflight_unmap(vh->inflight);
 	vh->inflight = NULL;
 	take_features(p, 0);
-	apply_log(p);
-	drop_log(vh);
+	vpti_vhost_log_apply(p);
+	vpti_vhost_log_drop(vh);
 	vpti_fd_close(&vh->log_fd);
 	vpti_port_revive(p);
 	return 0;
@@ -614,7 +448,7 @@ int vpt_vhost_reset(vpt_port *p)
 
 static int vhost_init(struct vpt_port *p)
 {
-	struct vhost *vh = calloc(1, sizeof(*vh));
+	struct vpti_vhost *vh = calloc(1, sizeof(*vh));
 	uint32_t i;
 	int rc;
 
@@ -627,8 +461,8 @@ static int vhost_init(struct vpt_port *p)
 		if (rc)
 			return rc;
 		vh->ring[2 * i].log_used = vh->ring[2 * i + 1].log_used = VPTI_LOG_NEVER;
-		virtq_of(p, 2 * i)->call_fd = -1;
-		virtq_of(p, 2 * i + 1)->call_fd = -1;
+		vpti_vring_virtq(p, 2 * i)->call_fd = -1;
+		vpti_vring_virtq(p, 2 * i + 1)->call_fd = -1;
 	}
 	take_features(p, 0);
 	return 0;
@@ -636,7 +470,7 @@ static int vhost_init(struct vpt_port *p)
 
 static void vhost_fini(struct vpt_port *p)
 {
-	struct vhost *vh = p->priv;
+	struct vpti_vhost *vh = p->priv;
 	uint32_t i;
 
 	for (i = 0; vh && i < 2 * p->opts.pairs; i++) {
@@ -645,7 +479,7 @@ static void vhost_fini(struct vpt_port *p)
 	}
 	vpti_queues_free(p);
 	if (vh) {
-		drop_log(vh);
+		vpti_vhost_log_drop(vh);
 		vpti_fd_close(&vh->log_fd);
 		vpti_mem_free(vh->mem);
 		vpti_inflight_unmap(vh->inflight);
