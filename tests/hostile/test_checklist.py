@@ -31,7 +31,7 @@ NUMBER = re.compile(r"(?<![A-Za-z0-9])([SMQPL]\d{1,2})(?![A-Za-z0-9])", re.IGNOR
 
 def others() -> set[Path]:
     """The files whose tests may bear a number."""
-    return {path for where in WHERE for path in (TESTS / where).glob("test_*.py")} - {Path(__file__)}
+    return {path for where in WHERE for path in (TESTS / where).rglob("test_*.py")} - {Path(__file__)}
 
 
 def collected_anew() -> list[str]:
