@@ -78,23 +78,26 @@ int vpt_port_inject(vpt_port *p, const void *frame, uint32_t len)
 	return i.one.dropped ? -EPERM : 0;
 }
 
-int vpt_port_learn(vpt_port *p, const uint8_t *mac, uint16_t vlan)
+static bool may_be_heard(const struct vpt_port *p, const struct vpt_heard *h)
+{
+	uint64_t mac = vpti_mac48(h->mac);
+
+	if (h->mac[0] & 1 || !mac || h->vlan >= VPTI_VLAN_NONE || (p->only_mac && mac != p->only_mac))
+		return false;
+	return p->sw->vlans ? vpti_vlan_carries(p->vlans, h->vlan) : !h->vlan;
+}
+
+int vpt_port_learn(vpt_port *p, const struct vpt_heard *heard, uint32_t n)
 {
 	uint32_t tick = (uint32_t)((vpti_now_ns() - p->engine->start_ns) / 1000000000u);
-	uint64_t only = p->only_mac;
+	int learned = 0;
+	uint32_t i;
 
-	if (mac[0] & 1 || !vpti_mac48(mac) || vlan >= VPTI_VLAN_NONE)
-		return -EINVAL;
-	if (p->sw->vlans ? !vpti_vlan_carries(p->vlans, vlan) : vlan)
-		return -EACCES;
-	if (only && vpti_mac48(mac) != only)
-		return -EEXIST;
-	switch (vpti_mac_learn(&p->sw->macs, (uint64_t)vlan << 48 | vpti_mac48(mac), p->slot, tick)) {
-	case VPTI_LEARN_SPOOFED:
-		return -EEXIST;
-	case VPTI_LEARN_FULL:
-		return -ENOSPC;
-	default:
-		return 0;
+	for (i = 0; i < n; i++) {
+		uint64_t key = (uint64_t)heard[i].vlan << 48 | vpti_mac48(heard[i].mac);
+
+		if (may_be_heard(p, &heard[i]) && vpti_mac_learn(&p->sw->macs, key, p->slot, tick) == VPTI_LEARNED)
+			learned++;
 	}
+	return learned;
 }

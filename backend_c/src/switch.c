@@ -416,7 +416,8 @@ void vpt_switch_del(vpt_switch *sw)
 	free(sw);
 }
 
-int vpt_switch_macs(const vpt_switch *sw, struct vpt_mac_entry *out, uint32_t max)
+/* Of one port, or if NULL, of all. */
+static int macs(const struct vpt_switch *sw, const struct vpt_port *only, struct vpt_mac_entry *out, uint32_t max)
 {
 	uint32_t now = (uint32_t)((vpti_now_ns() - sw->engine->start_ns) / 1000000000u);
 	uint32_t n = 0, i, k, b;
@@ -427,7 +428,8 @@ int vpt_switch_macs(const vpt_switch *sw, struct vpt_mac_entry *out, uint32_t ma
 			uint32_t seen = VPTI_READ(sw->macs.b[i].seen[k]);
 			uint32_t age = seen == VPTI_MAC_STATIC ? 0 : now - seen;
 
-			if (!e || (int32_t)age > (int32_t)VPTI_READ(sw->macs.age) || !sw->port[(uint16_t)e])
+			if (!e || (int32_t)age > (int32_t)VPTI_READ(sw->macs.age) || !sw->port[(uint16_t)e] ||
+			    (only && sw->port[(uint16_t)e] != only))
 				continue;
 			if (n < max) {
 				out[n] = (struct vpt_mac_entry){ .port_id = sw->port[(uint16_t)e]->id };
@@ -440,4 +442,14 @@ int vpt_switch_macs(const vpt_switch *sw, struct vpt_mac_entry *out, uint32_t ma
 		}
 	}
 	return (int)n;
+}
+
+int vpt_switch_macs(const vpt_switch *sw, struct vpt_mac_entry *out, uint32_t max)
+{
+	return macs(sw, NULL, out, max);
+}
+
+int vpt_port_macs(const vpt_port *p, struct vpt_mac_entry *out, uint32_t max)
+{
+	return macs(p->sw, p, out, max);
 }

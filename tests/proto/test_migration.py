@@ -145,10 +145,12 @@ def test_addresses_behind_a_guest_come_along(host: Host, connect: Connect) -> No
     behind = [bytes.fromhex(f"0200000000{n:02x}") for n in range(1, 40)]
     for mac in behind:
         old.transmit(frame(BROADCAST, mac))
+    third.transmit(frame(BROADCAST, MAC_C))
     state = save(suspended(old))
     suspended(new)
     assert load(new, state) == 0
     assert {where(host, mac) for mac in behind} == {target.port.id}
+    assert where(host, MAC_C) == other.port.id, "heard elsewhere"
     assert third.receive(len(behind))
 
 
@@ -159,7 +161,7 @@ def test_the_largest_state_that_is_saved_can_be_loaded(host: Host, connect: Conn
     old.negotiate()
     new.negotiate()
     macs = [f"02:00:00:00:{n >> 8:02x}:{n & 0xFF:02x}" for n in range(MAX_MACS)]
-    host.call(lambda: [source.port.learn(mac, 0) for mac in macs])
+    assert host.call(lambda: source.port.learn([(mac, 0) for mac in macs])) == MAX_MACS
     assert load(new, save(old)) == 0
     assert {e.mac for e in host.call(host.switch.macs) if e.port_id == target.port.id} == set(macs)
 

@@ -296,9 +296,19 @@ class Port:
         """
         self._check(lib.vpt_port_inject(self._handle(), frame, len(frame)), f"send {len(frame)} bytes")
 
-    def learn(self, mac: str | bytes, vlan: int = 0) -> None:
-        """As if that address had been heard here. ENOSPC: no room; EEXIST: another's; EACCES: other VLAN."""
-        self._check(lib.vpt_port_learn(self._handle(), mac_bytes(mac), vlan), f"learn {mac!r}")
+    def learn(self, heard: Sequence[tuple[str | bytes, int]]) -> int:
+        """As if these addresses had been heard here, each in its VLAN (0: without tag); returns how many.
+
+        Left out is what this port may not have, is another's, or has no room.
+        """
+        table = new("struct vpt_heard[]", [(mac_bytes(mac), vlan) for mac, vlan in heard])
+        return self._check(lib.vpt_port_learn(self._handle(), table, len(heard)), f"learn {len(heard)}")
+
+    def macs(self, most: int) -> list[tuple[str, int]]:
+        """Addresses that were heard here, `most` at most, each with its VLAN (0: without tag)."""
+        table = ffi.new("struct vpt_mac_entry[]", most)
+        count = self._check(lib.vpt_port_macs(self._handle(), table, most), "MAC table")
+        return [(mac_text(bytes(e.mac)), e.vlan) for e in table[0 : min(count, most)]]
 
     def state(self) -> PortState:
         """A moment's view of port and peer."""

@@ -245,11 +245,18 @@ int vpt_port_set_link(vpt_port *p, int up);
  * link down, or broken; -EPERM: dropped by the port's rules, and that is counted. Waits for the port's worker.
  */
 int vpt_port_inject(vpt_port *p, const void *frame, uint32_t len);
+
+struct vpt_heard {
+	uint8_t mac[6];
+	uint16_t vlan;             /* 0: without tag */
+};
 /*
- * As if that unicast address had been heard there, in that VLAN (0: without tag). -EINVAL; -EACCES: the port does not carry the
- * VLAN; -EEXIST: another port's own, or not this one's only address; -ENOSPC: no room for it.
+ * As if these n addresses had been heard there; returns how many were learned. Left out is what is no unicast address, is in a VLAN
+ * that the port does not carry, is another port's own, not this one's only one, or has no room.
  */
-int vpt_port_learn(vpt_port *p, const uint8_t *mac, uint16_t vlan);
+int vpt_port_learn(vpt_port *p, const struct vpt_heard *heard, uint32_t n);
+/* Up to max addresses that were heard there and are remembered into *out; returns how many there are. */
+int vpt_port_macs(const vpt_port *p, struct vpt_mac_entry *out, uint32_t max);
 
 /* ---- what a port may send and gets ---- */
 

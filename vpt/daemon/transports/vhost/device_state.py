@@ -8,15 +8,14 @@ front-end's pipe, which could be made to block.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
+import json
 import os
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vpt.daemon.transports.vhost.state import Group, Reply, State, payload_of
-from vpt.errors import DataplaneError
 from vpt.vhost_user import U64, DeviceStateFd, Message, Payload, ProtocolFeature, Request
 
 MAX_MACS = 2048
@@ -106,12 +105,9 @@ def _check_device_state(state: State, _message: Message) -> Payload:
 
 
 def _save(state: State) -> bytes:
-    macs = [
-        Heard(mac=entry.mac, vlan=entry.vlan)
-        for entry in state.port.switch.macs()
-        if entry.port_id == state.port.id
-    ]
-    return PortState(schema="vpt.port-state/v1", macs=macs[:MAX_MACS]).model_dump_json(by_alias=True).encode()
+    """A PortState, written without one: there may be many addresses, and nobody is to wait."""
+    macs = [{"mac": mac, "vlan": vlan} for mac, vlan in state.port.macs(MAX_MACS)]
+    return json.dumps({"schema": "vpt.port-state/v1", "macs": macs}, separators=(",", ":")).encode()
 
 
 def _load(state: State, data: bytes) -> bool:
@@ -120,10 +116,7 @@ def _load(state: State, data: bytes) -> bool:
         loaded = PortState.model_validate_json(data)
     except ValidationError:
         return False
-    for heard in loaded.macs:
-        # The port's limit, a VLAN that it is not in, or another port's own address.
-        with contextlib.suppress(DataplaneError):
-            state.port.learn(heard.mac, heard.vlan)
+    state.port.learn([(heard.mac, heard.vlan) for heard in loaded.macs])
     return True
 
 
