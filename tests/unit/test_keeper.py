@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +265,42 @@ class TestOnePeer:
 
         with_shelf(record(folder / "s", "app"), bundle, peer)
 
+    def test_of_a_crowd_of_second_apps_few_are_told_and_all_are_counted(
+        self, folder: Path, bundle: Bundle
+    ) -> None:
+        """Who is told is waited for, and has a descriptor and a task of ours meanwhile."""
+
+        def hung_up(conn: socket.socket) -> bool:
+            try:
+                return conn.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                return True
+
+        def crowd(shelf: Shelf) -> None:
+            with ExitStack() as stack:
+                first, *others = (
+                    stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                    for _ in range(41)
+                )
+                first.connect(str(folder / "s"))
+                receive_bundle(first).close()
+                for conn in others:
+                    conn.connect(str(folder / "s"))
+                until(lambda: shelf.second_peers("p") == 40, "all to be counted")
+                until(lambda: sum(map(hung_up, others)) == 40 - 8, "most to be hung up on")
+                told = next(conn for conn in others if not hung_up(conn))
+                with pytest.raises(ConflictError, match=f"process {os.getpid()} uses"):
+                    receive_bundle(told)
+                assert not hung_up(first)
+
+        async def run() -> None:
+            async with shelf_with(record(folder / "s", "app"), bundle) as shelf:
+                await asyncio.to_thread(crowd, shelf)
+
+        asyncio.run(run())
+
     @pytest.mark.parametrize(
         "hello", [b"", b"V", b"GET / HTTP/1.1\r\n", b"VPTB\1\0\0\0", b"VPTA\2\0\0\0", bytes(8), bytes(5000)]
     )
@@ -467,6 +503,11 @@ def test_peers_come_and_go_by_name(folder: Path, bundle: Bundle) -> None:
         peer = keeper.peer("p")
         assert peer is not None
         assert peer.pid == os.getpid()
+        with closing(QemuEnd(folder / "s")) as other:
+            assert gone_from(other.sock)
+        while not keeper.second_peers("p"):
+            await asyncio.sleep(0.01)
+        assert len(keeper.changed) == 1, "who was refused has not come"
         qemu.close()
         while len(keeper.changed) < 2:
             await asyncio.sleep(0.01)

@@ -10,11 +10,11 @@ started by vptd when the first ring port is made.
         {"op": "put", "record": {...}} + fds      {"ok": true}
         {"op": "fetch", "name": "vm1"}            {"ok": true, "record": {...}} + fds, or "record": null
         {"op": "drop", "name": "vm1"}             {"ok": true}
-        {"op": "list", "after": ""}               {"ok": true, "ports": [{"name":, "peer":}, ...]}
-                                                  until the answer is empty
+        {"op": "list", "after": ""}               {"ok": true, "ports": [{"name":, "peer":,
+                                                  "second_peers":}, ...]}, until the answer is empty
         {"op": "stop"}                            {"ok": true}, and it ends
     an error: {"ok": false, "error": {"code", "message", "hint"}}
-    unasked:  {"event": "peer", "name": "vm1", "peer": {"pid":, "uid":, "gid":} or null}
+    unasked:  {"event": "peer", "name": "vm1", "peer": {"pid":, "uid":, "gid":} or null, "second_peers": 0}
 
 It ends when told to, and when neither a vptd nor a peer has been connected for a while.
 """
@@ -204,19 +204,24 @@ class Keeper:
     async def _list(self, request: dict[str, Any], _fds: list[int]) -> _Answer:
         after = str(request.get("after", ""))
         names = [name for name in await self._shelf.names() if name > after][:_PAGE]
-        return _Answer(
-            {"ports": [{"name": name, "peer": peer_to_wire(self._shelf.peer(name))} for name in names]}
-        )
+        return _Answer({"ports": [self._peers(name) for name in names]})
 
     async def _stop(self, _request: dict[str, Any], _fds: list[int]) -> _Answer:
         # After the answer has gone out.
         asyncio.get_running_loop().call_later(0.05, self.stop)
         return _Answer({})
 
+    def _peers(self, name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "peer": peer_to_wire(self._shelf.peer(name)),
+            "second_peers": self._shelf.second_peers(name),
+        }
+
     def _peer_changed(self, name: str) -> None:
         if self._client is None:
             return
-        event = {"event": "peer", "name": name, "peer": peer_to_wire(self._shelf.peer(name))}
+        event = {"event": "peer", **self._peers(name)}
         # A vptd that does not read asks for the list when it comes to.
         with contextlib.suppress(OSError):
             self._client.send(json.dumps(event).encode(), socket.MSG_NOSIGNAL)

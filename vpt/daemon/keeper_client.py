@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vpt.daemon.aio import receive, send
@@ -27,6 +28,14 @@ __all__ = ["KeeperClient"]
 
 _START_TIMEOUT_S = 15.0
 _ANSWER_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Peers:
+    """Of one port: who is connected, and how many were refused meanwhile."""
+
+    peer: PeerCredentials | None = None
+    refused: int = 0
 
 
 class KeeperClient:
@@ -54,7 +63,7 @@ class KeeperClient:
         self._reader: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[tuple[dict[str, Any], list[int]]] | None = None
         self._turn = asyncio.Lock()
-        self._peers: dict[str, PeerCredentials | None] = {}
+        self._peers: dict[str, _Peers] = {}
         self.pid: int | None = None
 
     @property
@@ -102,7 +111,7 @@ class KeeperClient:
 
     async def put(self, record: Record, bundle: Bundle) -> None:
         await self._ask({"op": "put", "record": record.to_wire()}, bundle.fds())
-        self._peers.setdefault(record.name, None)
+        self._peers.setdefault(record.name, _Peers())
 
     async def fetch(self, name: str) -> tuple[Record, Bundle] | None:
         answer, fds = await self._ask({"op": "fetch", "name": name})
@@ -127,10 +136,13 @@ class KeeperClient:
                 return names
             for port in answer["ports"]:
                 names.append(port["name"])
-                self._peers[port["name"]] = _peer(port["peer"])
+                self._peers[port["name"]] = _peers(port)
 
     def peer(self, name: str) -> PeerCredentials | None:
-        return self._peers.get(name)
+        return self._peers.get(name, _Peers()).peer
+
+    def second_peers(self, name: str) -> int:
+        return self._peers.get(name, _Peers()).refused
 
     async def _ask(
         self, request: dict[str, Any], fds: Sequence[int] = ()
@@ -175,8 +187,11 @@ class KeeperClient:
 
     def _received(self, message: dict[str, Any], fds: list[int]) -> None:
         if message.get("event") == "peer":
-            self._peers[message["name"]] = _peer(message["peer"])
-            self._on_change(message["name"])
+            name, now = message["name"], _peers(message)
+            changed = now.peer != self.peer(name)
+            self._peers[name] = now
+            if changed:
+                self._on_change(name)
         elif self._waiting is not None and not self._waiting.done():
             self._waiting.set_result((message, fds))
         else:
@@ -195,8 +210,10 @@ class KeeperClient:
             )
 
 
-def _peer(wire: dict[str, int] | None) -> PeerCredentials | None:
-    return PeerCredentials(wire["pid"], wire["uid"], wire["gid"]) if wire else None
+def _peers(wire: dict[str, Any]) -> _Peers:
+    peer = wire["peer"]
+    refused = wire.get("second_peers", 0)  # a keeper that is older than this vptd does not count them
+    return _Peers(PeerCredentials(peer["pid"], peer["uid"], peer["gid"]) if peer else None, refused)
 
 
 def _try_connect(paths: RuntimePaths) -> socket.socket | None:

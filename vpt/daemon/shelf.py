@@ -76,6 +76,9 @@ class Holder(Protocol):
     def peer(self, name: str) -> PeerCredentials | None:
         """Who is connected."""
 
+    def second_peers(self, name: str) -> int:
+        """How many were refused meanwhile."""
+
 
 @dataclass(slots=True)
 class _Kept:
@@ -85,7 +88,7 @@ class _Kept:
 
 
 class Shelf:
-    """Keeps bundles. on_change(name) is called after a peer has come or gone."""
+    """Keeps bundles. on_change(name) is called after a peer has come or gone, or others have been refused."""
 
     def __init__(self, log: logging.Logger, on_change: Callable[[str], None] | None = None) -> None:
         self._log = log
@@ -146,6 +149,10 @@ class Shelf:
     def peer(self, name: str) -> PeerCredentials | None:
         kept = self._kept.get(name)
         return kept.server.peer if kept else None
+
+    def second_peers(self, name: str) -> int:
+        kept = self._kept.get(name)
+        return kept.server.second_peers if kept else 0
 
     async def close(self) -> None:
         for name in list(self._kept):

@@ -33,6 +33,10 @@ __all__ = ["Bundle", "PeerServer"]
 
 # How long a peer may take to read what it is handed.
 _GREET_TIMEOUT_S = 10.0
+# That many others at a time are told that the port is in use; who comes beyond that is hung up on.
+_MOST_TOLD = 8
+# How often those who count hear of it.
+_TELL_REFUSALS_S = 1.0
 # How often to look whether what peers sent has been closed, where too much of it is not.
 _CLOSER_POLL_S = 0.5
 _WANTED_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -92,7 +96,7 @@ class Bundle:
 class PeerServer:
     """Serves a bundle to one peer at a time. Subclasses say how a peer is greeted.
 
-    on_change is called after a peer has come or gone.
+    on_change is called after a peer has come or gone, and a while after others have been refused.
     """
 
     def __init__(
@@ -113,6 +117,9 @@ class PeerServer:
         self._stopping = False
         self.closer = Closer(log)
         self.peer: PeerCredentials | None = None
+        self.second_peers = 0  # refused, for there was one already
+        self._told = 0  # at this moment
+        self._telling: asyncio.TimerHandle | None = None
 
     async def greet(self, conn: socket.socket, bundle: Bundle) -> None:
         """Hand the bundle over. Raises VptError or OSError if the peer is not up to it."""
@@ -127,6 +134,8 @@ class PeerServer:
     async def stop(self) -> None:
         """Hang up and stop listening. The region and its eventfds stay as they are."""
         self._stopping = True
+        if self._telling is not None:
+            self._telling.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -153,6 +162,7 @@ class PeerServer:
                 await asyncio.sleep(1)
                 continue
             self._spawn(self._serve(conn))
+            await asyncio.sleep(0)  # where a crowd waits, accepting is always possible
 
     async def _serve(self, conn: socket.socket) -> None:
         try:
@@ -160,15 +170,33 @@ class PeerServer:
             keep_urgent_inline(conn)
             try:
                 if self.peer is not None:
-                    self._log.warning("second peer refused: pid=%d", credentials.pid)
-                    async with asyncio.timeout(_GREET_TIMEOUT_S):
-                        await self.refuse(conn, f"process {self.peer.pid} uses this port")
-                    return
-                await self._serve_only(conn, credentials)
+                    await self._turn_away(conn, credentials, self.peer)
+                else:
+                    await self._serve_only(conn, credentials)
             except (VptError, OSError, TimeoutError) as error:
                 self._log.warning("peer dropped: pid=%d %s", credentials.pid, _reason(error))
         finally:
             self.closer.hang_up(conn)
+
+    async def _turn_away(
+        self, conn: socket.socket, credentials: PeerCredentials, peer: PeerCredentials
+    ) -> None:
+        self.second_peers += 1
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_TELL_REFUSALS_S, self._tell_refusals)
+        self._log.warning("second peer refused: pid=%d", credentials.pid)
+        if self._told >= _MOST_TOLD:
+            return
+        self._told += 1
+        try:
+            async with asyncio.timeout(_GREET_TIMEOUT_S):
+                await self.refuse(conn, f"process {peer.pid} uses this port")
+        finally:
+            self._told -= 1
+
+    def _tell_refusals(self) -> None:
+        self._telling = None
+        self._on_change()
 
     async def _serve_only(self, conn: socket.socket, credentials: PeerCredentials) -> None:
         self.peer = credentials

@@ -142,6 +142,7 @@ class RingTransport:
             "connected": self.peer is not None,
             "vectors": vec_count(self._options.pairs),
             "resumed": self.resumed,
+            "counters": {"second_peers": self._holder.second_peers(self._record.name)},
         }
 
 

@@ -8,6 +8,7 @@
 
 errno is 0, or says why there are no descriptors: EPROTO another version, EBUSY another process has the port;
 message is for people. The connection stays open as long as the app uses the port, and nothing else is sent.
+Of those who connect meanwhile eight at a time are told EBUSY; more are hung up on.
 
 The server needs the standard library only, the client (open_app) the data plane.
 """
