@@ -317,6 +317,7 @@ def test_in_band_a_kick_starts_the_ring_and_is_answered_when_all_is_done(
         one.do(Request.VRING_KICK, VringState(1, 0))
         assert [number(r.frame) for r in two.poll(refill=False)] == list(range(burst))
         assert len(list(one.pairs[0].tx.take_used())) == burst
+        assert calls_one.waiting(), "and the call before has been answered before this kick"
         assert calls_one.take().payload == VringState(1, 0)
         assert calls_two.take().payload == VringState(0, 0)
         two.fill(kick=False)

@@ -270,7 +270,7 @@ def test_who_refuses_one_is_not_asked_again(
     back = begin(fe, stack)
     start(fe)
     assert given(back, answer=1)[0] == RX
-    until(lambda: port.faults["pages_refused"] == 1, "the refusal to be counted")
+    until(lambda: port.faults.get("pages_refused") == 1, "the refusal to be counted")
     fe.start_ring(TX, base=fe.stop_ring(TX))
     port.set_policy(Policy.notify())
     port.set_policy(Policy.poll())
@@ -295,7 +295,7 @@ def test_a_refusal_is_remembered_beyond_the_life_of_vptd(
     back = begin(fe, stack)
     start(fe)
     given(back, answer=1)
-    until(lambda: port.faults["pages_refused"] == 1, "the refusal to be counted")
+    until(lambda: port.faults.get("pages_refused") == 1, "the refusal to be counted")
     host.remove(port)
     again = connect(host.vhost("a", policy=Policy.poll(), calm_s=0, remember=True))
     again.negotiate(WITH_PAGES)

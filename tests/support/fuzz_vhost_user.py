@@ -156,8 +156,8 @@ class Target:
         finally:
             session.describe()
             decoder.close()
-            session.close()
             self._port.vhost_reset()
+            session.close()
             self._engine.events()
             while self._closer.pending:
                 time.sleep(0)

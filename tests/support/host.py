@@ -129,7 +129,12 @@ class Host:
         return self.run(run())
 
     def open_things(self) -> Counter[str]:
-        """What this process holds, looked at while the loop is not in the middle of anything."""
+        """What this process holds, looked at while the loop is not in the middle of anything.
+
+        Nor a closer: what front-ends have left behind is closed in threads.
+        """
+        closers = [transport.closer for transport in self._transports.values()]
+        until(lambda: not self.call(lambda: sum(c.pending for c in closers)), "all to be closed")
         return self.call(open_things)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:

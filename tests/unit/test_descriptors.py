@@ -8,16 +8,18 @@ import logging
 import os
 import socket
 import tempfile
+import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
+from support.absent import AbsentMemory
 from support.leaks import open_fds
 from support.lingering import Lingering
 from support.waiting import until
-from vpt.daemon import descriptors
-from vpt.daemon.descriptors import MOST_PENDING, Closer, is_eventfd, is_memory
+from vpt.daemon.descriptors import MOST_PENDING, MOST_USUAL, Closer, Lane, is_eventfd, is_memory
 
 KINDS = ["memfd", "tmpfs", "disk", "eventfd", "pipe", "folder", "O_PATH"]
 
@@ -60,23 +62,81 @@ def test_what_they_are(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_memory_and_eventfds_are_closed_at_once_and_all_else_elsewhere(closer: Closer, kind: str) -> None:
-    """At once: whoever counts descriptors afterwards finds none."""
+def test_only_what_is_neither_memory_nor_an_eventfd_is_worth_a_word(
+    closer: Closer, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    closer.close([made(kind)])
+    strange = kind not in ("memfd", "tmpfs", "eventfd")
+    assert closer.handed_over == strange
+    assert bool(caplog.messages) == strange
+
+
+@pytest.mark.parametrize("kind", ["memfd", "tmpfs"])
+def test_memory_that_is_as_good_as_empty_is_closed_at_once(closer: Closer, kind: str) -> None:
+    """Whoever counts descriptors afterwards finds none."""
     fd = made(kind)
-    closer.close([fd])
-    harmless = kind in ("memfd", "tmpfs", "eventfd")
-    if harmless:
-        assert fd not in open_fds()
-    assert closer.handed_over == (not harmless)
+    os.truncate(fd, 1 << 40)
+    os.posix_fallocate(fd, 0, 4096)
+    closer.let_go([fd])
+    assert fd not in open_fds()
 
 
-def test_a_file_with_much_memory_is_freed_elsewhere(closer: Closer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descriptors, "_LARGE_FILE", 1 << 20)
-    fds = [os.memfd_create("large"), os.memfd_create("sparse")]
-    os.posix_fallocate(fds[0], 0, 2 << 20)
-    os.ftruncate(fds[1], 2 << 20)
-    closer.close(fds)
-    assert closer.handed_over == 1
+def test_memory_that_is_full_is_freed_in_another_thread(
+    closer: Closer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many files it is spread over: each takes its time."""
+    closed_by: list[int] = []
+    real = os.close
+    monkeypatch.setattr(os, "close", lambda fd: (closed_by.append(threading.get_ident()), real(fd))[1])
+    for _ in range(4):
+        fd = os.memfd_create("full")
+        os.posix_fallocate(fd, 0, 1 << 20)
+        closer.let_go([fd])
+    until(lambda: len(closed_by) == 4, "all to be closed")
+    assert threading.get_ident() not in closed_by
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("end", [Closer.close, Closer.let_go], ids=["unwanted", "used"])
+def test_nobody_waits_for_an_eventfd_in_an_epoll_set_that_is_held(
+    closer: Closer, end: Callable[[Closer, list[int]], None]
+) -> None:
+    with AbsentMemory() as absent:
+        fd = os.eventfd(1)
+        absent.hold_epoll([fd])
+        end(closer, [fd])
+        assert closer.pending == 1
+        assert closer.handed_over == 0
+        assert not closer.full
+    until(lambda: closer.pending == 0, "it to be closed")
+
+
+@pytest.mark.native
+def test_what_waits_for_its_end_behind_a_held_eventfd_has_a_limit(closer: Closer) -> None:
+    with AbsentMemory() as absent:
+        fd = os.eventfd(1)
+        absent.hold_epoll([fd])
+        closer.let_go([fd, *(os.eventfd(0) for _ in range(MOST_USUAL - 1))])
+        assert not closer.full
+        closer.let_go([os.eventfd(0)])
+        assert closer.full
+    until(lambda: closer.pending == 0, "all to be closed")
+    assert closer.problem is None
+
+
+def test_a_lane_does_its_jobs_in_order_and_goes_on_after_one_that_fails() -> None:
+    done: list[int] = []
+    lane = Lane()
+
+    def job(n: int) -> None:
+        if n == 3:
+            raise OSError
+        done.append(n)
+
+    for n in range(8):
+        lane.do(partial(job, n))
+    until(lambda: not len(lane), "all to be done")
+    assert done == [0, 1, 2, 4, 5, 6, 7]
 
 
 @pytest.mark.native

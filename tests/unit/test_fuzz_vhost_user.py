@@ -35,7 +35,7 @@ def test_the_seeds_reach_every_message(target: Target) -> None:
 
 
 def test_descriptors_that_stay_behind_would_be_found(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpt.vhost_user.codec.Message.close", lambda _: None)
+    monkeypatch.setattr("vpt.daemon.transports.vhost.held.Held.drop", lambda _: None)
     with pytest.raises(AssertionError, match="descriptors"):
         target.one_input(SEEDS["split"])
     monkeypatch.undo()

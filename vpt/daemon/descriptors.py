@@ -4,7 +4,9 @@
 close() takes as long as the maker of a file likes: a TCP socket that lingers waits for its peer, a file on a
 FUSE mount for its server, a pipe for whoever writes to it from memory that does not come, and a unix socket
 closes all that waits in it to be read. Descriptors that a recvmsg() has no room for are closed by the kernel
-inside of it, so there has to be room for as many as can be sent.
+inside of it, so there has to be room for as many as can be sent. An eventfd waits for an epoll_wait() that
+has it in its set and writes to memory that does not come. Memory waits for nobody, but to free it takes a
+while, for whoever lets go of it last.
 
 Standard library only: the keeper uses it.
 """
@@ -17,22 +19,25 @@ import os
 import socket
 import termios
 import threading
+import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from vpt.daemon.sockets import close_fds
 
 if TYPE_CHECKING:
     import logging
 
-__all__ = ["MOST_PENDING", "Closer", "is_eventfd", "is_memory", "keep_urgent_inline"]
+__all__ = ["MOST_PENDING", "MOST_USUAL", "Closer", "Lane", "is_eventfd", "is_memory", "keep_urgent_inline"]
 
 MOST_PENDING = 64
 """That many of a port's may be on their way; no connection is taken or kept beyond that."""
+MOST_USUAL = 2048
+"""The same of eventfds and memory: more than a connection may have in use, by its rings and regions."""
 
-# Freeing a file's pages takes about 0.1 s per GiB: more than this is no matter of an instant.
-_LARGE_FILE = 64 << 20
+# Freeing a file's pages takes up to 0.5 s per GiB; this much, about as long as it takes to start a thread.
+_SMALL_FILE = 256 << 10
+_LANE_STAYS_S = 1.0
 
 
 def is_memory(fd: int) -> bool:
@@ -59,7 +64,7 @@ def keep_urgent_inline(sock: socket.socket) -> None:
 
 def _closes_at_once(fd: int) -> bool:
     # In this order: fstat() of a file on FUSE waits for its server.
-    return is_eventfd(fd) or (is_memory(fd) and os.fstat(fd).st_blocks * 512 <= _LARGE_FILE)
+    return is_memory(fd) and os.fstat(fd).st_blocks * 512 <= _SMALL_FILE
 
 
 def _is_drained(sock: socket.socket) -> bool:
@@ -75,28 +80,74 @@ def _is_drained(sock: socket.socket) -> bool:
         return False
 
 
-class Closer:
-    """Closes what the peers of one port send, and the connections to them.
+class Lane:
+    """Does what may take long, one thing after the other, in a thread that ends a while after the last one.
 
-    What is known to close at once is closed at once. All else goes to a thread, which lives as long as there
-    is something to close: no other port's descriptors wait behind these. For the event loop's thread.
+    What one lane waits for holds up no other. do() is for any thread; the jobs run in the lane's.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: deque[Callable[[], object]] = deque()  # the first is being done
+        self._alive = False
+
+    def __len__(self) -> int:
+        """How many are not done yet."""
+        return len(self._jobs)
+
+    def do(self, job: Callable[[], object]) -> None:
+        """After those that are there. An OSError that it raises is nobody's."""
+        with self._changed:
+            self._jobs.append(job)
+            if self._alive:
+                self._changed.notify()
+                return
+            self._alive = True
+        try:
+            threading.Thread(target=self._work, name="vpt-closer", daemon=True).start()
+        except RuntimeError:  # no thread is to be had: they wait for the next ones
+            self._alive = False
+
+    def _work(self) -> None:
+        while self._more():
+            with contextlib.suppress(OSError):
+                self._jobs[0]()
+            self._jobs.popleft()
+
+    def _more(self) -> bool:
+        with self._changed:
+            self._alive = self._changed.wait_for(lambda: bool(self._jobs), _LANE_STAYS_S)
+            return self._alive
+
+
+class Closer:
+    """Closes what the peers of one port send, and the connections to them. For the event loop's thread.
+
+    Eventfds and memory end in one lane, whoever had them last: it should take an instant, but who holds them
+    in an epoll set, or has filled them, can make it longer. What is neither, and should not have come, ends
+    in another.
     """
 
     def __init__(self, log: logging.Logger | logging.LoggerAdapter[Any]) -> None:
         self._log = log
-        self._lock = threading.Lock()
-        self._waiting: deque[int] = deque()  # the first is being closed
-        self.handed_over = 0  # peers' descriptors, ever
+        self._usual = Lane()
+        self._strange = Lane()
+        self._others: weakref.WeakSet[Lane] = weakref.WeakSet()
+        self.handed_over = 0  # descriptors that are neither eventfds nor memory, ever
 
     @property
     def pending(self) -> int:
         """How many are not closed yet."""
-        return len(self._waiting)
+        return len(self._usual) + self._odd
+
+    @property
+    def _odd(self) -> int:
+        return len(self._strange) + sum(map(len, self._others))
 
     @property
     def full(self) -> bool:
         """Must the peer send no more for now?"""
-        return self.pending > MOST_PENDING
+        return self._odd > MOST_PENDING or len(self._usual) > MOST_USUAL
 
     @property
     def problem(self) -> str | None:
@@ -105,21 +156,35 @@ class Closer:
             return None
         return f"{self.pending} descriptors that a peer sent are still being closed"
 
+    def lane(self) -> Lane:
+        """One more, for what is done with one of the peer's descriptors; what waits there is pending, too."""
+        lane = Lane()
+        self._others.add(lane)
+        return lane
+
     def close(self, fds: Iterable[int]) -> None:
-        """Close each, at once or as soon as it can be."""
-        slow = []
+        """Close what nobody wants, each at once or as soon as it can be."""
+        usual: list[int] = []
+        strange: list[int] = []
+        for fd in fds:
+            (usual if is_memory(fd) or is_eventfd(fd) else strange).append(fd)
+        self.let_go(usual)
+        if not strange:
+            return
+        self.handed_over += len(strange)
+        self._log.warning(
+            "%d descriptors that may take long to close are closed in the background", len(strange)
+        )
+        for fd in strange:
+            self._strange.do(partial(os.close, fd))
+
+    def let_go(self, fds: Iterable[int]) -> None:
+        """Close what was of use. Who has mapped memory unmaps it first, or it is he who frees its pages."""
         for fd in fds:
             if _closes_at_once(fd):
-                close_fds([fd])
+                os.close(fd)
             else:
-                slow.append(fd)
-        if not slow:
-            return
-        self.handed_over += len(slow)
-        self._log.warning(
-            "%d descriptors that may take long to close are closed in the background", len(slow)
-        )
-        self._hand_over(slow)
+                self._usual.do(partial(os.close, fd))
 
     def hang_up(self, sock: socket.socket) -> None:
         """End a connection: the peer notices at once, whatever it has left unread in it."""
@@ -128,20 +193,4 @@ class Closer:
         if _is_drained(sock):
             sock.close()
         else:
-            self._hand_over([sock.detach()])
-
-    def _hand_over(self, fds: Iterable[int]) -> None:
-        with self._lock:
-            idle = not self._waiting
-            self._waiting.extend(fds)
-        if idle:
-            threading.Thread(target=self._work, name="vpt-closer", daemon=True).start()
-
-    def _work(self) -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                os.close(self._waiting[0])
-            with self._lock:
-                self._waiting.popleft()
-                if not self._waiting:
-                    return
+            self._strange.do(partial(os.close, sock.detach()))

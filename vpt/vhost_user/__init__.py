@@ -5,7 +5,18 @@ Knows nothing of rings, switches or sockets' lives: the back-end session
 (``vpt.daemon.transports.vhost_user``) and the test front-end both stand on it.
 """
 
-from vpt.vhost_user.codec import Decoder, Message, close_fds, encode, receive, send_message, send_some
+from vpt.vhost_user.codec import (
+    Decoder,
+    Message,
+    Piece,
+    close_fds,
+    decode,
+    encode,
+    read,
+    receive,
+    send_message,
+    send_some,
+)
 from vpt.vhost_user.features import DeviceStatus, ProtocolFeature, VirtioFeature, feature_names
 from vpt.vhost_user.messages import (
     BACKEND_SPECS,
@@ -61,6 +72,7 @@ __all__ = [
     "MessageSpec",
     "Opaque",
     "Payload",
+    "Piece",
     "ProtocolFeature",
     "Region",
     "Request",
@@ -73,8 +85,10 @@ __all__ = [
     "VringFd",
     "VringState",
     "close_fds",
+    "decode",
     "encode",
     "feature_names",
+    "read",
     "receive",
     "send_message",
     "send_some",

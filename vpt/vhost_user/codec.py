@@ -214,25 +214,46 @@ class Decoder:
         return Message(request, payload, flags, fds, self.discard)
 
 
-def receive(sock: socket.socket, decoder: Decoder) -> list[Message] | None:
-    """Read once, at most to the end of what the decoder is at; None at the end of the stream.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one recvmsg() has brought. Owns the descriptors until a decoder has them. No bytes: the end."""
 
-    Raises RuleError, and OSError: BlockingIOError if there is nothing to read, unless the socket has a
-    time-out. Whoever made the socket may have it still, and make it blocking: that is not relied upon.
+    data: bytes
+    fds: Sequence[int] = ()
+    truncated: bool = False
+
+
+def read(sock: socket.socket, size: int) -> Piece:
+    """Read once, so many bytes at most.
+
+    Raises OSError: BlockingIOError if there is nothing to read, unless the socket has a time-out. Whoever
+    made the socket may have it still, and make it blocking: that is not relied upon.
     """
     how = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-    data, ancillary, flags, _ = sock.recvmsg(decoder.want, _ANCILLARY, how)
+    data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY, how)
     fds = array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    if flags & socket.MSG_CTRUNC:
-        decoder.discard(fds)
-        raise RuleError(Rule.TRUNCATED_FDS, f"no descriptor is free in this process after {len(fds)} of them")
-    if not data:
-        decoder.discard(fds)
+    return Piece(data, fds, bool(flags & socket.MSG_CTRUNC))
+
+
+def decode(piece: Piece, decoder: Decoder) -> list[Message] | None:
+    """The messages that it completes; None at the end of the stream. Raises RuleError."""
+    if piece.truncated:
+        decoder.discard(piece.fds)
+        raise RuleError(
+            Rule.TRUNCATED_FDS, f"no descriptor is free in this process after {len(piece.fds)} of them"
+        )
+    if not piece.data:
+        decoder.discard(piece.fds)
         return None
-    return decoder.feed(data, fds)
+    return decoder.feed(piece.data, piece.fds)
+
+
+def receive(sock: socket.socket, decoder: Decoder) -> list[Message] | None:
+    """Read once, at most to the end of what the decoder is at: what read() and decode() say."""
+    return decode(read(sock, decoder.want), decoder)
 
 
 def send_message(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:

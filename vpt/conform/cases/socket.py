@@ -168,9 +168,14 @@ for _name, _request in (
         for _ in range(MANY):
             fe.send(request, VringFd(0), [fd])
         fe.ask(Request.GET_FEATURES)
-        now = stage.backend.holdings()
-        if before and now and now.fds > before.fds + 2:
-            raise Failure(f"{now.fds - before.fds} descriptors more")
+        if before:
+
+            def let_go() -> bool:
+                """A back-end may close what it has no more use for when it has the time."""
+                now = stage.backend.holdings()
+                return now is None or now.fds <= before.fds + 2
+
+            stage.wait(let_go, f"all but one of {MANY} descriptors to be closed")
         stage.works(fe)
 
 

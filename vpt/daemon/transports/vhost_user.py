@@ -58,6 +58,7 @@ class _Connection:
         self._out = bytearray()
         self._out_fds: list[int] = []  # go with the first byte of it
         self._stalled = False  # a reply waits for the peer to read
+        self._closed = False
         self._timeout_s = timeout_s
         self._deadline: asyncio.TimerHandle | None = None
         self.session = session
@@ -66,6 +67,7 @@ class _Connection:
 
     def close(self) -> None:
         """Stop listening to it and free all it holds."""
+        self._closed = True
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._set_deadline(None)
@@ -74,7 +76,14 @@ class _Connection:
         close_fds(self._out_fds)
         self.session.close()
 
+    def _heard(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._sock, self._readable)
+
     def _readable(self) -> None:
+        if self.session.hear_first(self._heard):
+            self._loop.remove_reader(self._sock)
+            return
         try:
             for _ in range(_READS_PER_WAKE):
                 if self._out or not self._read_some():
@@ -286,8 +295,8 @@ class VhostUserTransport:
 
     def _end(self, client: _Connection) -> None:
         self._client = None
+        self._port.vhost_reset()  # lets go of the descriptors before the session does
         client.close()
-        self._port.vhost_reset()
 
     def _accept(self, listener: socket.socket) -> None:
         if self.closer.full:

@@ -45,7 +45,7 @@ class InbandCall:
 def descriptor(state: State, ring: Ring) -> int:
     """The call descriptor to start a ring with; it stays the ring's."""
     if ring.call_given or not state.has(ProtocolFeature.INBAND_NOTIFICATIONS):
-        return ring.call_fd
+        return ring.call.fd
     if ring.inband_call is None:
         ring.inband_call = InbandCall(state, ring.index)
     return ring.inband_call.fd
@@ -60,7 +60,7 @@ def forward(state: State) -> None:
 
 def tell_broken(state: State, ring: Ring) -> None:
     """This ring broke."""
-    if ring.err_fd >= 0:
-        signal_eventfd(ring.err_fd)
+    if ring.err.fd >= 0:
+        signal_eventfd(ring.err.fd)
     elif state.has(ProtocolFeature.INBAND_NOTIFICATIONS) and state.channel is not None:
         state.channel.request(BackendRequest.VRING_ERR, VringState(ring.index, 0))

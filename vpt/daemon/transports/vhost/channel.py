@@ -3,15 +3,23 @@
 
 At most one request of a kind is on its way: what is asked for meanwhile is asked once more after the answer,
 so a front-end that never reads costs a few bytes. An error ends the channel, not the connection.
+
+The front-end has made the socket and may have it still: while it reads there itself, into memory that does
+not come, or has the kernel drop urgent bytes and what came with them, a recvmsg() of ours waits. The last
+close() may, too. Neither is for the event loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import socket
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from vpt.daemon.descriptors import Closer, keep_urgent_inline
 from vpt.vhost_user import (
@@ -20,11 +28,13 @@ from vpt.vhost_user import (
     BackendRequest,
     Decoder,
     Payload,
+    Piece,
     Rule,
     RuleError,
     close_fds,
+    decode,
     encode,
-    receive,
+    read,
     send_some,
 )
 
@@ -48,6 +58,7 @@ class Channel:
         """Takes over fd; RuleError(BAD_FD) if it is not one of a pair of stream sockets."""
         self._closer = closer
         self._sock = _stream_socket(fd, closer)
+        self._lane = closer.lane()
         self.acknowledge = acknowledge
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder(BACKEND_SPECS, replies=True, discard=closer.close)
@@ -55,6 +66,8 @@ class Channel:
         self._queue: list[_Pending] = []  # the first is being sent
         self._in_flight: list[_Pending] = []  # sent, not answered; answers come in order
         self._writing = False
+        self._reading = False  # in the lane
+        self._heard: Callable[[], None] | None = None  # waits until nothing is unheard
         self.open = True
         self._loop.add_reader(self._sock, self._readable)
 
@@ -87,10 +100,13 @@ class Channel:
         self.open = False
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
-        if successor is not None and os.path.sameopenfile(self._sock.fileno(), successor._sock.fileno()):
-            self._sock.close()
+        if successor is None or not os.path.sameopenfile(self._sock.fileno(), successor._sock.fileno()):
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+        if self._reading:
+            self._lane.do(self._sock.close)
         else:
-            self._closer.hang_up(self._sock)
+            self._closer.let_go([self._sock.detach()])
         self._decoder.close()
         lost = self._in_flight + self._queue
         self._queue, self._in_flight = [], []
@@ -98,6 +114,7 @@ class Channel:
             close_fds(pending.fds)
             if pending.answered is not None:
                 pending.answered(False)
+        self._call_heard()
 
     def _busy(self, pending: _Pending) -> bool:
         return any((p.request, p.payload) == (pending.request, pending.payload) for p in self._in_flight)
@@ -124,20 +141,63 @@ class Channel:
         except OSError:
             self.close()
 
+    @property
+    def _unheard(self) -> bool:
+        return self._reading or fcntl.ioctl(self._sock, termios.FIONREAD, bytes(4)) != bytes(4)
+
+    def hear_first(self, then: Callable[[], None]) -> bool:
+        """Has the front-end said something here that was not heard yet? Then `then` is called once it was."""
+        if not self.open or not self._unheard:
+            return False
+        self._heard = then
+        return True
+
     def _readable(self) -> None:
+        self._reading = True
+        self._loop.remove_reader(self._sock)
+        self._lane.do(partial(self._read, self._decoder.want))
+
+    def _read(self, size: int) -> None:
+        """In the lane."""
+        piece: Piece | None
         try:
-            keep_urgent_inline(self._sock)  # each time: the front-end may have the socket, too
-            while (messages := receive(self._sock, self._decoder)) is not None:
-                for message in messages:
-                    with message:
-                        assert isinstance(message.payload, U64)
-                        self._answer(message.request, message.payload.value == 0)
-                self._pump()
+            keep_urgent_inline(self._sock)  # each time: the front-end may have undone it
+            piece = read(self._sock, size)
         except BlockingIOError:
+            piece = None
+        except OSError:
+            piece = Piece(b"")
+        try:
+            self._loop.call_soon_threadsafe(self._hear, piece)
+        except RuntimeError:  # the loop has ended
+            close_fds(piece.fds if piece is not None else ())
+
+    def _hear(self, piece: Piece | None) -> None:
+        """What was read, if there was anything."""
+        self._reading = False
+        if not self.open:
+            self._closer.close(piece.fds if piece is not None else ())
             return
-        except (RuleError, OSError):
-            pass
-        self.close()
+        try:
+            messages = decode(piece, self._decoder) if piece is not None else []
+            for message in messages or ():
+                with message:
+                    assert isinstance(message.payload, U64)
+                    self._answer(message.request, message.payload.value == 0)
+        except RuleError:
+            messages = None
+        if messages is None:
+            self.close()
+        elif self.open:
+            self._loop.add_reader(self._sock, self._readable)
+            self._pump()
+        self._call_heard()
+
+    def _call_heard(self) -> None:
+        if not self.open or not self._unheard:
+            heard, self._heard = self._heard, None
+            if heard is not None:
+                heard()
 
     def _answer(self, request: int, done: bool) -> None:
         if not self._in_flight or self._in_flight[0].request != request:

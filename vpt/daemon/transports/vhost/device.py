@@ -17,10 +17,11 @@ def _reset_device(state: State, _message: Message) -> None:
     for ring in state.rings:
         if ring.running:
             state.port.vring_stop(ring.index)
+            ring.stopped()
         ring.reset()
         state.port.vring_enable(ring.index, False)
     state.port.vhost_set_features(0)
-    state.features = None
+    state.take_features(None)
     state.status = 0
 
 

@@ -57,6 +57,7 @@ def _set_inflight_fd(state: State, message: Message) -> None:
                 fd=message.fds[0],
             )
         )
+    state.record.take(message)
 
 
 GROUP = Group(

@@ -13,6 +13,7 @@ def _set_log_base(state: State, message: Message) -> Payload:
     log = payload_of(message, Log)
     with port_refuses(Rule.BAD_MEMORY, f"log of {log.size:#x} bytes at {log.offset:#x}"):
         state.port.vhost_log_set(message.fds[0], log.offset, log.size)
+    state.log.take(message)
     return LogTaken()
 
 
@@ -21,6 +22,7 @@ def _set_log_fd(state: State, message: Message) -> None:
         raise RuleError(Rule.BAD_FD, "not an eventfd")
     with port_refuses(Rule.BAD_FD, "log event"):
         state.port.vhost_log_event(message.fds[0])
+    state.log_event.take(message)
 
 
 GROUP = Group(

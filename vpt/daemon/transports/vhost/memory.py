@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from vpt.daemon.descriptors import is_memory
+from vpt.daemon.transports.vhost.held import Held
 from vpt.daemon.transports.vhost.state import Group, State, Told, payload_of, port_refuses
 from vpt.dataplane import MemRegion, vhost_max_mem_regions
 from vpt.vhost_user import U64, MemReg, MemTable, Message, Payload, ProtocolFeature, Region, Request, Rule
@@ -24,24 +25,17 @@ def _key(region: Region) -> tuple[int, int, int]:
     return region.gpa, region.size, region.uva
 
 
-def _told(region: Region, fd: int) -> Told:
+def _where(region: Region, fd: int) -> tuple[int, int, int]:
     """fd: of memory, or fstat() might ask a server."""
     file = os.fstat(fd)
-    return Told((file.st_dev, file.st_ino, region.mmap_offset))
+    return file.st_dev, file.st_ino, region.mmap_offset
 
 
-def _is_file_of(told: Told, fd: int) -> bool:
-    """Is it the file that the region is in?"""
-    if not is_memory(fd):
-        return False
-    file = os.fstat(fd)
-    return told.where[:2] == (file.st_dev, file.st_ino)
-
-
-def _let_go(message: Message) -> None:
-    """Of files that are mapped: closing those frees nothing, however much memory they have."""
-    while (fd := message.take_fd()) is not None:
-        os.close(fd)
+def _tell(state: State, region: Region, message: Message) -> None:
+    """The data plane has it now; its descriptor is the message's first."""
+    told = Told(_where(region, message.fds[0]), Held(state.closer))
+    told.file.take(message)
+    state.told[_key(region)] = told
 
 
 def _set_mem_table(state: State, message: Message) -> None:
@@ -49,8 +43,11 @@ def _set_mem_table(state: State, message: Message) -> None:
     regions = [_mem_region(r, fd) for r, fd in zip(table.regions, message.fds, strict=True)]
     with port_refuses(Rule.BAD_MEMORY, f"{len(regions)} regions"):
         state.port.vhost_mem_set(regions)
-    state.told = {_key(r): _told(r, fd) for r, fd in zip(table.regions, message.fds, strict=True)}
-    _let_go(message)
+    before, state.told = state.told, {}
+    for region in table.regions:
+        _tell(state, region, message)
+    for told in before.values():
+        told.file.drop()
 
 
 def _get_max_mem_slots(_state: State, _message: Message) -> Payload:
@@ -60,28 +57,23 @@ def _get_max_mem_slots(_state: State, _message: Message) -> Payload:
 def _add_mem_reg(state: State, message: Message) -> None:
     region, fd = payload_of(message, MemReg).region, message.fds[0]
     before = state.told.get(_key(region))
-    if before is not None and is_memory(fd) and before.where == _told(region, fd).where:
+    if before is not None and is_memory(fd) and before.where == _where(region, fd):
         before.times += 1
-        _let_go(message)
         return
     with port_refuses(Rule.BAD_MEMORY, f"region {region.gpa:#x}+{region.size:#x}"):
         state.port.vhost_mem_add(_mem_region(region, fd))
-    state.told[_key(region)] = _told(region, fd)
-    _let_go(message)
+    _tell(state, region, message)
 
 
 def _rem_mem_reg(state: State, message: Message) -> None:
     region = payload_of(message, MemReg).region
     before = state.told.get(_key(region))
-    # Some front-ends send the descriptor along.
-    if before is not None and message.fds and _is_file_of(before, message.fds[0]):
-        _let_go(message)
     if before is not None and before.times > 1:
         before.times -= 1
         return
     with port_refuses(Rule.BAD_MEMORY, f"region {region.gpa:#x}+{region.size:#x}"):
         state.port.vhost_mem_del(_mem_region(region, -1))
-    del state.told[_key(region)]
+    state.told.pop(_key(region)).file.drop()
 
 
 GROUP = Group(

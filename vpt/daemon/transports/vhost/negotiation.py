@@ -35,7 +35,7 @@ def _set_features(state: State, message: Message) -> None:
         raise RuleError(Rule.RING_RUNNING, "other features while rings are running")
     with port_refuses(Rule.BAD_VALUE, f"features {value:#x}"):
         state.port.vhost_set_features(value)
-    state.features = value
+    state.take_features(value)
     state.on_features(value)
 
 

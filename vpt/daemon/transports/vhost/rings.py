@@ -60,7 +60,7 @@ def _get_vring_base(state: State, message: Message) -> Payload:
     base = state.port.vring_stop(ring.index)
     if base is not None:
         ring.base = base
-    ring.running = False
+    ring.stopped()
     return VringState(ring.index, _base(state, ring))
 
 
@@ -71,6 +71,7 @@ def _set_vring_kick(state: State, message: Message) -> None:
             state.port.vring_set_kick(ring.index, fd)
     else:
         start(state, ring, fd)
+    ring.kick.take(message)
 
 
 def _set_vring_call(state: State, message: Message) -> None:
@@ -78,15 +79,13 @@ def _set_vring_call(state: State, message: Message) -> None:
     if ring.running:
         with port_refuses(Rule.BAD_FD, f"ring {ring.index}"):
             state.port.vring_set_call(ring.index, fd)
-    owned = message.take_fd()
-    ring.set_call(-1 if owned is None else owned)
+    ring.take_call(message)
 
 
 def _set_vring_err(state: State, message: Message) -> None:
     # Besides, a broken ring is announced by closing the connection, which no front-end can overlook.
     ring, _ = _ring_and_eventfd(state, message)
-    owned = message.take_fd()
-    ring.set_err(-1 if owned is None else owned)
+    ring.err.take(message)
 
 
 def _set_vring_enable(state: State, message: Message) -> None:

@@ -77,7 +77,7 @@ _ACK = U64(0)
 
 
 class Session:
-    """Back-end side of one connection. The caller resets the port before the first and after the last one.
+    """Back-end side of one connection. The caller resets the port before the first, and before it closes one.
 
     closer: of what the front-end sends that nobody wants.
     on_features: told what the front-end has accepted, each time. pages_refused: it has refused a page for its
@@ -123,7 +123,7 @@ class Session:
         return self._state.offered
 
     def close(self) -> None:
-        """Let go of the descriptors."""
+        """Let go of the descriptors. The port has been reset."""
         self._state.close()
 
     def adapt(self, settings: Settings) -> None:
@@ -136,6 +136,16 @@ class Session:
             state.mtu = None  # what the front-end said was of the configuration before
         if settings.polls != was.polls:
             state.pages.policy_set(settings.polls)
+
+    def hear_first(self, then: Callable[[], None]) -> bool:
+        """In band, what was said on the back channel comes before what is said next: is something unheard?
+
+        Then `then` is called once it was heard.
+        """
+        state = self._state
+        if not state.has(ProtocolFeature.INBAND_NOTIFICATIONS) or state.channel is None:
+            return False
+        return state.channel.hear_first(then)
 
     def tell_broken(self, index: int) -> None:
         """Tell the front-end that this ring broke."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from vpt.daemon.transports.base import Settings
+from vpt.daemon.transports.vhost.held import Held
 from vpt.daemon.transports.vhost.pages import OFFERS as PAGES
 from vpt.daemon.transports.vhost.pages import Pages
 from vpt.dataplane import vhost_features
@@ -60,38 +61,45 @@ class Ring:
     """One ring as the front-end has described it. The data plane knows of it while it is running."""
 
     index: int
+    kick: Held  # while it is running
+    call: Held
+    err: Held
     num: int = 0
     base: int | None = None  # where a ring begins that has not been told otherwise depends on its layout
     addr: VringAddr | None = None
     enabled: bool = False
     running: bool = False
-    call_fd: int = -1  # owned
     call_given: bool = False  # there was a SET_VRING_CALL, perhaps without a descriptor
-    err_fd: int = -1  # owned
     inband_call: InbandCall | None = None
 
+    def stopped(self) -> None:
+        """The data plane has let go of it."""
+        self.running = False
+        self.kick.drop()
+
     def reset(self) -> None:
-        """As it was before the first message, but for the descriptors to notify by."""
+        """As it was before the first message, but for the descriptors to notify by. It is not running."""
         self.num = 0
         self.base = None
         self.addr = None
-        self.enabled = self.running = False
+        self.enabled = False
 
-    def set_call(self, fd: int) -> None:
-        """Own fd from now on (-1: none) in place of the one before."""
-        old, self.call_fd = self.call_fd, fd
+    def take_call(self, message: Message) -> None:
+        """What a SET_VRING_CALL brings, which may be nothing."""
+        self.call.take(message)
         self.call_given = True
-        if old >= 0:
-            os.close(old)
+        self._end_inband()
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        for held in (self.kick, self.call, self.err):
+            held.drop()
+        self._end_inband()
+
+    def _end_inband(self) -> None:
         if self.inband_call is not None:
             self.inband_call.close()
             self.inband_call = None
-
-    def set_err(self, fd: int) -> None:
-        """Own fd from now on (-1: none) in place of the one before."""
-        old, self.err_fd = self.err_fd, fd
-        if old >= 0:
-            os.close(old)
 
 
 @dataclass(slots=True)
@@ -99,6 +107,7 @@ class Told:
     """A region of memory: where in which file it lies, and how often the front-end has added it."""
 
     where: tuple[int, int, int]  # device, inode, offset
+    file: Held
     times: int = 1
 
 
@@ -146,7 +155,14 @@ class State:
         self.status = 0
         self.mtu: int | None = None
         self.told: dict[tuple[int, int, int], Told] = {}  # by guest-physical address, size, user address
-        self.rings = [Ring(index) for index in range(2 * max_pairs)]
+        self.log, self.log_event, self.record = (Held(closer) for _ in range(3))
+        self.rings = [Ring(index, Held(closer), Held(closer), Held(closer)) for index in range(2 * max_pairs)]
+
+    def take_features(self, features: int | None) -> None:
+        """As the data plane has them now. The log ends with its feature, there and here."""
+        if (self.features or 0) & ~(features or 0) & VirtioFeature.LOG_ALL:
+            self.log.drop()
+        self.features = features
 
     @property
     def packed(self) -> bool:
@@ -174,10 +190,11 @@ class State:
         return self.rings[index]
 
     def close(self) -> None:
-        """Let go of the descriptors."""
+        """Let go of the descriptors. The port has been reset."""
         for ring in self.rings:
-            ring.set_call(-1)
-            ring.set_err(-1)
+            ring.close()
+        for held in (self.log, self.log_event, self.record, *(told.file for told in self.told.values())):
+            held.drop()
         if self.channel is not None:
             self.channel.close()
         self.pages.close()
