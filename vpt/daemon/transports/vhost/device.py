@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The device as a whole: status, reset, MTU.
-
-RESET_DEVICE and status 0 stop and disable all rings and forget the features, but keep memory and call
-descriptors: QEMU sends only what changed in its memory table since the connection began.
-"""
+"""The device as a whole: status, reset, MTU."""
 
 from __future__ import annotations
 
+from vpt.daemon.transports.vhost.resets import Reset, reset
 from vpt.daemon.transports.vhost.state import Group, State, u64_of
 from vpt.vhost_user import U64, Message, Payload, ProtocolFeature, Request, Rule, RuleError
 
@@ -14,28 +11,16 @@ MIN_MTU = 68  # RFC 791
 
 
 def _reset_device(state: State, _message: Message) -> None:
-    for ring in state.rings:
-        if ring.running:
-            state.port.vring_stop(ring.index)
-            ring.stopped()
-        ring.reset()
-        state.port.vring_enable(ring.index, False)
-    state.port.vhost_set_features(0)
-    state.take_features(None)
-    state.status = 0
+    reset(state, Reset.DEVICE, state.rings)
 
 
 def _set_status(state: State, message: Message) -> None:
     value = u64_of(message)
     if value > 0xFF:
         raise RuleError(Rule.BAD_VALUE, f"status {value:#x}")
-    state.status = value
     if value == 0:
-        # QEMU 7.2 asks where the rings have come to after this, when a guest is stopped or migrates.
-        bases = [state.port.vring_stop(r.index) if r.running else r.base for r in state.rings]
-        _reset_device(state, message)
-        for ring, base in zip(state.rings, bases, strict=True):
-            ring.base = base
+        reset(state, Reset.STATUS, state.rings)
+    state.status = value
 
 
 def _get_status(state: State, _message: Message) -> Payload:

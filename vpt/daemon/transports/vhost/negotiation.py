@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from vpt.daemon.transports.vhost.resets import Reset, reset
 from vpt.daemon.transports.vhost.state import Group, State, port_refuses, u64_of
 from vpt.vhost_user import (
     U64,
@@ -57,8 +58,8 @@ def _set_owner(state: State, _message: Message) -> None:
     state.owner = True
 
 
-def _reset_owner(_state: State, _message: Message) -> None:
-    """Acknowledged and otherwise ignored, as the specification recommends."""
+def _reset_owner(state: State, _message: Message) -> None:
+    reset(state, Reset.OWNER, state.rings)
 
 
 def _get_queue_num(state: State, _message: Message) -> Payload:

@@ -11,6 +11,7 @@ import errno
 
 from vpt.daemon.descriptors import is_eventfd
 from vpt.daemon.transports.vhost import calls
+from vpt.daemon.transports.vhost.resets import Reset, reset
 from vpt.daemon.transports.vhost.state import Group, Ring, State, payload_of, port_refuses
 from vpt.dataplane import Vring
 from vpt.vhost_user import (
@@ -57,10 +58,7 @@ def _set_vring_base(state: State, message: Message) -> None:
 
 def _get_vring_base(state: State, message: Message) -> Payload:
     ring = state.rings[payload_of(message, VringState).index]
-    base = state.port.vring_stop(ring.index)
-    if base is not None:
-        ring.base = base
-    ring.stopped()
+    reset(state, Reset.STOP, [ring])
     return VringState(ring.index, _base(state, ring))
 
 

@@ -72,18 +72,6 @@ class Ring:
     call_given: bool = False  # there was a SET_VRING_CALL, perhaps without a descriptor
     inband_call: InbandCall | None = None
 
-    def stopped(self) -> None:
-        """The data plane has let go of it."""
-        self.running = False
-        self.kick.drop()
-
-    def reset(self) -> None:
-        """As it was before the first message, but for the descriptors to notify by. It is not running."""
-        self.num = 0
-        self.base = None
-        self.addr = None
-        self.enabled = False
-
     def take_call(self, message: Message) -> None:
         """What a SET_VRING_CALL brings, which may be nothing."""
         self.call.take(message)
