@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import json
-import sys
+import runpy
 from pathlib import Path
 
-TOP = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(TOP))
-sys.dont_write_bytecode = True
+PACKAGE = Path(__file__).resolve().parent.parent / "vpt"
 
-from vpt.revision import of_checkout  # noqa: E402
+# By its path: to import the package, where it is installed editable, is to build it amid its build.
+of_checkout = runpy.run_path(str(PACKAGE / "revision.py"))["of_checkout"]
 
-print(json.dumps(of_checkout(TOP / "vpt")))
+print(json.dumps(of_checkout(PACKAGE)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_without_history_or_without_git_the_commit_is_unknown(
     assert revision.of_checkout(package) == UNKNOWN
     monkeypatch.setenv("PATH", "/nonexistent")
     assert revision.of_checkout(Path(revision.__file__).parent) == UNKNOWN
+
+
+def test_the_build_asks_without_importing_the_package() -> None:
+    """An editable install would build it again then, in the middle of its build."""
+    asked = Path(__file__).parents[2] / "packaging/revision.py"
+    program = f"import runpy, sys; sys.modules['vpt'] = None; runpy.run_path({str(asked)!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == revision.of_checkout(asked.parents[1] / "vpt")
 
 
 def test_an_installed_package_is_of_the_commit_that_it_was_built_from(
