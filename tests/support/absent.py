@@ -65,10 +65,10 @@ class AbsentMemory:
         assert ready, f"{function}() has not touched the page"
 
     def hold_epoll(self, fds: list[int]) -> None:
-        """These are in an epoll set that is being read: who closes them last waits. They are ready."""
+        """These eventfds are in an epoll set that is being read: who closes them last waits."""
         epoll = select.epoll()
         for fd in fds:
-            epoll.register(fd, select.EPOLLIN)
+            epoll.register(fd, select.EPOLLOUT)
         self._call("epoll_wait", epoll.fileno(), self.address, 1, -1)
         self._epolls.append(epoll)
 

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support.absent import AbsentMemory
 from vpt.daemon.daemon import Daemon, Settings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.models import PortAdd, PortRemove, SwitchAdd
 from vpt.daemon.runtime import locate
-from vpt.daemon.transports.unix import open_app
+from vpt.daemon.transports.unix import open_app, receive_bundle
 from vpt.errors import ConflictError, ExistsError, UsageError
 
 PATIENCE_S = 30.0
@@ -83,6 +85,27 @@ def test_a_journal_that_can_not_be_written_undoes_the_change(settings: Settings)
         assert list(settings.paths.ports.iterdir()) == []
         settings.paths.journal.rmdir()
         daemon.call(lambda d: d.switches.add(SwitchAdd(name="sw1")))
+
+
+@pytest.mark.native
+@pytest.mark.usefixtures("no_leaks")
+@pytest.mark.parametrize("kind", ["kicks", "interrupts"])
+def test_an_app_that_has_its_eventfds_in_an_epoll_set_holds_up_nobody_when_its_port_goes(
+    settings: Settings, kind: str
+) -> None:
+    """vptd closes them last then, and waits for an epoll_wait() that writes to memory which does not come."""
+    with EmbeddedDaemon(settings) as daemon:
+        daemon.call(lambda d: d.switches.add(SwitchAdd(name="sw0")))
+        port = PortAdd.model_validate({"name": "x", "switch": "sw0", "kind": "app"})
+        daemon.call(lambda d: d.ports.add(port))
+        with AbsentMemory() as absent:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as conn:
+                conn.connect(str(settings.paths.port_socket("x")))
+                bundle = receive_bundle(conn)
+            absent.hold_epoll(list(getattr(bundle, kind)))
+            bundle.close()
+            daemon.call(lambda d: d.ports.remove(PortRemove(name="x")))
+            daemon.call(lambda d: d.ports.add(port))
 
 
 def test_faults_that_nobody_caught_are_said_but_not_without_end(

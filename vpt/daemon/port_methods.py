@@ -79,6 +79,8 @@ class Ports:
                 managed.ring.leave()
             elif managed.transport is not None:
                 await managed.transport.stop()
+                if managed.ring is not None:
+                    managed.ring.leave()
 
     async def _bring_up(self, config: PortConfig, *, restoring: bool) -> None:
         switch = self._there.switch(config.switch)
@@ -114,6 +116,8 @@ class Ports:
         if managed.port is not None:
             self._there.names_by_id.pop(managed.port.id, None)
             managed.port.delete()
+        if managed.ring is not None:
+            managed.ring.leave()
         self._there.paths.negotiated(name).unlink(missing_ok=True)
 
     async def add(self, request: models.PortAdd) -> PortView:

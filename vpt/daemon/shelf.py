@@ -141,7 +141,7 @@ class Shelf:
         kept = self._kept.pop(name, None)
         if kept is not None:
             await kept.server.stop()
-            kept.bundle.close()
+            kept.server.closer.let_go(kept.bundle.fds())  # the peer may make the last close() wait
 
     async def names(self) -> list[str]:
         return sorted(self._kept)

@@ -12,6 +12,7 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from vpt.daemon.descriptors import Closer
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.shelf import Holder, Record
 from vpt.daemon.sockets import close_fds
@@ -42,6 +43,7 @@ class RingTransport:
         self._record = record
         self._holder = holder
         self._log = log
+        self._closer = Closer(log)
         self._bundle: Bundle | None = None
         self._next_status = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -81,8 +83,8 @@ class RingTransport:
         return None
 
     async def stop(self) -> None:
+        """Have the holder forget it. leave() follows when the port has been deleted."""
         await self._holder.drop(self._record.name)
-        self.leave()
 
     async def entrust(self) -> None:
         """Give the region to a holder that has lost it: another keeper, after one that died."""
@@ -90,11 +92,14 @@ class RingTransport:
         await self._holder.put(self._record, self._bundle)
 
     def leave(self) -> None:
-        """Let go of our own descriptors only. What the holder has goes on."""
+        """Let go of our own descriptors only. What the holder has goes on.
+
+        The peer has them, too, and may make the last close() wait: that must not be one in the data plane.
+        """
         if self._timer is not None:
             self._timer.cancel()
         if self._bundle is not None:
-            self._bundle.close()
+            self._closer.let_go(self._bundle.fds())
             self._bundle = None
 
     def on_event(self, event: Event) -> None:
