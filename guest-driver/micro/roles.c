@@ -185,8 +185,6 @@ static void fill(uint32_t n, uint64_t now)
 
 	if (o->touch == MICRO_TOUCH_NONE)
 		return;
-	for (i = 0; i < n; i++)
-		run.out[i].len = o->frame_len;
 	run.drv->tx_next(run.out, n);
 	if (o->touch == MICRO_TOUCH_SLOT)
 		return;
@@ -203,6 +201,8 @@ static void prepare_all(void)
 
 	for (i = 0; i < DESK->found.slots; i++)
 		frame_build(run.drv->tx_prepare(i, run.order->frame_len), run.order, i % run.order->flows);
+	for (i = 0; i < run.order->burst; i++)
+		run.out[i].len = run.order->frame_len;
 }
 
 /* Sequence numbers are a 32-bit circle: what is less than half of it ahead is ahead. */
