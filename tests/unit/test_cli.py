@@ -266,9 +266,16 @@ def test_a_file_is_no_qmp_socket(lab: Vptd, tmp_path: Path) -> None:
 @pytest.mark.parametrize("uri", ["foo:///x", "nonsense", "lxc:///system"])
 def test_a_libvirt_that_has_no_qemu_is_wrong_usage(lab: Vptd, uri: str) -> None:
     """Nothing that is started would help."""
-    done = run_vpt(lab.paths.runtime, "attach", "web1", "--switch", "sw0", "--connect", uri)
-    assert (done.returncode, f"{uri!r} is no URI of libvirt's driver for QEMU" in done.stderr) == (2, True)
-    assert "--connect qemu:///system" in done.stderr.partition("hint:")[2]
+    attach = ("attach", "web1", "--switch", "sw0")
+    for done in (
+        run_vpt(lab.paths.runtime, *attach, "--connect", uri),
+        run_vpt(lab.paths.runtime, *attach, LIBVIRT_DEFAULT_URI=uri),
+    ):
+        assert (done.returncode, f"{uri!r} is no URI of libvirt's driver for QEMU" in done.stderr) == (
+            2,
+            True,
+        )
+        assert "--connect qemu:///system" in done.stderr.partition("hint:")[2]
 
 
 @pytest.mark.needs("/dev/full")

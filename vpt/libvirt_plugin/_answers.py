@@ -8,6 +8,7 @@ the connection asks libvirtd now and then whether it is alive, so that only sile
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -63,7 +64,7 @@ def _result(done: _Done, limit_s: float | None) -> Any:
 def open_within(libvirt: ModuleType, uri: str | None, limit_s: float | None = None) -> Any:
     """A connection. Raises what libvirt raises. TimeoutExpired: it does not answer."""
     limit_s = limit_s or _OPEN_S
-    where = uri or "its default URI"
+    where = uri or os.environ.get("LIBVIRT_DEFAULT_URI") or "its default URI"
     done = _opening.pop(uri, None) or _begin(libvirt.open, uri)
     try:
         raw = _result(done, limit_s)

@@ -111,16 +111,17 @@ def open_libvirt(uri: str | None, limit_s: float | None = None) -> Iterator[Any]
 
 
 def _not_opened(uri: str | None, error: Any) -> VptError:
-    where = uri or "its default URI"
+    chosen = uri or os.environ.get("LIBVIRT_DEFAULT_URI")
+    where = chosen or "its default URI"
     if "ermission denied" in str(error) or error.get_error_code() == binding().VIR_ERR_AUTH_FAILED:
         return MissingError(
             f"no permission to use libvirt at {where}",
             hint="run as root, or join the group libvirt; a user's own: --connect qemu:///session",
         )
-    parts = urlsplit(uri or "qemu:///")
+    parts = urlsplit(chosen or "qemu:///")
     if parts.scheme.partition("+")[0] != "qemu":
         return UsageError(
-            f"{uri!r} is no URI of libvirt's driver for QEMU",
+            f"{chosen!r} is no URI of libvirt's driver for QEMU",
             hint="the system's libvirt: --connect qemu:///system; a user's own: qemu:///session",
         )
     hint = "systemctl start libvirtd; or name another: --connect URI, or a VM's QMP socket"

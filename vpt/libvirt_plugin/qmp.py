@@ -9,6 +9,7 @@ port is then still there, for the next detach to find.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, suppress
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.daemon.client import Client
-from vpt.daemon.owners import of_qmp
+from vpt.daemon.owners import PATTERN, of_qmp
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import _ram_folder, rules
 from vpt.libvirt_plugin._there import device_settings, differing, require_common
@@ -90,6 +91,7 @@ def print_diff(path: Path, vptd: Client, request: Request) -> str:
 
 def attach(path: Path, vptd: Client, request: Request) -> Attached:
     """Make the port and plug it into the running VM. On any failure all is as before."""
+    _require_text(path)
     with in_turn(vptd.call("daemon.status")["runtime_dir"]), QmpSession(path) as qemu, ExitStack() as undo:
         if (there := _there(qemu, path, vptd, request)) is not None:
             return Attached(str(path), there, ("live",), changed=False)
@@ -113,6 +115,19 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
             ) from error
         undo.pop_all()
     return Attached(str(path), plug, ("live",), plan.warnings)
+
+
+def _require_text(path: Path) -> None:
+    """A port remembers it, and is listed with it."""
+    try:
+        told = re.fullmatch(PATTERN, of_qmp(path).encode().decode())
+    except UnicodeEncodeError:
+        told = None
+    if told is None:
+        raise UsageError(
+            f"{str(path.absolute())!r} has a character that is no text",
+            hint="start QEMU with another path: -qmp unix:PATH,server=on,wait=off",
+        )
 
 
 def _owned(path: Path, vptd: Client) -> list[str]:

@@ -14,7 +14,7 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -240,15 +240,16 @@ async def _connect(path: Path) -> QMPClient:
 
 def _no_greeting(path: Path) -> ConflictError:
     pid = _maker_pid(path)
-    program = _program(pid)
     said = f"{path}: no greeting within {_STEP_S:.0f} s: "
     # libvirt makes the socket for its QEMU.
-    if program and not re.match(r"qemu|kvm|libvirt|virtqemu", program):
-        return ConflictError(
-            f"{said}process {pid}, which made this socket, runs {program} and is no QEMU",
-            hint="see which socket the VM has: pgrep -a qemu; QEMU makes one of the option"
-            " -qmp unix:PATH,server=on,wait=off",
-        )
+    with suppress(OSError):
+        if re.match(r"(?!qemu|kvm|libvirt|virtqemu).", _program(pid)):
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            return ConflictError(
+                f"{said}process {pid} ({name}) made this socket, and is no QEMU",
+                hint="see which socket the VM has: pgrep -a qemu; QEMU makes one of the option"
+                " -qmp unix:PATH,server=on,wait=off",
+            )
     return ConflictError(
         f"{said}another client holds this QMP socket, QEMU hangs, or it is a socket of another kind",
         hint="give QEMU a second -qmp socket, or disconnect the other client (ss -xp shows it); "
