@@ -29,6 +29,23 @@ def read(*vms: str) -> Wanted:
     return load(text.encode(), "lab.yaml", Path("/run/vpt/ports"), Path("/lab"))
 
 
+def test_a_machine_knows_its_interfaces_by_their_addresses() -> None:
+    """On one switch two ports can't have the same; on two they can, but not in one machine."""
+    text = """\
+switches: [{name: lab}, {name: wan}]
+ports:
+  - {name: a, switch: lab, kind: vhost-user, mac: 52:54:00:00:00:01}
+  - {name: b, switch: wan, kind: passthrough, mac: 52-54-00-00-00-01}
+vms:
+"""
+    apart = text + "  - {name: m, ports: [a]}\n  - {name: n, ports: [b]}\n"
+    assert len(load(apart.encode(), "lab.yaml", Path("/run")).vms) == 2
+    with pytest.raises(TopologyError) as caught:
+        load((text + "  - {domain: d, ports: [a, b]}\n").encode(), "lab.yaml", Path("/run"))
+    said = "lab.yaml:6:28: machine 'd' has two ports with the mac 52:54:00:00:00:01: 'a' and 'b'"
+    assert (caught.value.message, bool(caught.value.hint)) == (said, True)
+
+
 def test_templates_reach_into_the_list_of_ports() -> None:
     text = """\
 switches: [{name: lab}]

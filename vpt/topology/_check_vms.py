@@ -36,6 +36,7 @@ class VmChecks:
         self._check_name(path, vm)
         for i, port in enumerate(vm.port_names):
             self._check_port((*path, "ports", i), vm, port)
+        self._check_macs(path, vm)
         if vm.domain is None:
             self._check_files(path, vm)
 
@@ -83,6 +84,18 @@ class VmChecks:
                 f"the passthrough port {name!r} has no mac, by which the guest knows which interface it is",
                 "add to the port: mac: 52:54:00:...",
             )
+
+    def _check_macs(self, path: Path, vm: VmConfig) -> None:
+        """On one switch they differ anyway; a machine is to know its interfaces by them."""
+        first: dict[str, str] = {}
+        for i, name in enumerate(vm.port_names):
+            port = self._ports.get(name)
+            if port and port.mac and (other := first.setdefault(port.mac, name)) != name:
+                self._problems.add(
+                    self._place((*path, "ports", i, "port")),
+                    f"machine {vm.name!r} has two ports with the mac {port.mac}: {other!r} and {name!r}",
+                    "give one of them another",
+                )
 
     def _check_files(self, path: Path, vm: VmConfig) -> None:
         if vm.image not in BUILT:
