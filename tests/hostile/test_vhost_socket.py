@@ -217,6 +217,7 @@ FAULTS = [
     Fault("S23 base of 65536", Rule.BAD_VALUE, message(10, VringState(0, 65536)), owner),
     Fault("S23 base while running", Rule.RING_RUNNING, message(10, VringState(0, 1)), running),
     Fault("S24 enable 2", Rule.BAD_VALUE, message(18, VringState(0, 2)), owner),
+    Fault("S29 MTU 0", Rule.BAD_VALUE, message(20, U64(0)), owner),
     Fault("S29 MTU 67", Rule.BAD_VALUE, message(20, U64(67)), owner),
     Fault("S29 MTU 65536", Rule.BAD_VALUE, message(20, U64(65536)), owner),
     Fault("S29 status above a byte", Rule.BAD_VALUE, message(39, U64(256)), owner),
@@ -345,6 +346,67 @@ def test_s15_the_same_message_again_and_again_holds_one_descriptor(
         fe.send(request_, VringFd(TX), [fd])
     fe.do(Request.SET_OWNER)
     until_open(held)
+    scene.check(logged=False)
+
+
+def test_s15_the_logs_event_again_and_again_holds_one_descriptor(scene: Scene) -> None:
+    fe = scene.enter().start()
+    fd = one_eventfd(fe)
+    fe.do(Request.SET_LOG_FD, None, [fd])
+    held = scene.host.open_things()
+    for _ in range(10_000):
+        fe.send(Request.SET_LOG_FD, None, [fd])
+    fe.do(Request.SET_OWNER)
+    until_open(held)
+    scene.check(logged=False)
+
+
+def test_s22_a_size_again_and_again_is_the_last_one(scene: Scene) -> None:
+    fe = scene.enter()
+    fe.negotiate()
+    held = scene.host.open_things()
+    for n in range(10_000):
+        fe.send(Request.SET_VRING_NUM, VringState(TX, 1 << n % 16))
+    fe.do(Request.SET_OWNER)
+    (ring,) = scene.villain.describe["session"]["rings"]
+    assert ring["num"] == 1 << 9_999 % 16
+    until_open(held)
+    scene.check(logged=False)
+
+
+def test_s16_a_ring_of_a_device_that_has_accepted_no_features_is_disabled(scene: Scene) -> None:
+    """Whether rings are enabled from the start is among them: until then nothing leaves, nothing arrives."""
+    fe = scene.enter()
+    fe.protocol = fe.ask_u64(Request.GET_PROTOCOL_FEATURES) & int(ALL_PROTOCOL)
+    fe.send(Request.SET_PROTOCOL_FEATURES, U64(fe.protocol))
+    fe.do(Request.SET_OWNER)
+    fe.share_memory()
+    fe.make_queues()
+    for index in (0, TX):
+        fe.start_ring(index)
+    fe.fill()
+    fe.transmit(frame(BROADCAST, MAC_X))
+    scene.one.transmit(frame(BROADCAST, MAC_A))
+    scene.two.receive()
+    counters = scene.villain.counters
+    assert (counters["tx_drop_disabled"], counters["rx_packets"]) == (1, 0)
+    assert fe.poll() == []
+    scene.check(logged=False)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [F.HOST_TSO4, F.HOST_TSO6 | F.HOST_ECN, F.GUEST_TSO4, F.HOST_ECN | F.CSUM, F.GUEST_ECN | F.GUEST_CSUM],
+    ids=["S19 TSO4", "S19 TSO6", "S19 TSO4 received", "S19 ECN", "S19 ECN received"],
+)
+def test_offloads_without_what_they_need_are_as_good_as_not_accepted(
+    scene: Scene, features: VirtioFeature
+) -> None:
+    """QEMU offers them so with csum=off, and Linux accepts: no fault, and not used."""
+    fe = scene.enter(features=int(PLAIN | features))
+    fe.start()
+    used = scene.villain.state().features
+    assert used == int(PLAIN | features & (F.CSUM | F.GUEST_CSUM)) & ~int(F.PROTOCOL_FEATURES)
     scene.check(logged=False)
 
 
