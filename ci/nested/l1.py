@@ -156,11 +156,14 @@ class NoKvmError(MissingError):
     """L1's guests would be emulated: exits would not exist there, and no count of them could get worse."""
 
 
-def require_kvm(guest: Guest) -> None:
+def require_kvm(guest: Guest, accel: Accel) -> None:
     program = "from vpt.bench.micro import choose_accel as c; a = c(); print(a.why); exit(a.name != 'kvm')"
     asked = guest.run(f"{IN_L1} python3 -c {shlex.quote(program)}", check=False, timeout_s=BOOT_S)
     if asked.status:
-        raise NoKvmError(f"L1 has no KVM that runs the micro guest: {asked.output.strip()}", hint=NESTED)
+        raise NoKvmError(
+            f"no exit can be counted: L1 has no KVM that runs the micro guest: {asked.output.strip()}",
+            hint=NESTED if accel.name == "kvm" else f"L1's console ends with:\n{guest.console(15)}",
+        )
     say(f"L1 is up; its KVM: {asked.output.strip()}")
 
 
@@ -228,7 +231,7 @@ def measure(accel: Accel, image: Image, root: Path, payload: Path, output: Path)
         root_tree = f"mkdir /l1 && mount -t ext4 /dev/vda /l1 && {binds} && mount -t tmpfs none /l1/tmp"
         guest.run(root_tree)
         guest.run("tar x -C /l1/payload -f /dev/vdb", timeout_s=BOOT_S)
-        require_kvm(guest)
+        require_kvm(guest, accel)
         try:
             bench(guest, options, STEP_S[accel.name])
         except VptError:
