@@ -202,13 +202,6 @@ int vpti_app_sync(vpt_app *a, struct vpti_app_ring *r)
 	return 0;
 }
 
-uint8_t *vpti_app_buf(vpt_app *a, struct vpti_app_ring *r, uint32_t slot)
-{
-	uint32_t idx = VPTI_READ(r->nm->slot[slot].buf_idx);
-
-	return idx >= 2 && idx < a->num_bufs ? r->bufs + (size_t)idx * a->buf_size : NULL;
-}
-
 void vpti_app_publish(vpt_app *a, struct vpti_app_ring *r, uint32_t vector)
 {
 	uint32_t old = r->told;

@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include "vpt/vpt.h"
+#include "util.h"
 
 struct vpti_app_ring {
 	struct vpt_nm_ring *nm;
@@ -44,6 +45,11 @@ int vpti_app_sync(vpt_app *a, struct vpti_app_ring *r);
 void vpti_app_publish(vpt_app *a, struct vpti_app_ring *r, uint32_t vector);
 
 /* Buffer of a slot, NULL if its index is no buffer's. */
-uint8_t *vpti_app_buf(vpt_app *a, struct vpti_app_ring *r, uint32_t slot);
+static inline uint8_t *vpti_app_buf(const vpt_app *a, const struct vpti_app_ring *r, uint32_t slot)
+{
+	uint32_t idx = VPTI_READ(r->nm->slot[slot].buf_idx);
+
+	return idx >= 2 && idx < a->num_bufs ? r->bufs + (size_t)idx * a->buf_size : NULL;
+}
 
 #endif /* VPTI_APP_H */

@@ -120,8 +120,8 @@ static struct stamp get_stamp(const uint8_t *p)
 static int fill(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_tx *g, uint32_t n,
 		uint8_t headers[][ETH_IP_UDP])
 {
-	uint64_t sent_ns = with_half(vpti_now_ns(), g->run);
-	uint32_t which = (uint32_t)(g->sent % g->nsizes), flow = (uint32_t)(g->sent % g->flows), i;
+	uint64_t sent_ns = with_half(vpti_now_ns(), g->run), seq = g->sent;
+	uint32_t which = (uint32_t)(seq % g->nsizes), flow = (uint32_t)(seq % g->flows), i;
 
 	for (i = 0; i < n && r->head != r->tail; i++) {
 		uint32_t size = g->sizes[which];
@@ -129,18 +129,19 @@ static int fill(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_tx *g, uint3
 
 		if (!buf)
 			return -EPROTO;
-		memset(buf, 0, a->hdr_len);
+		if (a->hdr_len)
+			memset(buf, 0, sizeof(struct vpt_vnet_hdr));
 		memcpy(f, headers[which], ETH_IP_UDP);
 		put16(f + 34, FIRST_PORT + flow);
-		put_stamp(f + ETH_IP_UDP, with_half(g->sent, g->run >> 16), sent_ns);
+		put_stamp(f + ETH_IP_UDP, with_half(seq++, g->run >> 16), sent_ns);
 		r->nm->slot[r->head].len = (uint16_t)(size + a->hdr_len);
 		r->nm->slot[r->head].flags = 0;
 		r->head = r->head + 1 == r->n ? 0 : r->head + 1;
 		which = which + 1 == g->nsizes ? 0 : which + 1;
 		flow = flow + 1 == g->flows ? 0 : flow + 1;
-		g->sent++;
 		g->bytes += size;
 	}
+	g->sent = seq;
 	return (int)i;
 }
 
