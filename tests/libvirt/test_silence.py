@@ -84,6 +84,38 @@ def test_silence_in_the_middle_of_an_attach_is_named_and_undone(
         libvirtd.libvirt.remove(guest)
 
 
+def test_a_qemu_that_does_not_answer_libvirt_is_named_and_its_ports_stay_for_it(
+    libvirtd: Libvirtd, vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does what it was told once it goes on, and would hang for good if the port had gone."""
+    guest = libvirtd.libvirt.define("stuck")
+    guest.start()
+    pid = libvirtd.qemu_pid("stuck")
+    named = ("attach", "stuck", "--switch", "sw0", "--live", "--port")
+    try:
+        assert vpt(*named, "p1", uri=libvirtd.uri)[0] == 0
+        monkeypatch.setattr(_answers, "_VM_S", 2.0)
+        os.kill(pid, signal.SIGSTOP)
+        code, _, err = vpt(*named, "p2", uri=libvirtd.uri)
+        assert (code, "QEMU did not answer libvirt within 2 s" in err, "port p2 stays" in err) == (
+            1,
+            True,
+            True,
+        )
+        undo = "virsh detach-device-alias stuck ua-vpt-p2 --live; vpt port del p2"
+        assert undo in err.partition("hint:")[2]
+        code, _, err = vpt("detach", "stuck", "p1", uri=libvirtd.uri)
+        assert (code, "QEMU did not answer libvirt within 2 s" in err, "kill -CONT" in err) == (1, True, True)
+        assert [port["name"] for port in vptd.call("port.list")["ports"]] == ["p1", "p2"]
+        os.kill(pid, signal.SIGCONT)
+        until(lambda: rules.alias_in(guest.domain.XMLDesc(0), "p2"), "the device that was asked for")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        libvirtd.libvirt.remove(guest)
+        for port in vptd.call("port.list")["ports"]:
+            vptd.call("port.del", name=port["name"])
+
+
 @pytest.mark.parametrize("command", [("attach", "any", "--switch", "sw0"), ("detach", "any")], ids=" ".join)
 def test_ctrl_c_ends_a_command_that_waits_for_libvirt(
     libvirtd: Libvirtd, runtime: Path, command: tuple[str, ...]

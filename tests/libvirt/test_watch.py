@@ -126,11 +126,6 @@ def attach(libvirtd: Libvirtd, vptd: Vptd, name: str, *options: str) -> str:
     return done.stderr
 
 
-def pid_of(libvirtd: Libvirtd, name: str) -> int:
-    """Of the domain's QEMU."""
-    return int((libvirtd.root / f"run/libvirt/qemu/{name}.pid").read_text())
-
-
 def names(vptd: Vptd) -> set[str]:
     return {port["name"] for port in vptd.call("port.list")["ports"]}
 
@@ -199,7 +194,7 @@ class TestTogether:
             with watching(vptd, libvirtd.uri) as watch:
                 watch.wait_says("following the domains")
                 with stopped(libvirtd):
-                    os.kill(pid_of(libvirtd, "brief"), signal.SIGKILL)
+                    os.kill(libvirtd.qemu_pid("brief"), signal.SIGKILL)
                     watch.wait_says("libvirt does not answer any more")
                 watch.wait_says("following the domains", 2)
                 watch.wait_says("port brief deleted")
@@ -232,7 +227,7 @@ class TestTogether:
             # A query waits for its turn, behind libvirtd's own return to that QEMU. One that dies before
             # that is tried for half a minute, and counts as running.
             held.domain.memoryStats()
-            os.kill(pid_of(libvirtd, "held"), signal.SIGKILL)
+            os.kill(libvirtd.qemu_pid("held"), signal.SIGKILL)
             watch.wait_says("port warm deleted")
             assert names(vptd) == {"cold"}, "the configuration has it, and no hook would bring it back"
             held.domain.undefine()

@@ -102,6 +102,10 @@ class Libvirtd:
         assert self._process is not None
         return self._process.pid
 
+    def qemu_pid(self, name: str) -> int:
+        """Process of a running domain of the system's libvirtd."""
+        return int((self.root / f"run/libvirt/qemu/{name}.pid").read_text())
+
     @property
     def ended(self) -> bool:
         return self._process is None or self._process.poll() is not None

@@ -8,6 +8,7 @@ the connection asks libvirtd now and then whether it is alive, so that only sile
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -17,17 +18,24 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, TypeVar
 
-from vpt.errors import TimeoutExpired
+from vpt.errors import GuestError, TimeoutExpired
 
-__all__ = ["Answers", "close", "open_within"]
+__all__ = ["Answers", "SilentVmError", "asked", "close", "open_within", "within"]
 
 # A libvirtd that somebody starts by connecting to it first looks at QEMU, which takes seconds.
 _OPEN_S = 30.0
 _CLOSE_S = 2.0
+_HEAR_S = 0.2
+# libvirt itself waits for 30 s until it can ask a VM something, and then for as long as that takes.
+_VM_S = 40.0
 # Seconds between two questions whether it is alive, and how many may stay without answer.
 _ASK_S, _SILENT = 5, 3
 
 T = TypeVar("T")
+
+
+class SilentVmError(GuestError):
+    """libvirt is there, and waits for a QEMU that does not answer it. It may do yet what it was told."""
 
 
 # Whether it has returned, and what it has returned or raised.
@@ -55,7 +63,17 @@ def _begin(function: Callable[..., Any], *args: Any, **named: Any) -> _Done:
 
 
 def _result(done: _Done, limit_s: float | None) -> Any:
-    returned, value = done.get(timeout=limit_s)
+    end = math.inf if limit_s is None else time.monotonic() + limit_s
+    while True:
+        left = end - time.monotonic()
+        try:
+            # Not all of it at once: of a signal that came just before the wait, Python hears after it.
+            returned, value = done.get(timeout=max(0.0, min(left, _HEAR_S)))
+        except queue.Empty:
+            if left <= 0:
+                raise
+        else:
+            break
     if returned:
         return value
     raise value
@@ -83,6 +101,24 @@ def close(connection: Any) -> None:
         _in_thread(object.__getattribute__(connection, "_raw").close, limit_s=_CLOSE_S)
 
 
+def within(domain: Any) -> Any:
+    """The same domain of a connection's, whose calls raise SilentVmError where its QEMU says nothing."""
+    if not isinstance(domain, Answers):
+        return domain
+    parts = (
+        object.__getattribute__(domain, f"_{part}") for part in ("raw", "connection", "where", "libvirt")
+    )
+    return Answers(*parts, limit_s=_VM_S)
+
+
+def asked(function: Callable[..., T], *args: Any) -> T:
+    """What a function of the binding that asks a QEMU returns. SilentVmError: that says nothing."""
+    try:
+        return _in_thread(function, *args, limit_s=_VM_S)
+    except queue.Empty:
+        raise SilentVmError(f"QEMU did not answer libvirt within {_VM_S:.0f} s") from None
+
+
 def _silent(where: str, seconds: float, what: str) -> TimeoutExpired:
     return TimeoutExpired(
         f"libvirt at {where} does not answer: waited {seconds:.0f} s for it {what}",
@@ -93,11 +129,14 @@ def _silent(where: str, seconds: float, what: str) -> TimeoutExpired:
 class Answers:
     """A connection or a domain of the binding, whose methods wait so, and return more of that kind."""
 
-    def __init__(self, raw: Any, connection: Any, where: str, libvirt: ModuleType) -> None:
+    def __init__(
+        self, raw: Any, connection: Any, where: str, libvirt: ModuleType, *, limit_s: float | None = None
+    ) -> None:
         self._raw = raw
         self._connection = connection
         self._where = where
         self._libvirt = libvirt
+        self._limit_s = limit_s
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._raw, name)
@@ -107,7 +146,9 @@ class Answers:
         def call(*args: Any, **named: Any) -> Any:
             begun = time.monotonic()
             try:
-                return self._wrapped(_in_thread(value, *args, **named))
+                return self._wrapped(_in_thread(value, *args, limit_s=self._limit_s, **named))
+            except queue.Empty:
+                raise SilentVmError(f"QEMU did not answer libvirt within {self._limit_s:.0f} s") from None
             except self._libvirt.libvirtError:
                 took = time.monotonic() - begun
                 if took >= _ASK_S and not self._connection.isAlive():

@@ -13,6 +13,7 @@ from typing import Any
 
 from vpt.errors import ConflictError, GuestError
 from vpt.libvirt_plugin import rules
+from vpt.libvirt_plugin._answers import SilentVmError, asked, within
 from vpt.libvirt_plugin._connection import binding, find_domain, owner_of, translate
 from vpt.libvirt_plugin.metadata import NAMESPACE, PREFIX, Plug, metadata_xml, plugs_in
 from vpt.libvirt_plugin.xml import alias_of, device_xml
@@ -30,7 +31,7 @@ class Target:
         self.lib = binding()
         self.connection = connection
         self.name = name
-        self.domain = find_domain(connection, name)
+        self.domain = within(find_domain(connection, name))
         with self.asking("look at it"):
             self.active = bool(self.domain.isActive())
             self.persistent = bool(self.domain.isPersistent())
@@ -47,6 +48,11 @@ class Target:
             yield
         except self.lib.libvirtError as error:
             raise translate(error, self.name, what) from error
+        except SilentVmError as error:
+            raise SilentVmError(
+                f"{error}, which was to {what} ({self.name})",
+                hint=f"see what holds it: virsh domcontrol {self.name}; one that was stopped: kill -CONT PID",
+            ) from None
 
     def live_xml(self) -> str:
         with self.asking("read the running domain"):
@@ -137,9 +143,9 @@ class Target:
         line = json.dumps({"execute": command, "arguments": arguments})
         with self.asking(f"ask QEMU to {command}"):
             if files:
-                answer, _ = qemu.qemuMonitorCommandWithFiles(self.domain, line, list(files), 0)
+                answer, _ = asked(qemu.qemuMonitorCommandWithFiles, self.domain, line, list(files), 0)
             else:
-                answer = qemu.qemuMonitorCommand(self.domain, line, 0)
+                answer = asked(qemu.qemuMonitorCommand, self.domain, line, 0)
         found = json.loads(answer)
         if "error" in found:
             raise GuestError(f"QEMU refused {command}: {found['error']['desc']}")

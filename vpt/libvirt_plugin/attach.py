@@ -27,6 +27,7 @@ from vpt.errors import (
     VptError,
 )
 from vpt.libvirt_plugin import rules
+from vpt.libvirt_plugin._answers import SilentVmError
 from vpt.libvirt_plugin._connection import which
 from vpt.libvirt_plugin._domain import Target
 from vpt.libvirt_plugin._there import device_settings, require_common, require_free, require_usable
@@ -34,7 +35,7 @@ from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.metadata import Plug, plugs_in
 from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
 from vpt.libvirt_plugin.watch import is_watched
-from vpt.libvirt_plugin.xml import add_port, diff, remove_port
+from vpt.libvirt_plugin.xml import add_port, alias_of, diff, remove_port
 
 __all__ = [
     "Attached",
@@ -262,9 +263,26 @@ def _attach(connection: Any, vptd: Client, request: Request) -> Attached:
         if plan.live:
             before = plugs_in(target.live_xml())
             undo.callback(_quietly, lambda: _unplug_again(target, plug.name, before))
-            target.plug_live(plug)
+            try:
+                target.plug_live(plug)
+            except (SilentVmError, KeyboardInterrupt) as error:
+                # It may go on, and would wait forever, with its VM, for a port that has gone meanwhile.
+                undo.pop_all()
+                raise _left_in(plan, str(error) or "interrupted") from error
         undo.pop_all()
     return Attached(target.name, plug, plan.where, tuple(_warnings(plan)), changed=plan.live or plan.config)
+
+
+def _left_in(plan: _Plan, why: str) -> SilentVmError:
+    vm, port = plan.target.name, plan.plug.name
+    again = f"vpt detach {vm} {port}"
+    if not plan.config:
+        # Nothing else knows of the device yet.
+        again = f"virsh detach-device-alias {vm} {alias_of(port)} --live; vpt port del {port}"
+    return SilentVmError(
+        f"{why}; the port {port} stays, for {vm} may get it yet",
+        hint=f"once QEMU goes on (kill -CONT PID, if it was stopped), take it out again: {again}",
+    )
 
 
 def _warnings(plan: _Plan) -> list[str]:
