@@ -27,8 +27,8 @@ from vpt.provision.config import VmConfig, VmPort
 
 __all__ = ["found_domains"]
 
-# For a libvirt of which nothing says that it has anything of ours.
-_PATIENCE_S = 5.0
+# For a libvirt of which nothing says that it has anything of ours. One that asking starts needs seconds.
+_PATIENCE_S = 15.0
 _SHOWN = 5
 
 
