@@ -22,6 +22,7 @@ from vpt.bench.result import Point, Sample, Variant
 from vpt.bench.scenario import Measured, Settings
 from vpt.bench.scenarios import _testpmd, control_plane, exits, vhost_user
 from vpt.bench.scenarios._ports import threads_of, undisturbed
+from vpt.bench.scenarios._rig import rig
 from vpt.bench.scenarios._testpmd import (
     Rates,
     huge_pages_mib,
@@ -30,7 +31,9 @@ from vpt.bench.scenarios._testpmd import (
     parse_totals,
 )
 from vpt.bench.scenarios._vhost_backs import cpu_ns
+from vpt.daemon.models import PortAdd, PortName
 from vpt.errors import ConflictError, GuestError
+from vpt.qemu import Accel
 
 STATISTICS = """show port stats all
 
@@ -269,3 +272,23 @@ def test_lost_packets_are_put_in_again_without_real_time_priority(monkeypatch: p
     assert front.put_in_again is not None
     assert front.put_in_again & os.SCHED_FIFO == 0
     assert measured.values["rate"] == 1.0
+
+
+def test_an_echo_that_was_not_heard_of_is_not_left_where_it_gets_what_the_sink_does() -> None:
+    """It would answer all of it, and the next repetition's pings would be lost in that."""
+    with rig(Settings(), Accel("tcg", "no guest here")) as made:
+        made._daemon.add_port(PortAdd(name="echo", switch="bench", kind="app"))
+
+        def link() -> str:
+            return str(made._daemon.call(lambda d: d.ports.show(PortName(name="echo"))).link)
+
+        links = []
+
+        def ping() -> None:
+            with made.linked("echo"):
+                links.append(link())
+                raise GuestError("of 1 pings none came back")
+
+        with pytest.raises(GuestError):
+            ping()
+        assert [*links, link()] == ["up", "down"]

@@ -105,6 +105,15 @@ class Rig:
         """A port whose link is down gets nothing, floods included."""
         self._change(PortSet(name=port, link="up" if up else "down"))
 
+    @contextmanager
+    def linked(self, port: str) -> Iterator[None]:
+        """Its link is up meanwhile, and down afterwards, however that ends."""
+        self.set_link(port, True)
+        try:
+            yield
+        finally:
+            self.set_link(port, False)
+
     def _change(self, request: PortSet) -> None:
         self._daemon.call(lambda d: d.ports.change(request))
 

@@ -38,7 +38,7 @@ from vpt.exits import delta, measure
 from vpt.exits.model import Quantity, Tier
 from vpt.exits.session import Session, open_session
 from vpt.percentile import tells
-from vpt.processor import emulated
+from vpt.processor import emulated, patience
 from vpt.qemu import Accel
 
 __all__ = ["BATCHES", "RATES", "SCENARIO"]
@@ -55,6 +55,8 @@ _PING_SECONDS = 0.2
 #: So that a 99th percentile is not one trip's bad luck; times the scale, but as many as have one at all.
 _LEAST_PINGS, _LEAST_PINGS_EVER = 1000, 100
 _WARM_UP = 5_000
+#: For what is still under way at the end; a host that is busy is late for it.
+_LINGER_S = patience(1.0)
 
 
 def _percentiles(device: str) -> Plot:
@@ -199,6 +201,7 @@ class _Bench:
                 burst=self._batch,
                 kick=Kick.EVERY,
                 kick_every=self._batch,
+                linger=_LINGER_S,
             )
         return Order(
             role=role,
@@ -207,6 +210,7 @@ class _Bench:
             rate=rate,
             burst=1 if every or rate else _BURST,
             kick=self._attachment.kick,
+            linger=_LINGER_S,
         )
 
     def run(self, exits: Session, policy: PolicyName) -> tuple[dict[str, float], Sequence[str]]:
@@ -214,9 +218,8 @@ class _Bench:
         self._rig.set_policy(policy, [p.name for p in (self.sender, self._echo) if p])
         values, remarks = self._send(exits)
         if self._echo is not None and self._rate is not None:
-            self._rig.set_link(self._echo.name, True)
-            values |= self._ping(self._echo, self._rate)
-            self._rig.set_link(self._echo.name, False)
+            with self._rig.linked(self._echo.name):
+                values |= self._ping(self._echo, self._rate)
         return values, remarks
 
     def _send(self, exits: Session) -> tuple[dict[str, float], Sequence[str]]:
@@ -278,6 +281,7 @@ class _Bench:
                 kick=self._attachment.kick,
                 wait=_waits(self.sender),
                 dst=echo.mac,
+                linger=_LINGER_S,
             ),
             self.sender,
             echo,
