@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from support.libvirt import (
 from support.libvirtd import Libvirtd, stopped
 from support.vptd import Vptd, run_vpt
 from support.waiting import until
-from vpt.libvirt_plugin import _answers, hook
+from vpt.daemon.client import Client
+from vpt.libvirt_plugin import _answers, hook, watch
 from vpt.libvirt_plugin.metadata import Plug
 from vpt.libvirt_plugin.watch import Domain, is_watched, left_over
 
@@ -195,7 +197,7 @@ class TestTogether:
                 watch.wait_says("following the domains")
                 with stopped(libvirtd):
                     os.kill(libvirtd.qemu_pid("brief"), signal.SIGKILL)
-                    watch.wait_says("libvirt does not answer any more")
+                    watch.wait_says("does not answer")  # while it waits, or in the middle of a look
                 watch.wait_says("following the domains", 2)
                 watch.wait_says("port brief deleted")
                 assert up(vptd) == {"cold", "warm"}
@@ -212,6 +214,34 @@ class TestTogether:
             until(lambda: len(list(tasks.iterdir())) == 3, "it to wait")
             watch.process.send_signal(signal.SIGTERM)
             assert watch.process.wait(_answers._OPEN_S / 2) == 0
+
+    def test_a_vptd_that_is_stopped_is_said_to_be_and_asked_again_once_it_goes_on(
+        self, libvirtd: Libvirtd, vptd: Vptd, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(watch, "Client", partial(Client, timeout=0.5))
+        vptd.call("port.add", name="gone", switch="sw0", kind="null", owner="libvirt:system:1")
+        assert vptd.process is not None
+        pid, said = vptd.process.pid, list[str]()
+
+        def say(text: str) -> None:
+            said.append(text.partition(" the ")[0])
+            if "did not answer" in text:
+                os.kill(pid, signal.SIGCONT)
+            if "deleted" in text:
+                raise KeyboardInterrupt
+
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                watch.Watch(vptd.paths, libvirtd.uri, say).run()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert said == [
+            "following",
+            "vptd did not answer port.list in 0 s",
+            "following",
+            "port gone deleted:",
+        ]
 
     def test_a_libvirtd_that_is_killed_is_followed_again_and_a_dead_domain_leaves_no_port(
         self, libvirtd: Libvirtd, vptd: Vptd, held: DomainGuest

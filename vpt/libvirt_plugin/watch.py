@@ -128,6 +128,8 @@ class Watch:
                     if once or not (error.code == NO_LIBVIRT or isinstance(error, TimeoutExpired)):
                         raise
                     self._complain(error)
+                    # If vptd did not answer in time: what it says then is no answer to the next question.
+                    self._hang_up()
                     ready()
                 if once:
                     return
