@@ -107,6 +107,7 @@ struct vpti_txq {
 	bool live;                 /* control thread: in the worker's plan */
 	bool polled;               /* the peer has no way to kick: look now and then */
 	bool discard;              /* vhost-user: started but disabled, consume and drop */
+	bool aside;                /* vhost-user: ... and not kicked since: what is in it may be meant for when it is enabled */
 	bool armed;                /* a kick has been asked for */
 	bool kicked;               /* a doorbell came since the last burst */
 	bool ready;                /* DATA watch: the fd has something to read */

@@ -98,8 +98,10 @@ static void apply(vpt_port *p)
 
 			VPTI_WRITE(q->discard, !r->enabled);
 			q->polled = r->cfg.kick_fd < 0 || r->unheard;
+			if (r->enabled || q->polled)
+				VPTI_WRITE(q->aside, false);
 			if (live && !q->live) {
-				q->armed = q->dirty = false;
+				q->dirty = false;
 				q->kicked = true;
 				q->last_src = UINT64_MAX;
 			}
@@ -183,6 +185,31 @@ static int take_up_record(struct vpt_port *p, uint32_t index)
 	return 0;
 }
 
+/*
+ * Before it is live: no kicks until a worker asks for some. But a disabled transmit ring is left aside until its first kick, when
+ * it starts by the letter of the specification and what is in it is dropped. A front-end that comes back to us with
+ * packets on their way and enables its rings last (DPDK's virtio-user, Cloud Hypervisor) would lose them all otherwise.
+ * A kick from before counts for nothing: it may be one that the back-end before us did not live to hear.
+ */
+static void begin(struct vpt_port *p, uint32_t index, int32_t kick_fd)
+{
+	const struct vpti_virtq_layout *layout = vpti_vhost_layout(p);
+	struct vpti_virtq *v = vpti_vring_virtq(p, index);
+	bool aside = vpti_vring_is_tx(index) && kick_fd >= 0 && !((struct vpti_vhost *)p->priv)->ring[index].enabled;
+
+	vpti_vhost_log_to_ring(p, index);
+	if (vpti_vring_is_tx(index)) {
+		p->txq[index / 2]->armed = aside;
+		VPTI_WRITE(p->txq[index / 2]->aside, aside);
+	}
+	if (aside) {
+		vpti_eventfd_take(kick_fd);
+		layout->want_next(v);
+	} else {
+		layout->quiet(v);
+	}
+}
+
 int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *ring)
 {
 	struct vpti_vhost *vh = p->priv;
@@ -208,6 +235,7 @@ int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *r
 	rc = vpti_eventfd_dup(ring->call_fd, &call);
 	if (rc)
 		return rc;
+	begin(p, index, ring->kick_fd);
 	rc = set_kick(p, index, ring->kick_fd);
 	if (rc) {
 		vpti_fd_close(&call);
@@ -218,8 +246,6 @@ int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *r
 	r->cfg.avail_uva = ring->avail_uva;
 	r->cfg.used_uva = ring->used_uva;
 	v->call_fd = call;
-	vpti_vhost_log_to_ring(p, index);
-	vpti_vhost_layout(p)->quiet(v);
 	r->running = true;
 	apply(p);
 	/* What a back-end that died has published last may be known to nobody. */
@@ -314,6 +340,8 @@ int vpt_vhost_vring_kick(vpt_port *p, uint32_t index)
 		return -EINVAL;
 	if (!vh->ring[index].running)
 		return -ENOENT;
+	if (vpti_vring_is_tx(index))
+		VPTI_WRITE(p->txq[index / 2]->aside, false);
 	vpti_worker_rounds(p->txq[index / 2]->worker, vh->ring[index].cfg.num / VPTI_BURST + 1);
 	return 0;
 }

@@ -304,6 +304,8 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 	b->n = 0;
 	b->nfrag = 0;
 	q->waiting = false;
+	if (vpti_unlikely(VPTI_READ(q->aside)))
+		return 0;
 	q->ops->take(q, b);
 	vpti_txq_check_memory(q);
 	if (!b->n)

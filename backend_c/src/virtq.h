@@ -156,6 +156,8 @@ struct vpti_virtq_layout {
 	uint64_t (*used_size)(uint32_t num);
 	/* No kicks, please: before a worker arms the queue for the first time, and for ever on receive queues. */
 	void (*quiet)(struct vpti_virtq *v);
+	/* A kick, please, for whatever comes next, and never mind what is there already: of a queue that is left aside. */
+	void (*want_next)(struct vpti_virtq *v);
 };
 
 extern const struct vpti_virtq_layout vpti_virtq_split, vpti_virtq_packed;

@@ -85,6 +85,13 @@ static void packed_quiet(struct vpti_virtq *v)
 	log_wish(v);
 }
 
+/* For each: where what is there ends is not known without a walk of the ring. */
+static void packed_want_next(struct vpti_virtq *v)
+{
+	VPTI_WRITE(v->device_event->flags, VPTI_PACKED_EVENT_ENABLE);
+	log_wish(v);
+}
+
 /* ---- tx: the driver's buffers are read ---- */
 
 /* cookie: descriptors of the chain above 16 bits of its id */
@@ -496,4 +503,5 @@ const struct vpti_virtq_layout vpti_virtq_packed = {
 	.base = packed_base,
 	.used_size = packed_used_size,
 	.quiet = packed_quiet,
+	.want_next = packed_want_next,
 };

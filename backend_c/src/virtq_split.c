@@ -140,6 +140,15 @@ static void split_quiet(struct vpti_virtq *v)
 	log_wish(v);
 }
 
+static void split_want_next(struct vpti_virtq *v)
+{
+	if (v->event_idx)
+		set_avail_event(v, VPTI_READ(v->avail->idx));
+	else
+		VPTI_WRITE(v->used->flags, 0);
+	log_wish(v);
+}
+
 /* P3 of notify.h for used->idx; the fence is the caller's. */
 static bool call_driver(struct vpti_virtq *v)
 {
@@ -489,4 +498,5 @@ const struct vpti_virtq_layout vpti_virtq_split = {
 	.base = split_base,
 	.used_size = split_used_size,
 	.quiet = split_quiet,
+	.want_next = split_want_next,
 };

@@ -101,7 +101,7 @@ static uint32_t serve(struct vpti_worker *w, const struct vpti_plan *plan, bool 
 	return taken;
 }
 
-/* Ask every peer for a kick, then look once more; queues that wait for tokens are left alone. True if it is safe to sleep. */
+/* Ask every peer for a kick, then look once more but at queues that are not to be taken from. True if it is safe to sleep. */
 static bool arm_all(const struct vpti_plan *plan)
 {
 	uint32_t i;
@@ -118,7 +118,7 @@ static bool arm_all(const struct vpti_plan *plan)
 	for (i = 0; i < plan->n; i++) {
 		struct vpti_txq *q = plan->e[i].q;
 
-		if (vpti_port_runs(q->port) && !q->waiting && q->ops->pending(q))
+		if (vpti_port_runs(q->port) && !q->waiting && !VPTI_READ(q->aside) && q->ops->pending(q))
 			return false;
 	}
 	return true;
@@ -133,7 +133,10 @@ static void on_kick(struct vpti_worker *w, struct vpti_watch *watch)
 
 	count(w, VPT_W_SYSCALLS, 1);
 	vpti_count(watch->q->c, VPT_C_TX_KICKS, n);
-	watch->q->kicked |= n != 0;
+	if (!n)
+		return;
+	watch->q->kicked = true;
+	VPTI_WRITE(watch->q->aside, false);
 }
 
 static void on_cfg(struct vpti_worker *w, struct vpti_watch *watch)

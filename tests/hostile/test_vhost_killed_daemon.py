@@ -58,7 +58,7 @@ def test_l1_l7_a_vptd_that_ends_under_traffic_and_comes_back(vptd: Vptd, how: st
     offered = one.offered
     sent = taken = 0
     try:
-        for _ in range(ENDS):
+        for end in range(ENDS):
             while one.pairs[0].tx.free:
                 one.queue_frame(frame(MAC_B, MAC_A, sent))
                 sent += 1
@@ -77,8 +77,8 @@ def test_l1_l7_a_vptd_that_ends_under_traffic_and_comes_back(vptd: Vptd, how: st
             if how == "SIGTERM":
                 assert len(got) == taken - first, "it finishes what it has begun"
             vptd.start()
-            two.resume(vptd.socket("b"), protocol=PROTOCOL)
-            one.resume(vptd.socket("a"), protocol=PROTOCOL)
+            for fe, port in ((two, "b"), (one, "a")):
+                fe.resume(vptd.socket(port), protocol=PROTOCOL, enable_first=bool(end % 2))
             assert one.offered == offered
         got = []
         while taken + len(got) < sent:

@@ -18,6 +18,7 @@ from support.leaks import until_open
 from vpt.conform.frames import MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import USUAL, FrontEnd
 from vpt.conform.guest_memory import GPA_BASE, MIB, PAGE, Span
+from vpt.dataplane import Policy, PolicyKind
 from vpt.vhost_user import Request, VirtioFeature, VringFd, VringState
 
 F = VirtioFeature
@@ -58,6 +59,48 @@ def test_a_ring_is_stopped_until_it_has_its_kick(
     assert one.stop_ring(1) in (0, 0x8000_8000), "nothing taken"
     one.set_kick(1, tx.kick_fd)
     assert number(two.receive()[0].frame) == 5
+
+
+POLICIES = [Policy.notify(), Policy.sleep(50), Policy.poll(), Policy.adaptive(20)]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.kind.name.lower())
+@pytest.mark.parametrize("event_idx", [0, int(F.EVENT_IDX)], ids=["flags", "event-idx"])
+@pytest.mark.parametrize("first", ["enabled", "kicked"])
+def test_a_ring_that_starts_disabled_is_left_alone_until_it_is_enabled_or_kicked(
+    host: Host, connect: Connect, policy: Policy, event_idx: int, first: str
+) -> None:
+    """What a front-end brings along is sent if it enables the ring first, and discarded if it kicks first.
+
+    A kick from before the start does not count: it may have been meant for a back-end that has died.
+    """
+    a = host.vhost("a", policy=policy)
+    two, one = connect(host.vhost("b")).start(), connect(a, features=int(USUAL) & ~F.EVENT_IDX | event_idx)
+    one.negotiate()
+    one.share_memory()
+    one.make_queues()
+    tx = one.pairs[0].tx
+    base = tx.base
+    for n in range(3):
+        one.queue_frame(frame(MAC_B, MAC_A, n))
+    tx.kick(force=True)
+    one.start_ring(1, base=base)
+    two.transmit(*(frame(MAC_A, MAC_B, n) for n in range(100)))  # by the same worker
+    assert tx.unfinished == 3
+    if first == "kicked":
+        one.queue_frame(frame(MAC_B, MAC_A, 3))
+        assert tx.kick(), "it is asked for"
+        one.flush()
+        assert a.counters["tx_drop_disabled"] == 4
+    one.enable_ring(1)
+    if first == "enabled":
+        assert [number(r.frame) for r in two.receive(3)] == [0, 1, 2]
+        assert a.counters["tx_drop_disabled"] == 0
+    one.transmit(frame(MAC_B, MAC_A, 9))
+    assert number(two.receive()[0].frame) == 9
+    if policy.kind in (PolicyKind.POLL, PolicyKind.SLEEP):
+        one.queue_frame(frame(MAC_B, MAC_A, 10))
+        assert not tx.kick(), "it is not asked for any more"
 
 
 def test_get_vring_base_stops_the_ring_and_kicks_mean_nothing_then(

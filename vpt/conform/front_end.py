@@ -342,10 +342,17 @@ class FrontEnd:
         assert self.record is not None
         self.do(Request.SET_INFLIGHT_FD, self.record.info, [self.record.fd])
 
-    def resume(self, target: Path | str | socket.socket, *, protocol: int = int(ALL_PROTOCOL)) -> Self:
+    def resume(
+        self,
+        target: Path | str | socket.socket,
+        *,
+        protocol: int = int(ALL_PROTOCOL),
+        enable_first: bool = False,
+    ) -> Self:
         """Go on with the same rings at a back-end that has come back, by the record of what is in flight.
 
-        Ring bases are those of the beginning, as of a front-end that did not count.
+        Ring bases are those of the beginning, as of a front-end that did not count. enable_first: rings are
+        enabled before they start, as by QEMU; else after it, as by DPDK's virtio-user.
         """
         self.disconnect()
         self._connect(target)
@@ -353,8 +360,11 @@ class FrontEnd:
         self.share_memory()
         self.give_record()
         for index in range(len(self.queues())):
-            self.enable_ring(index)  # first: what is found in a ring that is not enabled is dropped
+            if enable_first:
+                self.enable_ring(index)
             self.start_ring(index, base=FIRST_LAP if self.features & F.RING_PACKED else 0)
+            if not enable_first:
+                self.enable_ring(index)
         self.driver_ok()
         self.ask(Request.GET_FEATURES)
         return self

@@ -397,6 +397,8 @@ struct vpt_vring {
  * receive, so the host writes 2*i and reads 2*i+1).
  * start: -EINVAL num, base, alignment; -EFAULT not in the memory table; -EBADF not an eventfd; -EBUSY runs already; -ERANGE
  *        its used part is beyond the log in use; -EILSEQ the record of what is in flight contradicts itself or the ring.
+ *        A transmit ring with a kick_fd that is not enabled is left alone until it is enabled or kicked (vhost-user,
+ *        "Starting and stopping rings"), and a kick from before counts for nothing.
  * stop: 0 and *base = where to go on; -ENOENT: was not running. Waits for workers.
  */
 int vpt_vhost_vring_start(vpt_port *p, uint32_t index, const struct vpt_vring *ring);

@@ -89,6 +89,31 @@ def _(stage: Stage) -> None:
 
 
 @case(
+    "V9-disabled-until-kicked",
+    "a ring starts at its first kick: until then one that is disabled discards nothing",
+    source="vhost-user, Starting and stopping rings",
+    protocol=P.MQ,
+)
+def _(stage: Stage) -> None:
+    fe = stage.negotiated()
+    fe.share_memory()
+    fe.make_queues()
+    for index in (RX, TX):
+        fe.start_ring(index)
+    fe.queue_frame(stage.frame(1))
+    fe.pairs[0].tx.publish()
+    fe.ask(Request.GET_FEATURES)
+    for index in (RX, TX):
+        fe.enable_ring(index)
+    fe.driver_ok()
+    fe.fill()
+    fe.pairs[0].tx.kick(force=True)
+    fe.flush()
+    if stage.has_neighbour:
+        stage.arrive(stage.frame(1))
+
+
+@case(
     "V11-enabled-from-the-start",
     "rings are enabled from the start if PROTOCOL_FEATURES was not acknowledged",
     source="vhost-user, Ring states",

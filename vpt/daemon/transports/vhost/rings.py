@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Rings: described, started, stopped, enabled.
 
-A ring starts at SET_VRING_KICK, complete or not at all, and not at the first kick: what arrives between the
-two is found without one.
+A ring starts at SET_VRING_KICK, complete or not at all; what an enabled one holds is found without a kick.
+One that is not enabled is left alone until it is, or until its first kick (vpt_vhost_vring_start()).
 """
 
 from __future__ import annotations
