@@ -92,8 +92,10 @@ def test_both_kinds_with_traffic_and_nothing_is_left(
         assert (code, err) == (0, "")
         guest.wait_until("[ ! -e /sys/class/net/eth0 ]", 10, "the interface to go")
         assert leftovers(qmp) == []
-    code, _, err = vpt("attach", qmp, "--switch", "sw0")
-    assert (code, "without KVM, QEMU would crash" in err) == (1, True)
+    assert vpt("attach", qmp, "--switch", "sw0")[0] == 0
+    network(guest, 1)
+    assert ping(guest, "10.8.0.2", count=10).lost == 0
+    assert vpt("detach", qmp)[0] == 0
     assert vpt("detach", other_qmp, "other")[0] == 0
     assert vptd.call("port.list")["ports"] == []
 
@@ -165,7 +167,7 @@ def test_what_a_guest_lets_go_of_after_the_time_out_is_taken_out_by_a_second_det
     code, _, err = vpt(*named)
     assert (code, f"vpt detach {qmp} p1" in err) == (1, True)
     code, _, err = vpt("attach", qmp, "--switch", "sw0", "--print-diff")
-    assert (code, "without KVM, QEMU would crash" in err) == (int(kind == "passthrough"), bool(code))
+    assert (code, "without KVM, QEMU could crash" in err) == (int(kind == "passthrough"), bool(code))
     with QmpSession(Path(qmp)) as qemu:
         # No guest is asked for anything any more.
         qemu.execute("stop")

@@ -64,7 +64,7 @@ _FAULTS = (
         "eventfds",
         lambda _: True,
         "without KVM it goes on polling the eventfds of an ivshmem device that was unplugged",
-        "attach refuses a vhost-user port in a VM that a passthrough port was taken out of",
+        "detach has QEMU forget them, and attach refuses where that could not be done",
         "restart the VM in between",
     ),
     _Fault(

@@ -17,6 +17,8 @@ from vpt.libvirt_plugin._answers import SilentVmError, asked, within
 from vpt.libvirt_plugin._connection import binding, find_domain, owner_of, translate
 from vpt.libvirt_plugin.metadata import NAMESPACE, PREFIX, Plug, metadata_xml, plugs_in
 from vpt.libvirt_plugin.xml import alias_of, device_xml
+from vpt.qemu import domain_pid
+from vpt.qemu.stale import mended
 
 __all__ = ["Target"]
 
@@ -120,7 +122,10 @@ class Target:
         self.note_live([*others, plug], spent=rules.is_spent(before))
 
     def unplug_live(self, name: str) -> None:
-        with _changes(self) as changed:
+        """Take a port's device out of the running domain, with what QEMU would keep of it, and its note."""
+        xml = self.live_xml()
+        pid = domain_pid(self.domain.UUIDString(), self.name) if rules.leaves_handlers(xml, name) else None
+        with _changes(self) as changed, mended(self.monitor, pid) as done:
             with self.asking("detach the device"):
                 self.domain.detachDeviceAlias(alias_of(name), self.lib.VIR_DOMAIN_AFFECT_LIVE)
             if not changed(lambda: not rules.alias_in(self.live_xml(), name)):
@@ -129,11 +134,14 @@ class Target:
                     hint="a guest must be up, with PCI hotplug, to eject a device: try again later, or shut"
                     " it down after vpt detach --config",
                 )
+            clean = not rules.leaves_handlers(xml, name) or done()
+        others = [plug for plug in plugs_in(self.live_xml()) if plug.name != name]
+        self.note_live(others, spent=not clean, mended=name if clean else "")
 
-    def note_live(self, plugs: list[Plug], *, spent: bool = False) -> None:
-        """What the running domain has, in its metadata."""
+    def note_live(self, plugs: list[Plug], *, spent: bool = False, mended: str = "") -> None:
+        """What the running domain has, in its metadata. mended: as of rules.is_spent()."""
         kind = self.lib.VIR_DOMAIN_METADATA_ELEMENT
-        text = metadata_xml(plugs, spent=spent or rules.is_spent(self.live_xml()))
+        text = metadata_xml(plugs, spent=spent or rules.is_spent(self.live_xml(), mended))
         with self.asking("note the port in its metadata"):
             self.domain.setMetadata(kind, text, PREFIX, NAMESPACE, self.lib.VIR_DOMAIN_AFFECT_LIVE)
 

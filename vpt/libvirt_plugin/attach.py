@@ -337,7 +337,7 @@ def _quietly(action: Callable[[], object]) -> None:
 def _unplug_again(target: Target, name: str, before: list[Plug]) -> None:
     if rules.alias_in(target.live_xml(), name):
         target.unplug_live(name)
-    if plugs_in(target.live_xml()) != before:
+    elif plugs_in(target.live_xml()) != before:
         target.note_live(before)
 
 
@@ -465,5 +465,6 @@ def _take_out(target: Target, plug: Plug, *, live: bool, config: bool) -> None:
         if live:
             if rules.alias_in(target.live_xml(), plug.name):
                 target.unplug_live(plug.name)
-            target.note_live([other for other in plugs_in(target.live_xml()) if other.name != plug.name])
+            else:
+                target.note_live([other for other in plugs_in(target.live_xml()) if other.name != plug.name])
         undo.pop_all()

@@ -28,6 +28,7 @@ from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, 
 from vpt.libvirt_plugin.metadata import Plug
 from vpt.qemu import RECONNECT_MS
 from vpt.qemu.qmp import QmpClosedError, QmpCommandError, QmpSession, QmpSilentError, listener_pid
+from vpt.qemu.stale import mended
 
 __all__ = ["attach", "detach", "print_diff"]
 
@@ -67,7 +68,7 @@ def _plan(qemu: QmpSession, path: Path, vptd: Client, request: Request) -> _Plan
     tcg = not qemu.execute("query-kvm")["enabled"]
     if plug.kind == "vhost-user":
         _require_shared_memory(qemu)
-        rules.check_spent(_is_spent(qemu, tcg=tcg))
+    rules.check_spent(_is_spent(qemu, tcg=tcg), vhost_user=plug.kind == "vhost-user" or _has_vhost_user(qemu))
     bus = None
     if express:
         bus = _free_root_port(qemu)
@@ -103,7 +104,7 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
         try:
             for add, remove in plan.steps:
                 _execute(qemu, *add)
-                undo.callback(_quietly, partial(_undo, qemu, *remove))
+                undo.callback(_quietly, partial(_undo, qemu, path, *remove))
             if plug.name not in _devices_of(qemu):
                 raise GuestError(f"QEMU says that {plug.name} is plugged in, and does not have it")
         except QmpSilentError as error:
@@ -180,9 +181,9 @@ def _execute(qemu: QmpSession, command: str, arguments: dict[str, Any]) -> None:
         raise GuestError(str(error), hint="the VM and the switch are as before") from error
 
 
-def _undo(qemu: QmpSession, command: str, arguments: dict[str, Any]) -> None:
+def _undo(qemu: QmpSession, path: Path, command: str, arguments: dict[str, Any]) -> None:
     if command == "device_del":
-        _delete_device(qemu, arguments["id"])
+        _delete_device(qemu, path, arguments["id"])
     else:
         qemu.execute(command, **arguments)
 
@@ -329,13 +330,9 @@ def _unplug(qemu: QmpSession, path: Path, name: str) -> None:
     device, chardev = f"vpt-{name}", f"vpt-{name}-chr"
     if device in _devices(qemu):
         _require_running(qemu, path)
-        kind = qemu.execute("qom-get", path=f"/machine/peripheral/{device}", property="type")
-        passthrough = "ivshmem" in kind
-        _delete_device(qemu, device)
-    else:
-        passthrough = chardev in _unused(qemu)
-    if passthrough and not qemu.execute("query-kvm")["enabled"] and _SPENT not in _chardevs(qemu):
-        qemu.execute("chardev-add", id=_SPENT, backend={"type": "null", "data": {}})
+        _delete_device(qemu, path, device)
+    elif chardev in _unused(qemu) and not qemu.execute("query-kvm")["enabled"]:
+        _mark_spent(qemu)
     # Which of these there are depends on the kind; and a vhost-user netdev takes its chardev along.
     for command, ident in (("netdev_del", f"vpt-{name}-net"), ("chardev-remove", chardev)):
         with suppress(QmpCommandError):
@@ -345,6 +342,11 @@ def _unplug(qemu: QmpSession, path: Path, name: str) -> None:
             f"QEMU did not let go of the chardev {chardev}, so the port stays",
             hint=f"try again: vpt detach {path} {name}",
         )
+
+
+def _mark_spent(qemu: QmpSession) -> None:
+    if _SPENT not in _chardevs(qemu):
+        qemu.execute("chardev-add", id=_SPENT, backend={"type": "null", "data": {}})
 
 
 def _delete_port(path: Path, vptd: Client, name: str) -> str:
@@ -386,15 +388,24 @@ def _port_of(chardev: str) -> str:
 def _unused(qemu: QmpSession) -> list[str]:
     """Chardevs of ours that nothing has: those of passthrough ports whose device has gone.
 
-    A vhost-user port's is its netdev's, with or without the device.
+    A vhost-user port's is its netdev's, with or without the device. What query-chardev says of a front-end
+    comes late: a device that has gone is freed when all vCPUs have been seen somewhere else.
     """
-    idle = (item["label"] for item in qemu.execute("query-chardev") if not item["frontend-open"])
-    return list(filter(_is_ours, idle))
+    users = {*_devices(qemu), *(net.removesuffix("-net") for net in _netdevs(qemu))}
+    return [label for label in _chardevs(qemu) if _is_ours(label) and label.removesuffix("-chr") not in users]
+
+
+def _netdevs(qemu: QmpSession) -> list[str]:
+    return re.findall(r"([\w.-]+): index=", qemu.hmp("info network"))
 
 
 def _is_spent(qemu: QmpSession, *, tcg: bool) -> bool:
     """See rules.check_spent(). What let go of a device after its detach was given up, nobody has marked."""
     return _SPENT in _chardevs(qemu) or (tcg and bool(_unused(qemu)))
+
+
+def _has_vhost_user(qemu: QmpSession) -> bool:
+    return "type=vhost-user" in qemu.hmp("info network")
 
 
 def _choose(path: Path, port: str | None, names: list[str]) -> str:
@@ -411,7 +422,26 @@ def _choose(path: Path, port: str | None, names: list[str]) -> str:
     return names[0]
 
 
-def _delete_device(qemu: QmpSession, device: str) -> None:
+def _delete_device(qemu: QmpSession, path: Path, device: str) -> None:
+    """Take it out, and see to what QEMU leaves behind of it."""
+    if not _is_ivshmem(qemu, device) or qemu.execute("query-kvm")["enabled"]:
+        _ask_guest(qemu, device)
+        return
+    with mended(qemu.execute, listener_pid(path)) as done:
+        _ask_guest(qemu, device)
+        if not done():
+            _mark_spent(qemu)
+
+
+def _is_ivshmem(qemu: QmpSession, device: str) -> bool:
+    """One that is going this very moment may be."""
+    try:
+        return "ivshmem" in qemu.execute("qom-get", path=f"/machine/peripheral/{device}", property="type")
+    except QmpCommandError:
+        return True
+
+
+def _ask_guest(qemu: QmpSession, device: str) -> None:
     """Ask the guest to let go, and wait for QEMU to say that it has."""
     end = time.monotonic() + _DEVICE_S
     with qemu.listening(*_GONE) as take:

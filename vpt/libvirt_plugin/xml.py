@@ -30,12 +30,15 @@ __all__ = [
 ]
 
 _ALIAS = "ua-vpt-"
-_BRIDGE_ALIAS = "ua-vpt.bridge"
+_BRIDGE_ALIAS = "ua-vpt_bridge"  # of no port: theirs go on with "-"
 
 
 def alias_of(name: str) -> str:
-    """The device's alias in libvirt, and its id in QEMU."""
-    return _ALIAS + name
+    """The device's alias in libvirt, and its id in QEMU.
+
+    libvirt drops an alias that has other characters than letters, digits, _ and - without a word.
+    """
+    return _ALIAS + name.replace("_", "__").replace(".", "_-")
 
 
 # ---- what a port looks like ----

@@ -18,6 +18,7 @@ from vpt.qemu._cmdline import (
 )
 from vpt.qemu._console import console_text
 from vpt.qemu._names import names_a_socket, split_name
+from vpt.qemu._process import domain_pid
 
 __all__ = [
     "RECONNECT_MS",
@@ -31,6 +32,7 @@ __all__ = [
     "VhostUser",
     "command_line",
     "console_text",
+    "domain_pid",
     "find_qemu",
     "kernel_arguments",
     "names_a_socket",

@@ -13,7 +13,7 @@ import socket
 import stat
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -83,15 +83,15 @@ class QmpSession:
             raise
         self.version = (int(parts["major"]), int(parts["minor"]), int(parts["micro"]))
 
-    def execute(self, command: str, **arguments: Any) -> Any:
-        """Run one command and return what it returns.
+    def execute(self, command: str, *, files: Sequence[int] = (), **arguments: Any) -> Any:
+        """Run one command, with descriptors that go along with it, and return what it returns.
 
         QmpCommandError: QEMU refused it. QmpClosedError: the VM went away. QmpSilentError: QEMU does
         not answer, and may run the command yet.
         """
         try:
             with _signals_later():
-                return self._runner.run(asyncio.wait_for(self._client.execute(command, arguments), _STEP_S))
+                return self._runner.run(asyncio.wait_for(self._run(command, files, arguments), _STEP_S))
         except ExecuteError as exc:
             raise QmpCommandError(command, exc.error.error.class_, str(exc)) from exc
         except TimeoutError:
@@ -102,9 +102,15 @@ class QmpSession:
         except (ExecInterruptedError, QMPError, OSError) as exc:
             raise QmpClosedError from exc
 
+    async def _run(self, command: str, files: Sequence[int], arguments: dict[str, Any]) -> Any:
+        for fd in files:
+            self._client.send_fd_scm(fd)
+        return await self._client.execute(command, arguments)
+
     def hmp(self, line: str) -> str:
         """Run one line of the human monitor, for what QMP itself has no command."""
-        return str(self.execute("human-monitor-command", **{"command-line": line}))
+        arguments: dict[str, Any] = {"command-line": line}
+        return str(self.execute("human-monitor-command", **arguments))
 
     @contextmanager
     def listening(self, *names: str) -> Iterator[Callable[[float], dict[str, Any] | None]]:

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
@@ -14,6 +12,7 @@ from xml.etree import ElementTree
 from vpt.errors import GuestError, MissingError, NotFoundError
 from vpt.exits.meter import COUNTERS
 from vpt.exits.sources.base import Source, Units
+from vpt.qemu import domain_pid
 
 __all__ = ["Domain", "LibvirtDomstats", "parse_domstats"]
 
@@ -48,7 +47,7 @@ class Domain:
             raise NotFoundError(f"the VM {name!r} is not running", hint=f"virsh start {name}")
         self.type = tree.get("type", "")
         self.uuid = tree.findtext("uuid", "")
-        self.pid = _pid(self.uuid, name)
+        self.pid = domain_pid(self.uuid, name)
 
     def stats(self) -> dict[str, Any]:
         """The vCPU group of the domain's statistics. GuestError: the domain ended."""
@@ -122,17 +121,3 @@ def _open(lib: ModuleType, uri: str | None) -> Any:
     if uri is not None and "/embed" in uri:
         return lib.open(uri)
     return lib.openReadOnly(uri)
-
-
-def _pid(uuid: str, name: str) -> int | None:
-    """QEMU's pid: the process whose command line holds the domain's UUID, which libvirt always passes."""
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        try:
-            cmdline = Path(entry.path, "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if uuid.encode() in cmdline and any(arg.startswith(f"guest={name}".encode()) for arg in cmdline):
-            return int(entry.name)
-    return None
