@@ -32,12 +32,18 @@ _SUITES = ("bullseye", "bookworm", "trixie", "forky", "sid", "oldstable", "stabl
 _DISTRO_INFO = Path("/usr/share/distro-info/debian.csv")
 _UNIT = f"""[Unit]
 Description=Say on the console that ssh answers
+Requires=ssh.service
 After=ssh.service systemd-networkd.service
 [Service]
 Type=oneshot
 ExecStart=/bin/sh -c 'echo {READY_MARK.decode()} >/dev/ttyS0'
 [Install]
 WantedBy=multi-user.target
+"""
+# On a busy host an emulated processor takes longer for udev's first round, or for sshd, than the usual 90 s.
+_PATIENCE = """[Manager]
+DefaultTimeoutStartSec=15min
+DefaultDeviceTimeoutSec=15min
 """
 
 
@@ -68,6 +74,7 @@ def build_debian(debian: Debian, progress: Progress = lambda _: None, *, fresh: 
         debian.mirror or "",
         kernel.release,
         _UNIT,
+        _PATIENCE,
     ]
     inputs = [word.encode() for word in words] + [path.read_bytes() for path in parts]
     name, found = cached("debian", inputs)
@@ -162,6 +169,9 @@ class _Builder:
         units = extra / "etc/systemd/system"
         units.mkdir(parents=True)
         (units / "vpt-ready.service").write_text(_UNIT)
+        manager = extra / "etc/systemd/system.conf.d"
+        manager.mkdir()
+        (manager / "patience.conf").write_text(_PATIENCE)
         (extra / "etc/fstab").write_text("/dev/vda / ext4 defaults,discard 0 1\n")
         return extra
 
