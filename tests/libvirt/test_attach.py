@@ -188,6 +188,26 @@ def test_print_diff_does_nothing(vpt: Vpt) -> None:
     assert as_json == {"schema": "vpt.attach-diff/v1", "vm": "right", "diff": out}
 
 
+def test_what_a_configuration_got_for_a_port_goes_with_it(libvirt: Libvirt, vpt: Vpt) -> None:
+    """libvirt keeps the aliases by which it is found: it drops those with other characters than its own."""
+    guest = libvirt.define("asleep", machine="q35")
+    try:
+        before = re.sub(r"<metadata/?>|</metadata>", "", guest.domain.XMLDesc(2)).split()
+        for name in ("web.1_a", "web-2"):
+            ok(
+                vpt(
+                    "attach", "asleep", "--switch", "sw0", "--kind", "passthrough", "--port", name, "--config"
+                )
+            )
+        xml = guest.domain.XMLDesc(2)
+        assert ("pcie-to-pci-bridge" in xml, alias_in(xml, "web.1_a")) == (True, True)
+        for name in ("web.1_a", "web-2"):
+            ok(vpt("detach", "asleep", name))
+        assert re.sub(r"<metadata/?>|</metadata>", "", guest.domain.XMLDesc(2)).split() == before
+    finally:
+        libvirt.remove(guest)
+
+
 def test_a_guest_that_does_not_let_go_keeps_its_port(
     libvirt: Libvirt, vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

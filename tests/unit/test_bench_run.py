@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import ClassVar
 
 import pytest
 
+from support.waiting import until
 from vpt import processor
 from vpt.bench import programs, registry
 from vpt.bench.compare import compare, differences
@@ -442,3 +445,13 @@ def test_model_prints_json_without_infinities(capsys: pytest.CaptureFixture[str]
 def test_list_names_all_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "list", "--json"]) == 0
     assert [s["name"] for s in json.loads(capsys.readouterr().out)["scenarios"]] == registry.names()
+
+
+def test_a_run_that_is_told_to_end_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vpt.cli", "bench", "run", "idle", "--verbose"]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as run:
+        until(lambda: any(tmp_path.iterdir()), "a vptd to have its folder")
+        run.terminate()
+        assert run.wait(60) != 0
+    assert list(tmp_path.iterdir()) == []

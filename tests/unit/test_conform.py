@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
 
 from support.vptd import run_vpt
+from vpt.conform.backend import Door
 from vpt.conform.case import GROUPS, Cases, select
 from vpt.conform.cases import all_cases
 from vpt.conform.guest_memory import GPA_BASE, MIB, PAGE, GuestMemory, Span
@@ -82,3 +84,25 @@ def test_wrong_usage_and_an_absent_back_end_have_a_hint(tmp_path: Path) -> None:
     )
     assert ends_at_once.returncode == 1
     assert "exit code 7; it said: no" in ends_at_once.stderr
+    same = run_vpt(tmp_path, "conform", "--socket", "a.sock", "--peer", "./a.sock")
+    assert (same.returncode, "another port" in same.stderr) == (2, True)
+    no_pid = run_vpt(tmp_path, "conform", "--socket", "a.sock", "--pid", str(2**22))
+    assert (no_pid.returncode, f"no process {2**22}" in no_pid.stderr) == (1, True)
+
+
+def test_listening_takes_nothing_away_that_is_not_its_own(tmp_path: Path) -> None:
+    """A file, and a socket that somebody listens on, are refused and stay; one left over is replaced."""
+    plain, live, left = (tmp_path / name for name in ("plain.txt", "live.sock", "left.sock"))
+    plain.write_text("data")
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(left))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(live))
+        listener.listen()
+        for path in (plain, live):
+            done = run_vpt(tmp_path, "conform", "--listen", "--socket", str(path), "--timeout", "1")
+            assert (done.returncode, str(path) in done.stderr, "hint" in done.stderr) == (1, True, True)
+        Door(left, listen=True).close()
+    assert plain.read_text() == "data"
+    assert live.is_socket()
+    assert not left.exists()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from vpt.cli._common import FiniteFloat, emit_json, json_option, print_table
+from vpt.cli._common import FiniteFloat, emit_json, json_option, print_table, stoppable
 from vpt.cli._output import output_option
 from vpt.cli._system_errors import writing
 from vpt.errors import VptError
@@ -189,7 +189,7 @@ def run(
 def _run(scenarios: list[Scenario], settings: Settings, verbose: bool) -> Result:
     from vpt.bench.runner import run as run_all
 
-    with _progress(verbose) as progress:
+    with stoppable(), _progress(verbose) as progress:
         return run_all(scenarios, settings, progress)
 
 

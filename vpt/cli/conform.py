@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vpt.cli._common import FiniteFloat, emit_json, json_option, print_table, stoppable
-from vpt.errors import EXIT_FAILED, EXIT_OK, UsageError
+from vpt.errors import EXIT_FAILED, EXIT_OK, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from vpt.conform.case import Case
@@ -82,6 +83,10 @@ def conform(
         raise UsageError(
             "which back-end?", hint="vpt conform --socket PATH; vpt show PORT says where a port's is"
         )
+    if peer is not None and os.path.realpath(peer) == os.path.realpath(path):
+        raise UsageError("--peer is --socket", hint="give the socket of another port of the same switch")
+    if pid is not None and not os.path.exists(f"/proc/{pid}"):
+        raise NotFoundError(f"there is no process {pid}", hint="--pid is the back-end's: ss -xlp")
     with stoppable(), contextlib.ExitStack() as stack:
         backend = Backend(
             Door(path, listen=not connect),

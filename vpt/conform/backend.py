@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpt.daemon.sockets import is_stale, listen_unix
 from vpt.errors import NotFoundError, TimeoutExpired
 
 __all__ = ["Backend", "Door", "Holdings"]
@@ -28,18 +29,13 @@ class Door:
 
     def __init__(self, path: Path, *, listen: bool = False) -> None:
         self.path = path
-        self._listener: socket.socket | None = None
-        if listen:
-            path.unlink(missing_ok=True)
-            self._listener = socket.socket(socket.AF_UNIX)
-            self._listener.bind(str(path))
-            self._listener.listen(1)
+        self._listener = listen_unix(path, replace_stale=True) if listen else None
 
     def open(self, timeout_s: float) -> socket.socket:
         """A connection. OSError: nobody is there; TimeoutError: nobody came."""
         if self._listener is not None:
-            self._listener.settimeout(timeout_s)
-            return self._listener.accept()[0]
+            self._listener.sock.settimeout(timeout_s)
+            return self._listener.sock.accept()[0]
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(timeout_s)
         try:
@@ -58,7 +54,6 @@ class Door:
         """Stop listening."""
         if self._listener is not None:
             self._listener.close()
-            self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +94,7 @@ class Backend:
         if self._restart is not None:
             self.stop()
             for door in self._doors():
-                if not door.listens:
+                if not door.listens and is_stale(door.path):
                     door.path.unlink(missing_ok=True)
             self._output.truncate(0)
             # Its input stays open and silent: there are back-ends that end when it does. It outlives nobody.

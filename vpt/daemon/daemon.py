@@ -75,6 +75,12 @@ class Settings:
     control: socket.socket | None = None
 
 
+_OTHER_STATE = (
+    "it has another runtime dir (XDG_RUNTIME_DIR differs); vpt --runtime-dir DIR names it. Another needs"
+    " a state dir of its own: --state-dir, or --runtime-dir, which has room for both"
+)
+
+
 class Daemon:
     """One vptd. start() and stop() once each; everything in the thread of the loop that started it."""
 
@@ -118,7 +124,7 @@ class Daemon:
         self.paths.create()
         self._cleanup.callback(Lock(self.paths.lock, "vptd").release)
         if self.paths.state != self.paths.runtime:
-            self._cleanup.callback(Lock(self.paths.state / "lock", "vptd").release)
+            self._cleanup.callback(Lock(self.paths.state / "lock", "vptd", _OTHER_STATE).release)
         state = journal.load(self.paths.journal)
         self._open_engine()
         await self._keeping.find()

@@ -156,12 +156,12 @@ def make_private_dir(path: Path) -> None:
 
 
 class Lock:
-    """An exclusive lock on a file that holds our process id.
+    """An exclusive lock on a file that holds our process id. other: what to do where somebody has it.
 
     Released when the process ends, however it ends.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, what: str, other: str = "") -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,7 +172,8 @@ class Lock:
                 raise
             raise ConflictError(
                 f"{what} is already running for {path.parent} (process {owner})",
-                hint=f"see it with: {command(path.parent, 'daemon status')};"
+                hint=other
+                or f"see it with: {command(path.parent, 'daemon status')};"
                 f" stop it with: {command(path.parent, 'daemon stop')}",
                 code="running",
             ) from None

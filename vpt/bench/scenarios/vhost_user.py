@@ -68,6 +68,11 @@ class _Point:
     size: int
 
     @property
+    def words(self) -> str:
+        """For a message."""
+        return f"{self.path}, {self.ring}, MRG_RXBUF {self.mrg}, {self.size} bytes"
+
+    @property
     def usual(self) -> bool:
         """One of those that are measured unless all are asked for: each ring, and each length."""
         return self.mrg == "yes" and (self.size == min(_BYTES) or self.ring == "packed")
@@ -144,7 +149,7 @@ def _why_none(front: _FrontEnd, back: BackEnd, cpu: Sequence[int], point: _Point
     sides: tuple[Moves, ...] = (front, back)
     ms = [(cpu_ns(who) - before) / 1e6 for who, before in zip(sides, cpu, strict=True)]
     return TimeoutExpired(
-        f"no packet came through {type(back).__name__} at {point}\n"
+        f"no packet came through the back-end at {point.words}\n"
         f"front-end: {front.tell()}; {ms[0]:.0f} ms of CPU time\n"
         f"back-end: {back.tell()}; {ms[1]:.0f} ms of CPU time",
         hint="who had no CPU time waited for another process's real-time threads: ps -eLo tid,cls,rtprio,comm"
@@ -253,7 +258,7 @@ class _VhostUser(Scenario):
         try:
             return {"Open vSwitch": OpenVSwitch(stack, cpu, here, point.devices)}
         except (MissingError, TimeoutExpired) as why:
-            self._missing = f"Not compared with Open vSwitch: {why}"
+            self._missing = f"Not compared with Open vSwitch: {why} ({why.hint})."
             return {}
 
     def notes(self, settings: Settings, points: Sequence[Point]) -> Sequence[str]:  # noqa: ARG002
