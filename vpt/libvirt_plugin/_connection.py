@@ -213,6 +213,11 @@ def translate(error: Exception, name: str, what: str) -> VptError:
             f"QEMU has no permission to use the port's socket: {text}",
             hint="give its group access: start vptd with --group GROUP, attach with --socket-mode 0660",
         )
+    if "virtlogd" in text:
+        return MissingError(
+            f"libvirt could not {what} ({name}): {text}",
+            hint="it wants its log daemon: systemctl start virtlogd",
+        )
     if "No more available PCI slots" in text:
         return ConflictError(
             f"{name} has no PCI slot left", hint="attach with --config, and restart the domain"
