@@ -3,7 +3,7 @@
 
     python tests/fuzz_vhost_user.py [LIBFUZZER_OPTION...] [CORPUS...]
 
-Seeds made from a front-end that behaves are added to the corpus. `ci/test` runs it for FUZZ_SECONDS.
+Seeds made from a front-end that behaves are added to the corpus. `ci/test` runs it for ten seconds, or --fuzz-seconds.
 """
 
 from __future__ import annotations
