@@ -17,8 +17,6 @@ from vpt.libvirt_plugin._answers import SilentVmError, asked, within
 from vpt.libvirt_plugin._connection import binding, find_domain, owner_of, translate
 from vpt.libvirt_plugin.metadata import NAMESPACE, PREFIX, Plug, metadata_xml, plugs_in
 from vpt.libvirt_plugin.xml import alias_of, device_xml
-from vpt.qemu import domain_pid
-from vpt.qemu.stale import mended
 
 __all__ = ["Target"]
 
@@ -123,6 +121,10 @@ class Target:
 
     def unplug_live(self, name: str) -> None:
         """Take a port's device out of the running domain, with what QEMU would keep of it, and its note."""
+        # Not for attach to load, which is to be quick.
+        from vpt.qemu import domain_pid
+        from vpt.qemu.stale import mended
+
         xml = self.live_xml()
         pid = domain_pid(self.domain.UUIDString(), self.name) if rules.leaves_handlers(xml, name) else None
         with _changes(self) as changed, mended(self.monitor, pid) as done:
