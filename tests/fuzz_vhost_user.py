@@ -3,7 +3,8 @@
 
     python tests/fuzz_vhost_user.py [LIBFUZZER_OPTION...] [CORPUS...]
 
-Seeds made from a front-end that behaves are added to the corpus. `ci/test` runs it for ten seconds, or --fuzz-seconds.
+Seeds made from a front-end that behaves are added to the corpus. `ci/test` runs it for ten seconds, or for
+--fuzz-seconds.
 """
 
 from __future__ import annotations

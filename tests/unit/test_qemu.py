@@ -90,11 +90,20 @@ def test_a_device_has_the_properties_that_it_is_given():
 
 
 def test_missing_qemu_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.delenv("VPT_QEMU", raising=False)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(MissingError) as raised:
+        find_qemu()
+    assert "qemu-system" in raised.value.message
+    assert "apt-get install" in raised.value.hint
+
+
+def test_a_variable_that_names_no_qemu_is_what_has_to_change(monkeypatch):
     monkeypatch.setenv("VPT_QEMU", "/nonexistent/qemu")
     with pytest.raises(MissingError) as raised:
         find_qemu()
-    assert "/nonexistent/qemu" in raised.value.message
-    assert "apt-get install" in raised.value.hint
+    assert "VPT_QEMU is /nonexistent/qemu" in raised.value.message
+    assert "unset VPT_QEMU" in raised.value.hint
 
 
 @pytest.mark.parametrize(

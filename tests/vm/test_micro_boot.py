@@ -15,7 +15,9 @@ from support.micro_host import accel_or_skip
 from vpt import paths
 from vpt.bench.micro import Flow, Kick, Machine, MicroGuest, Order, Role, Touch, Wait, payload
 from vpt.bench.micro import _desk as desk
+from vpt.bench.micro._machine import RAM_SIZE, qemu_command
 from vpt.errors import GuestError, MissingError, UsageError
+from vpt.qemu import find_qemu
 
 MULTIBOOT_MAGIC = (0x1BADB002).to_bytes(4, "little")
 TWINS = {
@@ -130,17 +132,35 @@ def test_boots_by_pvh_where_there_is_no_multiboot(machine: Machine, tmp_path: Pa
         assert guest.tsc_hz > 1e8
 
 
-@pytest.mark.vm
-@needs_qemu
-def test_exception_is_reported_with_its_place(machine: Machine, tmp_path: Path) -> None:
-    """A payload with an invalid instruction in its way: the trap finds its way to desk and console."""
+def broken(folder: Path) -> tuple[Path, int]:
+    """A payload with an invalid instruction in its way, and where."""
     image = bytearray(payload().read_bytes())
     symbols = subprocess.run(["nm", payload()], capture_output=True, text=True, check=True).stdout
     entry = next(int(line.split()[0], 16) for line in symbols.splitlines() if line.endswith(" serve_orders"))
     at = 0x1000 + entry - 0x100000  # micro.lds: one segment, from the file's second page
     image[at : at + 2] = b"\x0f\x0b"
-    elf = tmp_path / "broken.elf"
+    elf = folder / "broken.elf"
     elf.write_bytes(image)
+    return elf, entry
+
+
+@pytest.mark.vm
+@needs_qemu
+def test_a_guest_that_gives_up_ends_its_qemu(machine: Machine, tmp_path: Path) -> None:
+    """By isa-debug-exit: nothing is left of a run whose host process was killed."""
+    elf, _ = broken(tmp_path)
+    ram = tmp_path / "ram"
+    ram.write_bytes(bytes(RAM_SIZE))
+    command = qemu_command(machine, find_qemu(), elf=elf, ram=ram, console=tmp_path / "console")
+    assert subprocess.run(command, timeout=60, check=False).returncode == 1
+    assert "exception" in (tmp_path / "console").read_text()
+
+
+@pytest.mark.vm
+@needs_qemu
+def test_exception_is_reported_with_its_place(machine: Machine, tmp_path: Path) -> None:
+    """A payload with an invalid instruction in its way: the trap finds its way to desk and console."""
+    elf, entry = broken(tmp_path)
     with pytest.raises(GuestError, match=rf"(?s)took an exception.*exception 6 error 0 at {entry:x}"):
         MicroGuest(machine, elf=elf).start()
 

@@ -70,8 +70,11 @@ def find_qemu(name: str | None = None) -> Qemu:
 
     Raises MissingError with the command that installs it.
     """
-    wanted = name or os.environ.get("VPT_QEMU") or _NAME
+    told = os.environ.get("VPT_QEMU")
+    wanted = name or told or _NAME
     path = shutil.which(wanted)
+    if path is None and told and not name:
+        raise MissingError(f"VPT_QEMU is {told}, which is no program", hint="unset VPT_QEMU, or set it right")
     if path is None:
         raise MissingError(f"{wanted} is not installed", hint="apt-get install qemu-system-x86")
     return _ask(Path(path))

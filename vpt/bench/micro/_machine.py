@@ -87,7 +87,7 @@ def qemu_command(machine: Machine, qemu: Qemu, *, elf: Path, ram: Path, console:
         "-object", f"memory-backend-file,id=ram,size={size},mem-path={option_value(ram)},share=on",
         "-m", size,
         "-chardev", f"file,id=console,path={option_value(console)}", "-serial", "chardev:console",
-        "-device", "isa-debug-exit",
+        "-device", "isa-debug-exit,iobase=0xf4",  # where the guest ends it: not QEMU's own default
         "-kernel", str(elf),
     ]  # fmt: skip
     if machine.qmp is not None:

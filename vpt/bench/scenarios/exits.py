@@ -247,8 +247,10 @@ class _Bench:
             "mpps": report.mpps,
             "cpu": cpu,
         }
-        if exits.identity.quantity is Quantity.DISPATCHES and read.raw is not None:
-            # None is a count here: kicks, which an ioeventfd may have taken, are counted beside them.
+        if exits.identity.quantity is Quantity.DISPATCHES:
+            # As `vpt exits` does: ioeventfds take the kicks, so that none dispatched is no result.
+            if not read.raw:
+                return values, ["No dispatches were counted: QEMU's ioeventfds take the kicks before."]
             return {"dispatches": read.raw / report.packets, **values}, []
         if read.per_packet is None:
             return values, [f"No count of exits in some repetitions: {read.refused or 'irq_exits is n/a'}."]

@@ -58,10 +58,17 @@ class Domain:
             raise GuestError(
                 f"libvirt gives no statistics of {self.name}: {exc}", hint="virsh domstate"
             ) from exc
-        if not record or not self._dom.isActive():
+        if not record or not self._is_active():
             raise GuestError(f"{self.name} ended while it was measured", hint=f"virsh start {self.name}")
         stats: dict[str, Any] = record[0][1]
         return stats
+
+    def _is_active(self) -> bool:
+        """A transient domain that ends is not even known any more."""
+        try:
+            return bool(self._dom.isActive())
+        except self._lib.libvirtError:
+            return False
 
     def close(self) -> None:
         """Close the connection; the domain goes on."""
