@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from vpt.daemon.client import Client
 from vpt.daemon.transports.unix import AppLink, open_app
@@ -23,6 +23,7 @@ __all__ = [
     "PERCENTILES",
     "RECEIVER_MAC",
     "Limits",
+    "Peer",
     "Traffic",
     "plug",
     "random_mac",
@@ -43,8 +44,17 @@ _BURST, _BURST_NS = 32, 10_000
 # Between two looks at the clock, the other thread and Ctrl-C; also how old a live line's numbers are.
 _SLICE_S = 0.2
 
-Report = Callable[[float, int, int], None]
-"""Called about once a second with seconds since the last call, packets so far, packets lost so far."""
+Report = Callable[[float, int, int | None], None]
+"""Called about once a second with seconds since the last call, packets so far, packets lost so far.
+
+None are lost that a sender knows of: only a receiver can say.
+"""
+
+
+class Peer(Protocol):
+    """A connection that packets depend on: to vptd, or to a port."""
+
+    def hung_up(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +83,12 @@ class Traffic:
 class Limits:
     """When to end; the first that is met does. stop may be set from another thread or a signal handler.
 
-    vptd: the connection to the one whose switch it is; its end is one more.
+    peers: the end of one of them is one more.
     """
 
     packets: int = 0
     seconds: float = 0.0
-    vptd: Client | None = None
+    peers: tuple[Peer, ...] = ()
     stop: threading.Event = field(default_factory=threading.Event)
 
     def slices(self) -> Iterator[float]:
@@ -86,7 +96,7 @@ class Limits:
         deadline = time.monotonic() + self.seconds
         while not self.stop.is_set():
             left = deadline - time.monotonic() if self.seconds else _SLICE_S
-            if left <= 0 or (self.vptd is not None and self.vptd.hung_up()):
+            if left <= 0 or any(peer.hung_up() for peer in self.peers):
                 return
             yield min(left, _SLICE_S)
 
@@ -172,7 +182,7 @@ class _Ticker:
         self._report = report
         self._last = time.monotonic()
 
-    def tick(self, packets: int, lost: int) -> None:
+    def tick(self, packets: int, lost: int | None) -> None:
         now = time.monotonic()
         if self._report is not None and now - self._last >= 1.0:
             self._report(now - self._last, packets, lost)
@@ -199,7 +209,7 @@ def send(sender: Sender, limits: Limits, report: Report | None = None) -> dict[s
     for seconds in limits.slices():
         if sender.run(seconds):
             break
-        ticker.tick(sender.sent, 0)
+        ticker.tick(sender.sent, None)
     took = time.monotonic() - begin
     return {
         "sent": sender.sent,

@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
+import pty
 import re
 import struct
 import subprocess
@@ -348,10 +350,12 @@ def own() -> Iterator[Vptd]:
 
 
 @contextlib.contextmanager
-def running(daemon: Vptd, *arguments: str, ports: int) -> Iterator[subprocess.Popen[str]]:
+def running(
+    daemon: Vptd, *arguments: str, ports: int, stderr: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
     """`vpt gen ARGUMENTS`, which has its ports in use; killed at the end if it still runs."""
     argv = [sys.executable, "-m", "vpt.cli", "--runtime-dir", str(daemon.paths.runtime), "gen", *arguments]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         try:
             until(
                 lambda: [port["state"] for port in daemon.call("port.list")["ports"]] == ["up"] * ports,
@@ -381,6 +385,44 @@ def test_the_end_of_vptd_is_said_after_what_there_was_until_then(
     assert [line[: len(word)] for line, word in zip(stdout.splitlines(), printed, strict=False)] == printed
     assert "vptd ended" in stderr
     assert "vpt daemon start" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "deleted", "printed"),
+    [
+        (["pair", "--switch", "sw0", "--seconds", "600", "--rate", "1k"], "send", ["sent ", "received "]),
+        (["pair", "--switch", "sw0", "--seconds", "600", "--rate", "1k"], "recv", ["sent ", "received "]),
+        (["send", "--switch", "sw0"], "send", ["sent "]),
+        (["recv", "--switch", "sw0"], "recv", ["received "]),
+    ],
+    ids=["pair-send", "pair-recv", "send", "recv"],
+)
+def test_the_end_of_its_port_is_said_after_what_there_was_until_then(
+    arguments: list[str], deleted: str, printed: list[str], lab: Vptd
+) -> None:
+    """Not a success, with packets counted that nobody took."""
+    with running(lab, *arguments, ports=len(printed)) as process:
+        lab.call("port.del", name=f"gen-{process.pid}-{deleted}")
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert [line[: len(word)] for line, word in zip(stdout.splitlines(), printed, strict=False)] == printed
+    assert "the port went away" in stderr
+    assert "vpt port list" in stderr
+    assert not lab.call("port.list")["ports"]
+
+
+def test_a_sender_says_nothing_of_losses_while_it_runs(lab: Vptd) -> None:
+    """It has no receiver, or does not know it."""
+    terminal, its_end = pty.openpty()
+    with (
+        os.fdopen(terminal) as lines,
+        running(lab, "send", "--switch", "sw0", "--rate", "10", ports=1, stderr=its_end) as process,
+    ):
+        os.close(its_end)
+        line = lines.readline()
+        process.terminate()
+        process.communicate(timeout=PATIENCE_S)
+    assert re.fullmatch(r"sent [\d,]+  [\d.]+ pps\n", line)
 
 
 @pytest.mark.parametrize("killed", ["vptd", "gen"])

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vpt.cli._common import FiniteFloat, connect, emit_json, json_option, paths
-from vpt.errors import DaemonError, UsageError
+from vpt.errors import ConflictError, DaemonError, UsageError
 
 if TYPE_CHECKING:
     from vpt.daemon.client import Client
-    from vpt.gen import Limits, Report, Traffic
+    from vpt.daemon.transports.unix import AppLink
+    from vpt.gen import Limits, Peer, Report, Traffic
 
 __all__ = ["gen"]
 
@@ -120,8 +121,8 @@ def send(
     traffic = core.Traffic(dst or core.RECEIVER_MAC, core.random_mac(), sizes, flows, burst or 0, rate)
     with connect() as vptd, core.plug(vptd, "send", switch=switch, port=port, mac=traffic.src) as link:
         sender = core.sender_of(link.app, traffic, count)
-        _show({"sender": core.send(sender, _limits(count, seconds, vptd), _live("sent"))}, as_json)
-        _fail_if_ended(vptd)
+        _show({"sender": core.send(sender, _limits(count, seconds, vptd, link), _live("sent"))}, as_json)
+        _fail_if_ended(vptd, link)
 
 
 @gen.command()
@@ -142,9 +143,9 @@ def recv(switch: str | None, port: str | None, seconds: float, count: int, poll:
     _one_of(switch, port)
     with connect() as vptd, core.plug(vptd, "recv", switch=switch, port=port, mac=core.RECEIVER_MAC) as link:
         receiver = Receiver(link.app)
-        result = core.receive(receiver, _limits(count, seconds, vptd), _live("received"), poll=poll)
+        result = core.receive(receiver, _limits(count, seconds, vptd, link), _live("received"), poll=poll)
         _show({"receiver": result}, as_json)
-        _fail_if_ended(vptd)
+        _fail_if_ended(vptd, link)
 
 
 @gen.command()
@@ -173,9 +174,9 @@ def pair(
         core.plug(vptd, "recv", switch=switch, port=None, mac=traffic.dst) as sink,
         core.plug(vptd, "send", switch=switch, port=None, mac=traffic.src) as source,
     ):
-        limits = _limits(count, seconds, vptd)
+        limits = _limits(count, seconds, vptd, source, sink)
         _show(_both(source.app, sink.app, traffic, limits, poll), as_json)
-        _fail_if_ended(vptd)
+        _fail_if_ended(vptd, source, sink)
 
 
 def _both(source: Any, sink: Any, traffic: Traffic, limits: Limits, poll: bool) -> dict[str, Any]:
@@ -211,19 +212,29 @@ def _one_of(switch: str | None, port: str | None) -> None:
         raise UsageError("give either --switch or --port", hint="see the switches: vpt switch list")
 
 
-def _fail_if_ended(vptd: Client) -> None:
-    if vptd.hung_up():
+def _fail_if_ended(vptd: Client, *links: AppLink) -> None:
+    if not vptd.hung_up() and not any(link.hung_up() for link in links):
+        return
+    until_then = "while packets were on their way: what is printed is what there was until then"
+    log = paths().runtime / "vptd.log"
+    try:
+        # A vptd that ends hangs up on its ports first.
+        vptd.call("daemon.status")
+    except DaemonError:
         raise DaemonError(
-            "vptd ended while packets were on their way: what is printed is what there was until then",
-            hint=f"see the end of {paths().runtime / 'vptd.log'}, and start it again: vpt daemon start",
-        )
+            f"vptd ended {until_then}", hint=f"see the end of {log}, and start it again: vpt daemon start"
+        ) from None
+    raise ConflictError(
+        f"the port went away {until_then}",
+        hint=f"somebody deleted it, or made it anew: see vpt port list, and the end of {log}",
+    )
 
 
-def _limits(count: int, seconds: float, vptd: Client) -> Limits:
+def _limits(count: int, seconds: float, *peers: Peer) -> Limits:
     """With Ctrl-C and SIGTERM as one more: both end a run, and its result is printed."""
     from vpt.gen import Limits
 
-    limits = Limits(count, seconds, vptd)
+    limits = Limits(count, seconds, peers)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: limits.stop.set())
     return limits
@@ -235,11 +246,12 @@ def _live(what: str) -> Report | None:
         return None
     before = 0
 
-    def show(seconds: float, packets: int, lost: int) -> None:
+    def show(seconds: float, packets: int, lost: int | None) -> None:
         nonlocal before
         rate = (packets - before) / seconds
         before = packets
-        click.echo(f"{what} {packets:,}  {_speed(rate)}  lost {lost:,}", err=True)
+        missing = "" if lost is None else f"  lost {lost:,}"
+        click.echo(f"{what} {packets:,}  {_speed(rate)}{missing}", err=True)
 
     return show
 

@@ -111,6 +111,12 @@ class AppLink:
     ) -> None:
         self.close()
 
+    def hung_up(self) -> bool:
+        """Has the port gone away, or vptd? Does not block."""
+        waiting = select.poll()
+        waiting.register(self._conn, select.POLLIN)
+        return bool(waiting.poll(0))
+
     def close(self) -> None:
         """Give the port back. Harmless the second time."""
         self.app.close()
