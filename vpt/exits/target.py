@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError
+from vpt.errors import GuestError, MissingError, NotFoundError, UsageError
 from vpt.exits.model import Tier
 from vpt.exits.tier import kvm_tier, read_host_evidence
 from vpt.qemu import names_a_socket, split_name
@@ -217,12 +217,12 @@ def _try_qmp(vm: Vm, path: Path) -> None:
 
 
 def _by_qmp(name: str, path: Path, pid: int | None) -> Vm:
-    from vpt.qemu.qmp import QmpSession, listener_pid
+    from vpt.qemu.qmp import QmpMuteError, QmpSession, listener_pid
 
     try:
         session = QmpSession(path)
-    except ConflictError:
-        require_awake(pid or listener_pid(path))
+    except QmpMuteError as error:
+        require_awake(pid or error.pid)
         raise
     try:
         kvm = session.execute("query-kvm")["enabled"]

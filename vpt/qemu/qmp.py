@@ -23,7 +23,14 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClien
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError
 from vpt.processor import patience
 
-__all__ = ["QmpClosedError", "QmpCommandError", "QmpSession", "QmpSilentError", "listener_pid"]
+__all__ = [
+    "QmpClosedError",
+    "QmpCommandError",
+    "QmpMuteError",
+    "QmpSession",
+    "QmpSilentError",
+    "listener_pid",
+]
 
 _STEP_S = patience(5.0)
 _QUEUE_S = 0.05
@@ -54,6 +61,15 @@ class QmpClosedError(GuestError):
 
 class QmpSilentError(GuestError):
     """QEMU did not answer in time."""
+
+
+class QmpMuteError(ConflictError):
+    """Nobody greets at a socket. pid: the QEMU that made it, if it did and that is known.
+
+    Asking again would not do: one that is stopped takes few connections, and these all wait.
+    """
+
+    pid: int | None = None
 
 
 class QmpSession:
@@ -182,7 +198,10 @@ def _signals_later() -> Iterator[None]:
 
 def listener_pid(path: Path) -> int | None:
     """Process that listens on a unix socket, if it is a QEMU; libvirt opens the socket in QEMU's stead."""
-    pid = _maker_pid(path)
+    return _if_qemu(_maker_pid(path))
+
+
+def _if_qemu(pid: int | None) -> int | None:
     return pid if re.match(r"qemu|kvm", _program(pid)) else None
 
 
@@ -244,23 +263,25 @@ async def _connect(path: Path) -> QMPClient:
         await asyncio.sleep(_QUEUE_S)
 
 
-def _no_greeting(path: Path) -> ConflictError:
+def _no_greeting(path: Path) -> QmpMuteError:
     pid = _maker_pid(path)
     said = f"{path}: no greeting within {_STEP_S:.0f} s: "
     # libvirt makes the socket for its QEMU.
     with suppress(OSError):
         if re.match(r"(?!qemu|kvm|libvirt|virtqemu).", _program(pid)):
             name = Path(f"/proc/{pid}/comm").read_text().strip()
-            return ConflictError(
+            return QmpMuteError(
                 f"{said}process {pid} ({name}) made this socket, and is no QEMU",
                 hint="see which socket the VM has: pgrep -a qemu; QEMU makes one of the option"
                 " -qmp unix:PATH,server=on,wait=off",
             )
-    return ConflictError(
+    error = QmpMuteError(
         f"{said}another client holds this QMP socket, QEMU hangs, or it is a socket of another kind",
         hint="give QEMU a second -qmp socket, or disconnect the other client (ss -xp shows it); "
         "a QEMU that was stopped goes on with: kill -CONT PID",
     )
+    error.pid = _if_qemu(pid)
+    return error
 
 
 def _numbers(exc: BaseException | None) -> Iterator[int | None]:
