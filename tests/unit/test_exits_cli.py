@@ -235,6 +235,15 @@ def test_what_has_no_verdict_is_absent_from_prometheus(tmp_path: Path) -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("command", ["top", "report"])
+@pytest.mark.parametrize("second", ["--csv", "--prometheus"])
+def test_two_formats_at_once_are_wrong_usage(command: str, second: str) -> None:
+    """The VM, or the file, is not even looked for."""
+    result = cli(command, "pid:4194304999", "--json", second)
+    assert result.exit_code == 2
+    assert f"--json and {second} exclude each other" in result.stderr
+
+
 def test_a_refusal_does_not_spoil_the_document(tmp_path: Path) -> None:
     stuck = tuple(Sample(at_ns=i * 10**9, units={"vcpu0": {"exits": 5, "irq_exits": 1}}) for i in range(3))
     result = cli("report", write(tmp_path / "a.json", samples=stuck), "--json")
@@ -320,6 +329,19 @@ def test_top_prints_the_notes_that_its_number_needs(monkeypatch: pytest.MonkeyPa
     result = cli("top", "vm1", "--interval", 0.05, *fmt)
     assert result.exit_code == 0, result.output
     assert "ioeventfd" in (result.stderr if fmt in (["--csv"], ["--prometheus"]) else result.stdout)
+
+
+def test_kicks_are_divided_by_the_packets_that_were_read_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that kicks each packet has 1 each, however fast packets come while counters are read."""
+    ever_faster = _Counts(0, 100, 400, 900, quantity=Quantity.KICKS)
+    monkeypatch.setattr("vpt.exits.session.open_vm", lambda *_: Vm("vm1", Tier.KVM, "because"))
+    monkeypatch.setattr("vpt.exits.session.ports_of", lambda *_: ("p1",))
+    monkeypatch.setattr("vpt.exits.session.open_source", lambda *_: ever_faster)
+    result = cli("top", "vm1", "--source", "vpt", "--interval", 0.05, "--json")
+    assert result.exit_code == 0, result.output
+    (measure,) = json.loads(result.stdout)["measures"]
+    assert measure["packets"] == measure["units"]["vm"]["packets"] == 100
+    assert measure["per_packet"] == 1
 
 
 @pytest.mark.native

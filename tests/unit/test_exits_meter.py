@@ -254,15 +254,21 @@ def test_differences_within_the_spread_or_five_percent_are_not_called_one() -> N
     wide = meter.compare(recording(100, 900, 200, 800, 500), recording(200, 1000, 300, 900, 600))
     assert not wide.clear
     assert "overlap" in wide.verdict
-    small = meter.compare(recording(100, 100, 100), recording(104, 104, 104))
+    small = meter.compare(recording(100, 100, 100, 100), recording(104, 104, 104, 104))
     assert not small.clear
     assert small.verdict.startswith("no difference")
 
 
-def test_few_intervals_tell_no_difference() -> None:
-    few = meter.compare(recording(1000, 1000, 1000), recording(30, 30, 30, 30))
-    assert not few.clear
-    assert few.verdict.startswith("undecided")
+@pytest.mark.parametrize("other", [30, 1000], ids=["differs", "equal"])
+def test_few_intervals_tell_neither_a_difference_nor_that_there_is_none(other: int) -> None:
+    for steps in ((1000,), (1000, 1000, 1000)):
+        few = meter.compare(recording(*steps), recording(other, other, other, other))
+        assert not few.clear
+        assert few.verdict.startswith("undecided")
+        assert "too few to tell" in few.verdict
+
+
+def test_four_intervals_tell_a_difference() -> None:
     assert meter.compare(recording(1000, 1000, 1000, 1000), recording(30, 30, 30, 30)).clear
 
 

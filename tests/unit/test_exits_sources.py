@@ -219,6 +219,19 @@ def test_a_qmp_socket_may_be_named_by_a_relative_path(
         open_vm("qmp:absent")
 
 
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("uri", "named"),
+    [("test:///default", "test:///default"), ("test:///default?a=b", "'test:///default?a=b'")],
+)
+def test_a_hint_asks_the_libvirt_that_was_given(uri: str, named: str) -> None:
+    """libvirt's own test driver has one VM, called test."""
+    pytest.importorskip("libvirt")
+    with pytest.raises(NotFoundError, match="has no VM 'absent'") as caught:
+        open_vm("libvirt:absent", uri)
+    assert f"virsh -c {named} list --all;" in str(caught.value.hint)
+
+
 def test_a_pid_is_a_number() -> None:
     with pytest.raises(UsageError):
         open_vm("pid:qemu")

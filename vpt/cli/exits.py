@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import sys
 import time
@@ -25,7 +26,7 @@ __all__ = ["exits"]
 
 # As vpt.exits.sources.NAMES has them; not imported, for `--help` must be quick.
 _SOURCES = ("auto", "stats-fd", "qmp", "libvirt", "debugfs", "tracepoints", "qemu-trace", "vpt")
-_FORMATS = ("table", "json", "csv", "prometheus")
+_FORMATS = ("json", "csv", "prometheus")
 _BARE = ("csv", "prometheus")  # have no place for notes, which go to stderr
 
 
@@ -54,15 +55,25 @@ def _vm_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _format_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for name in _FORMATS[1:]:
+    """One of the flags at most, passed on as fmt; None: a table."""
+
+    @functools.wraps(command)
+    def in_format(**given: Any) -> None:
+        asked = [name for name in _FORMATS if given.pop(f"as_{name}")]
+        if len(asked) > 1:
+            raise click.UsageError(f"{' and '.join(f'--{name}' for name in asked)} exclude each other")
+        command(fmt=asked[0] if asked else None, **given)
+
+    decorated: Callable[..., Any] = in_format
+    for name in _FORMATS:
         flag = click.option(
             f"--{name}",
-            "fmt",
-            flag_value=name,
+            f"as_{name}",
+            is_flag=True,
             help=f"Print {name.upper() if name != 'prometheus' else 'Prometheus text'}.",
         )
-        command = flag(command)
-    return command
+        decorated = flag(decorated)
+    return decorated
 
 
 def _stats_file(given: Path | None) -> Path:

@@ -323,13 +323,13 @@ def _require_comparable(a: Identity, b: Identity) -> None:
 
 def _verdict(quantity: Quantity, a: Rate, b: Rate, change: float, overlap: bool) -> str:
     numbers = f"{a.whole:.4g} -> {b.whole:.4g} {quantity.value} {a.unit}"
-    if change <= _CLEAR_CHANGE:
-        return f"no difference: {numbers} (within {_CLEAR_CHANGE:.0%})"
     if min(a.intervals, b.intervals) < _LEAST_INTERVALS:
         return (
             f"undecided: {numbers}, but of {a.intervals} and {b.intervals} intervals: too few to tell; "
             f"record {_LEAST_INTERVALS} or more"
         )
+    if change <= _CLEAR_CHANGE:
+        return f"no difference: {numbers} (within {_CLEAR_CHANGE:.0%})"
     if overlap:
         return f"no clear difference: {numbers}, but the intervals of the two overlap; record for longer"
     return f"B {'fewer' if b.whole < a.whole else 'more'}, by {change:.0%} of the larger: {numbers}"

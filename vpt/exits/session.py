@@ -29,7 +29,10 @@ _FINISH_S = 5.0
 
 
 class Session:
-    """A VM, a source of its exits, and optionally the ports whose packets they are divided by."""
+    """A VM, a source of its exits, and optionally the ports whose packets they are divided by.
+
+    packets: what counts those; the source itself, if it does, and is then read once for both.
+    """
 
     def __init__(self, vm: Vm, source: Source, packets: Source | None) -> None:
         self._vm = vm
@@ -56,7 +59,8 @@ class Session:
         at_ns = time.monotonic_ns()
         packets = None
         if self._packets is not None:
-            packets = sum(unit["packets"] for unit in self._packets.read().values())
+            counted = units if self._packets is self._source else self._packets.read()
+            packets = sum(unit["packets"] for unit in counted.values())
         used = cpu_ms(self._vm.pid)
         return Sample(at_ns=at_ns, units=units, cpu_ms=used, packets=packets, stopped=stopped)
 
@@ -97,7 +101,9 @@ def open_session(
         elif stats is not None:
             _look_whose(vm, source, stats, ports)
         opened = stack.enter_context(open_source(vm, source, stats, ports))
-        packets = stack.enter_context(open_source(vm, "vpt", stats, ports)) if ports else None
+        packets = opened if source == "vpt" else None
+        if packets is None and ports:
+            packets = stack.enter_context(open_source(vm, "vpt", stats, ports))
         yield Session(vm, opened, packets)
 
 

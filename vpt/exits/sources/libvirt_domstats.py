@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
@@ -25,6 +26,7 @@ class Domain:
     def __init__(self, name: str, uri: str | None) -> None:
         self._lib = _libvirt()
         self.name = name
+        self._virsh = f"virsh -c {shlex.quote(uri)}" if uri else "virsh"
         try:
             self._conn = _open(self._lib, uri)
         except self._lib.libvirtError as exc:
@@ -40,11 +42,11 @@ class Domain:
             self.close()
             raise NotFoundError(
                 f"libvirt has no VM {name!r}: {exc}",
-                hint="virsh list --all; a QMP socket is named with its folder",
+                hint=f"{self._virsh} list --all; a QMP socket is named with its folder",
             ) from exc
         if not active:
             self.close()
-            raise NotFoundError(f"the VM {name!r} is not running", hint=f"virsh start {name}")
+            raise NotFoundError(f"the VM {name!r} is not running", hint=f"{self._virsh} start {name}")
         self.type = tree.get("type", "")
         self.uuid = tree.findtext("uuid", "")
         self.pid = domain_pid(self.uuid, name)
@@ -56,10 +58,13 @@ class Domain:
             record = self._conn.domainListGetStats([self._dom], self._lib.VIR_DOMAIN_STATS_VCPU, flags)
         except self._lib.libvirtError as exc:
             raise GuestError(
-                f"libvirt gives no statistics of {self.name}: {exc}", hint="virsh domstate"
+                f"libvirt gives no statistics of {self.name}: {exc}",
+                hint=f"{self._virsh} domstate {self.name}",
             ) from exc
         if not record or not self._is_active():
-            raise GuestError(f"{self.name} ended while it was measured", hint=f"virsh start {self.name}")
+            raise GuestError(
+                f"{self.name} ended while it was measured", hint=f"{self._virsh} start {self.name}"
+            )
         stats: dict[str, Any] = record[0][1]
         return stats
 
