@@ -217,3 +217,23 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "not a result" in done.stderr
+
+
+def test_a_claim_about_exits_that_is_missed_fails_and_one_about_times_does_not(tmp_path: Path) -> None:
+    """Adaptive must take no more exits than event index, whatever either takes on this machine."""
+    run(tmp_path, copies=1.0)
+    file = tmp_path / "result.json"
+    result = json.loads(file.read_text())
+    claim = "at 100000 packets/s, adaptive passthrough no more exits than virtio-net with event index: 0.9"
+    rate = "MISSED: passthrough at saturation, adaptive, >= 20 Mpps: 14.5"
+    for note, code in (
+        (f"MISSED: {claim}", 1),
+        (f"Undecided: {claim}", 0),
+        (f"Reached: {claim}", 0),
+        (rate, 0),
+    ):
+        result["scenarios"][0]["notes"] = [note]
+        file.write_text(json.dumps(result))
+        done = check(file)
+        assert done.returncode == code, done.stdout
+        assert (f"FAIL switch-copy: {note}" in done.stdout) == bool(code)
