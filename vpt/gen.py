@@ -44,11 +44,8 @@ _BURST, _BURST_NS = 32, 10_000
 # Between two looks at the clock, the other thread and Ctrl-C; also how old a live line's numbers are.
 _SLICE_S = 0.2
 
-Report = Callable[[float, int, int | None], None]
-"""Called about once a second with seconds since the last call, packets so far, packets lost so far.
-
-None are lost that a sender knows of: only a receiver can say.
-"""
+Report = Callable[[float, int, dict[str, int]], None]
+"""Called about once a second with seconds since the last call, packets so far, other counts so far by name."""
 
 
 class Peer(Protocol):
@@ -182,10 +179,10 @@ class _Ticker:
         self._report = report
         self._last = time.monotonic()
 
-    def tick(self, packets: int, lost: int | None) -> None:
+    def tick(self, packets: int, beside: dict[str, int]) -> None:
         now = time.monotonic()
         if self._report is not None and now - self._last >= 1.0:
-            self._report(now - self._last, packets, lost)
+            self._report(now - self._last, packets, beside)
             self._last = now
 
 
@@ -209,7 +206,7 @@ def send(sender: Sender, limits: Limits, report: Report | None = None) -> dict[s
     for seconds in limits.slices():
         if sender.run(seconds):
             break
-        ticker.tick(sender.sent, None)
+        ticker.tick(sender.sent, {})
     took = time.monotonic() - begin
     return {
         "sent": sender.sent,
@@ -227,7 +224,7 @@ def receive(
     ticker = _Ticker(report)
     for seconds in limits.slices():
         receiver.run(seconds, poll=poll)
-        ticker.tick(receiver.received, receiver.lost)
+        ticker.tick(receiver.received, {"lost": receiver.lost, "other": receiver.other})
         if limits.packets and receiver.received - receiver.duplicate + receiver.lost >= limits.packets:
             break
     return {
@@ -237,6 +234,7 @@ def receive(
         "late": receiver.late,
         "duplicate": receiver.duplicate,
         "other": receiver.other,
+        "other_pps": _rounded(receiver.other_pps),
         "seconds": round(receiver.seconds, 6),
         "pps": _rounded(receiver.pps),
         # None: too few packets have come for it.

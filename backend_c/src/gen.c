@@ -166,14 +166,16 @@ static bool wait_due(const struct vpt_gen_tx *g, uint64_t end)
 	return true;
 }
 
-/* A burst was published. */
-static void account(struct vpt_gen_tx *g, uint32_t n, uint64_t now)
+/* n packets came or went together. */
+static void extend(struct vpt_gen_span *s, uint64_t n, uint64_t now)
 {
-	if (!g->first_ns) {
-		g->first_ns = now;
-		g->first = n;
+	if (!n)
+		return;
+	if (!s->first_ns) {
+		s->first_ns = now;
+		s->first = n;
 	}
-	g->last_ns = now;
+	s->last_ns = now;
 }
 
 /* When the burst after this one is due. A sender that was held up catches up, but not for longer than CATCH_UP_NS. */
@@ -219,8 +221,7 @@ int vpt_gen_send(vpt_app *a, uint32_t ring, struct vpt_gen_tx *g, uint64_t slice
 		if (rc)
 			vpti_app_publish(a, r, VPT_VEC_TX(a->pairs, ring));
 		now = vpti_now_ns();
-		if (rc)
-			account(g, (uint32_t)rc, now);
+		extend(&g->span, (uint32_t)rc, now);
 		schedule(g, (uint32_t)rc, now);
 		if ((uint32_t)rc < want) {
 			g->full++;
@@ -347,7 +348,7 @@ static bool note(struct vpt_gen_rx *g, const struct stamp *s, uint64_t now)
 /* All that is there. Returns how many packets; -EPROTO. */
 static int drain(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_rx *g)
 {
-	uint64_t now = vpti_now_ns(), before = g->received;
+	uint64_t now = vpti_now_ns(), received = g->received, other = g->other;
 	int n = 0;
 
 	while (r->head != r->tail) {
@@ -366,13 +367,8 @@ static int drain(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_rx *g)
 		r->head = r->head + 1 == r->n ? 0 : r->head + 1;
 		n++;
 	}
-	if (g->received != before) {
-		if (!before) {
-			g->first = g->received;
-			g->first_ns = now;
-		}
-		g->last_ns = now;
-	}
+	extend(&g->span, g->received - received, now);
+	extend(&g->other_span, g->other - other, now);
 	if (n) {
 		VPTI_WRITE(r->atok->cur, r->head);
 		VPTI_STORE_RELEASE(r->atok->head, r->head); /* read: pairs with the host's acquire of head in reserve() */

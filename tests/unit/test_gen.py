@@ -217,6 +217,18 @@ def test_packets_of_others_are_not_counted_as_ours(pair: tuple[AppPeer, AppPeer]
     assert (receive.received, receive.lost) == (0, 0)
 
 
+def test_packets_of_others_have_a_rate(pair: tuple[AppPeer, AppPeer]) -> None:
+    source, sink = pair
+    receive = Receiver(sink.app)
+    for n in (1, 2):
+        source.app.send(0, stamped(0, mark=0x1234))
+        while receive.other < n:
+            receive.run(0.01)
+    assert receive.other_pps is not None
+    assert receive.other_pps > 0
+    assert receive.pps is None
+
+
 @pytest.mark.parametrize(
     "options",
     [{"sizes": (59,)}, {"sizes": (1515,)}, {"sizes": ()}, {"flows": 0}, {"flows": 50_001}, {"burst": 0}],
@@ -248,7 +260,7 @@ def test_a_rate_with_a_fraction_is_kept(pair: tuple[AppPeer, AppPeer]) -> None:
     send = sender(pair[0], packets=2, pps=Traffic(pps=0.4).pps, burst=1)
     assert not send.run(0.001)
     g = send._g
-    assert g.due_ns - g.first_ns == 2_500_000_000
+    assert g.due_ns - g.span.first_ns == 2_500_000_000
 
 
 def test_a_rate_has_no_error_that_adds_up(pair: tuple[AppPeer, AppPeer]) -> None:

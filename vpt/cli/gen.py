@@ -246,12 +246,12 @@ def _live(what: str) -> Report | None:
         return None
     before = 0
 
-    def show(seconds: float, packets: int, lost: int | None) -> None:
+    def show(seconds: float, packets: int, beside: dict[str, int]) -> None:
         nonlocal before
         rate = (packets - before) / seconds
         before = packets
-        missing = "" if lost is None else f"  lost {lost:,}"
-        click.echo(f"{what} {packets:,}  {_speed(rate)}{missing}", err=True)
+        counted = "".join(f"  {name} {number:,}" for name, number in beside.items())
+        click.echo(f"{what} {packets:,}  {_speed(rate)}{counted}", err=True)
 
     return show
 
@@ -277,10 +277,11 @@ def _show(result: dict[str, dict[str, Any]], as_json: bool) -> None:
         )
     if got := result.get("receiver"):
         took = f" in {got['seconds']:.2f} s" if got["received"] else ""
+        others = f" at {_speed(got['other_pps'])}" if got["other_pps"] is not None else ""
         click.echo(
             f"received {got['received']:,}{took}, {_speed(got['pps'])};"
             f" lost {got['lost']:,}, late {got['late']:,}, duplicate {got['duplicate']:,},"
-            f" other {got['other']:,}"
+            f" other {got['other']:,}{others}"
         )
         if got["received"]:
             click.echo(f"latency us: {_latency(got['received'], got['latency_us'])}")

@@ -15,10 +15,10 @@ __all__ = ["Receiver", "Sender"]
 _BUCKETS = 1024
 
 
-def _pps(g: Any, packets: int) -> float | None:
+def _pps(span: Any, packets: int) -> float | None:
     """Of the packets after the first ones; None: there were none."""
-    took = int(g.last_ns) - int(g.first_ns)
-    return (packets - int(g.first)) * 1e9 / took if took else None
+    took = int(span.last_ns) - int(span.first_ns)
+    return (packets - int(span.first)) * 1e9 / took if took else None
 
 
 class Sender:
@@ -84,7 +84,7 @@ class Sender:
     @property
     def pps(self) -> float | None:
         """Packets per second from the first burst to the last; None: there was one burst at most."""
-        return _pps(self._g, self.sent)
+        return _pps(self._g.span, self.sent)
 
 
 class Receiver:
@@ -117,6 +117,11 @@ class Receiver:
         return int(self._g.other)
 
     @property
+    def other_pps(self) -> float | None:
+        """Those per second, as `pps`."""
+        return _pps(self._g.other_span, self.other)
+
+    @property
     def lost(self) -> int:
         """Gaps in Senders' sequence numbers that nothing has filled."""
         return int(self._g.lost)
@@ -134,12 +139,12 @@ class Receiver:
     @property
     def pps(self) -> float | None:
         """Packets per second from the first to the last; None: they came together, or not at all."""
-        return _pps(self._g, self.received)
+        return _pps(self._g.span, self.received)
 
     @property
     def seconds(self) -> float:
         """From the first packet to the last."""
-        return (int(self._g.last_ns) - int(self._g.first_ns)) / 1e9
+        return (int(self._g.span.last_ns) - int(self._g.span.first_ns)) / 1e9
 
     def latency_us(self, percent: float) -> float | None:
         """Percentile of the one-way latency in microseconds, to 6%; None: no packet came."""

@@ -512,6 +512,12 @@ int vpt_bpf_matches(const struct vpt_bpf_insn *filter, uint32_t n, const void *d
  * Frames are IPv4/UDP (10.118.x, ports 7000 + flow -> 7000), and begin their payload with a mark, who sends, a sequence
  * number and the time of sending (CLOCK_MONOTONIC), so sender and receiver must be on one host for latencies.
  */
+/* When packets came or went; their rate is that of those after the first. */
+struct vpt_gen_span {
+	uint64_t first;            /* packets that came or went together, first */
+	uint64_t first_ns;         /* CLOCK_MONOTONIC: when those did, and the last */
+	uint64_t last_ns;
+};
 struct vpt_gen_tx {
 	uint8_t dst[6];
 	uint8_t src[6];
@@ -525,9 +531,7 @@ struct vpt_gen_tx {
 	uint64_t sent;             /* from here on state and result: zero before the first slice */
 	uint64_t bytes;            /* of frames */
 	uint64_t full;             /* times there was no room */
-	uint64_t first;            /* packets of the first burst: the rate is that of those after it */
-	uint64_t first_ns;         /* CLOCK_MONOTONIC: when the first burst was published, and the last */
-	uint64_t last_ns;
+	struct vpt_gen_span span;
 	uint64_t due_ns;
 	uint64_t paced;            /* packets since paced_ns, from which on they are evenly apart */
 	uint64_t paced_ns;
@@ -553,9 +557,8 @@ struct vpt_gen_rx {
 	uint64_t lost;             /* numbers between a sender's lowest and highest that have not come */
 	uint64_t late;             /* came after a higher number; 1024 after it or more: stays counted as lost, too */
 	uint64_t duplicate;        /* came again */
-	uint64_t first;            /* of ours that came together, first */
-	uint64_t first_ns;         /* CLOCK_MONOTONIC: when those came, and the last */
-	uint64_t last_ns;
+	struct vpt_gen_span span;
+	struct vpt_gen_span other_span;
 	uint64_t latency_min_ns;
 	uint64_t latency_max_ns;
 	/* Histogram: below 16 ns one bucket each, above it 16 per power of two, so 6% wide (as HdrHistogram). */
