@@ -45,7 +45,7 @@ _BURST, _BURST_NS = 32, 10_000
 _SLICE_S = 0.2
 
 Report = Callable[[float, int, dict[str, int]], None]
-"""Called about once a second with seconds since the last call, packets so far, other counts so far by name."""
+"""Called about once a second: seconds since the last call, packets so far, other counts so far by name."""
 
 
 class Peer(Protocol):
