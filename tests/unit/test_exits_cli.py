@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -294,6 +295,50 @@ def test_a_recording_says_what_ended_it_and_that_is_not_always_the_vm(
     recording = load(out)
     assert (recording.complete, recording.ended) == (False, "vptd was started again")
     assert len(recording.samples) == samples
+
+
+class _Interrupted(_Counts):
+    """A user has enough while it is read for the third time, and the command runs."""
+
+    def __init__(self, number: signal.Signals, command_runs: Path) -> None:
+        super().__init__(0, 100)
+        self._number = number
+        self._command_runs = command_runs
+
+    def read(self) -> Units:
+        try:
+            return super().read()
+        except StopIteration:
+            until(self._command_runs.exists, "the command to run")
+            os.kill(os.getpid(), self._number)
+            raise AssertionError("the signal was not heard") from None
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("again", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_recording_is_kept_and_its_command_ended(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    again: signal.Signals,
+) -> None:
+    """Also by one who does not wait until the command has ended, but sends another signal."""
+    ready, out = tmp_path / "ready", tmp_path / "r.json"
+    session_of(monkeypatch, _Interrupted(number, ready))
+    command = f"trap 'kill -{int(again)} $PPID; exit 7' TERM; : >{ready}; while :; do sleep 0.01; done"
+    ended_by = main(
+        ["exits", "record", "vm1", "-o", str(out), "--interval", "0.05", "--", "sh", "-c", command]
+    )
+    assert ended_by == 130
+    said = capsys.readouterr().err
+    assert f"interrupted, before the command ended; {out} holds 2 samples and is marked incomplete" in said
+    assert f"vpt exits report {out}" in said
+    recording = load(out)
+    assert (recording.complete, recording.ended, recording.command_rc) == (False, "interrupted", 7)
+    assert [sample.units["vm"]["exits"] for sample in recording.samples] == [0, 100]
+    assert "incomplete: interrupted, before the command ended" in cli("report", out).stdout
 
 
 @pytest.mark.native

@@ -135,13 +135,23 @@ def state_style(state: str) -> str:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, for commands that have something to undo."""
+def stoppable(*, once: bool = False) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, for commands that have something to undo.
+
+    once: for those that have something to keep. What comes after the first, Ctrl-C too, is ignored;
+    timeout(1) sends two.
+    """
+    stopped = False
 
     def stop(_number: int, _frame: object) -> None:
+        nonlocal stopped
+        if once and stopped:
+            return
+        stopped = True
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if once else [])]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

@@ -169,7 +169,7 @@ def record(
 ) -> None:
     """Count a VM's exits while COMMAND runs, into a file.
 
-    The command runs on the host and comes after --.
+    The command runs on the host and comes after --. Ctrl-C ends both, and keeps what was counted.
 
     \b
     Example:
@@ -180,22 +180,25 @@ def record(
     from vpt.exits.session import open_session, save
     from vpt.exits.session import record as run
 
-    with stoppable(), open_session(vm, source, connect, _stats_file(stats), ports) as session:
+    with stoppable(once=True), open_session(vm, source, connect, _stats_file(stats), ports) as session:
         _say(session.notes)
         recording = run(session, command, interval)
         save(recording, output)
-        if session.ended:
+        if not recording.complete:
             count = len(recording.samples)
-            raise GuestError(
-                f"{session.ended}, before the command ended; {output} holds {count} sample{'s'[: count > 1]} "
-                "and is marked incomplete",
-                hint=f"{session.ended.hint}; "
-                + (
-                    f"what there is: vpt exits report {output}"
-                    if count > 1
-                    else "a shorter --interval leaves more than one sample, which is no measurement"
-                ),
+            message = (
+                f"{recording.ended}, before the command ended; {output} holds {count} "
+                f"sample{'s'[: count > 1]} and is marked incomplete"
             )
+            hint = (
+                f"what there is: vpt exits report {output}"
+                if count > 1
+                else "a shorter --interval leaves more than one sample, which is no measurement"
+            )
+            if session.ended:
+                raise GuestError(message, hint=f"{session.ended.hint}; {hint}")
+            click.echo(f"{message}\nhint: {hint}", err=True)
+            raise click.Abort
         session.require_running()
     whole = meter.measure(recording.identity, meter.span(recording.identity, recording.samples))
     click.echo(f"{output}: {render.headline(recording.identity, whole)}", err=True)

@@ -84,7 +84,7 @@ class Recording(_Model):
     identity: Identity
     command: tuple[str, ...]
     command_rc: int | None  # None: it did not come to an end
-    complete: bool  # False: the VM or a source went away before the command ended
+    complete: bool  # False: the VM or a source went away, or Ctrl-C was pressed, before the command ended
     ended: str | None = None  # what happened to it then
     notes: tuple[str, ...] = ()  # what was known of the VM and its ports when the recording began
     samples: tuple[Sample, ...] = Field(min_length=1)

@@ -7,7 +7,6 @@ import contextlib
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -39,7 +38,9 @@ class Session:
         self._source = source
         self._packets = packets
         self.notes = tuple(vm.notes)
-        self.ended: GuestError | None = None  # why a recording is incomplete
+        # Why a recording is incomplete: what ended it, or somebody did.
+        self.ended: GuestError | None = None
+        self.interrupted = False
         self.identity = Identity(
             tier=vm.tier,
             tier_evidence=vm.tier_evidence,
@@ -119,10 +120,10 @@ def _look_whose(vm: Vm, source: str, stats: Path, ports: tuple[str, ...]) -> Non
 
 
 def record(session: Session, command: Sequence[str], interval: float) -> Recording:
-    """Run a command and sample until it ends. If the VM or a source goes away first, what there is comes back
-    as incomplete.
+    """Run a command and sample until it ends. If the VM or a source goes away first, or Ctrl-C is pressed,
+    what there is comes back as incomplete.
 
-    The command is given a few seconds to end by itself then, and is ended.
+    The command is ended then; unless by Ctrl-C, it is given a few seconds to end by itself.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     samples = [session.sample()]
@@ -133,20 +134,19 @@ def record(session: Session, command: Sequence[str], interval: float) -> Recordi
             f"{command[0]}: {exc.strerror}", hint="the command comes after --, as in: -- sleep 10"
         ) from exc
     try:
-        samples += _until_exit(session, process, interval)
-    except _EndedError as ended:
-        samples += ended.samples
-        session.ended = ended.why
+        _until_exit(session, process, interval, samples)
+    except KeyboardInterrupt:
+        session.interrupted = session.ended is None
     finally:
-        _finish(process, patience=0 if sys.exc_info()[0] else _FINISH_S)
+        _finish(process)
     return Recording(
         started=started,
         machine=machine(),
         identity=session.identity,
         command=tuple(command),
         command_rc=process.returncode,
-        complete=session.ended is None,
-        ended=str(session.ended) if session.ended else None,
+        complete=session.ended is None and not session.interrupted,
+        ended="interrupted" if session.interrupted else str(session.ended) if session.ended else None,
         notes=session.notes,
         samples=tuple(samples),
     )
@@ -199,17 +199,10 @@ def load(path: Path) -> Recording:
         ) from None
 
 
-class _EndedError(Exception):
-    """A source could not be read any more."""
-
-    def __init__(self, samples: list[Sample], why: GuestError) -> None:
-        super().__init__()
-        self.samples = samples
-        self.why = why
-
-
-def _until_exit(session: Session, process: subprocess.Popen[bytes], interval: float) -> list[Sample]:
-    samples: list[Sample] = []
+def _until_exit(
+    session: Session, process: subprocess.Popen[bytes], interval: float, samples: list[Sample]
+) -> None:
+    """Add samples until the command ends, or a source can't be read any more."""
     running = True
     while running:
         try:
@@ -220,18 +213,19 @@ def _until_exit(session: Session, process: subprocess.Popen[bytes], interval: fl
         try:
             samples.append(session.sample())
         except GuestError as exc:
-            raise _EndedError(samples, exc) from exc
-    return samples
+            session.ended = exc
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_FINISH_S)
+            return
 
 
-def _finish(process: subprocess.Popen[bytes], patience: float) -> None:
+def _finish(process: subprocess.Popen[bytes]) -> None:
     """Leave no child behind."""
+    if process.poll() is not None:
+        return
+    process.terminate()
     try:
-        process.wait(patience)
+        process.wait(_FINISH_S)
     except subprocess.TimeoutExpired:
-        process.terminate()
-        try:
-            process.wait(_FINISH_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
