@@ -17,6 +17,7 @@ from vpt.bench.costs import PUBLISHED, Costs, Kind, Policy
 from vpt.bench.curves import boundaries, charts, what_to_expect
 from vpt.bench.model import Regime, longest_sleep, play, predict, predict_starts, stalls, sweep
 from vpt.bench.simulate import Run, simulate
+from vpt.cli import main
 from vpt.errors import UsageError
 
 NOTIFY = Policy(Kind.NOTIFY)
@@ -264,6 +265,18 @@ def test_advice_that_can_not_be_met_says_by_how_much() -> None:
     assert "1 us were asked for" in a.why
 
 
+@pytest.mark.parametrize("wp", [2.5e9, 0.5e9])
+def test_a_budget_that_was_not_given_is_never_missed(wp: float) -> None:
+    """However slow the machine: 1 s was taken for what was asked for, once."""
+    slow = Costs(wp=wp, wc=1e9, np=1e9, nc=1e9, sp=1e9, sc=1e9, block_cpu=1e9)
+    a = advise(slow, math.inf, 0.001)
+    assert not a.met
+    assert "no policy meets the budget" in a.why
+    assert "of a core where" in a.why
+    assert "us were asked for" not in a.why
+    assert "no policy meets both budgets" in advise(slow, 1e3, 0.001).why
+
+
 @pytest.mark.parametrize("wc", [1000, 2000])
 @pytest.mark.parametrize("block_cpu", [0, 3000])
 @pytest.mark.parametrize("wp", [220, 500, 900, 1500, 1990, 2010, 2500, 4000, 9000])
@@ -392,9 +405,26 @@ def test_a_sleep_needs_a_length() -> None:
 
 
 def test_budgets_that_make_no_sense_are_refused() -> None:
-    for latency, cpu in ((0, 1), (math.nan, 1), (math.inf, 1), (1000, 0), (1000, math.nan), (1000, 1.1)):
-        with pytest.raises(UsageError, match="no sense"):
-            advise(PUBLISHED, latency, cpu)
+    for latency in (0, -1, math.nan):
+        with pytest.raises(UsageError, match=r"ns$"):
+            advise(PUBLISHED, latency, 1)
+    for cpu in (0, math.nan, 1.1):
+        with pytest.raises(UsageError, match="share of a core"):
+            advise(PUBLISHED, math.inf, cpu)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "bounds"),
+    [("--cpu", "200", "0<x<=100"), ("--cpu", "0", "0<x<=100"), ("--latency", "0", "x>0")],
+)
+def test_an_error_about_a_budget_is_in_the_units_of_its_option(
+    capsys: pytest.CaptureFixture[str], option: str, value: str, bounds: str
+) -> None:
+    """And names no other, which was not given."""
+    assert main(["bench", "model", option, value]) == 2
+    said = capsys.readouterr().err
+    assert f"'{option}': {float(value)} is not in the range {bounds}" in said
+    assert ({"--cpu", "--latency"} - {option}).pop() not in said
 
 
 # ---- along Wp ----

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from vpt.bench.costs import Costs, Kind, Policy
+from vpt.bench.costs import LONGEST_NS, Costs, Kind, Policy
 from vpt.bench.model import Prediction, Regime, batch_of, longest_sleep, play, played_items, predict, stalls
 from vpt.errors import UsageError
 
@@ -58,9 +58,9 @@ def _roomy(c: Costs, latency_budget: float) -> list[Policy]:
     if c.wc < c.wp:
         y = min(longest / 2, 2 * (latency_budget - c.wp - c.wc))
     else:
-        needed = math.ceil((c.length * c.wc - latency_budget) / 500) * 1000
+        needed = math.ceil(max(0, c.length * c.wc - latency_budget) / 500) * 1000
         y = min(max(longest / 2, needed), longest)
-    y -= c.slack
+    y = min(y - c.slack, LONGEST_NS)
     if y >= _SHORTEST_SLEEP:
         found.append(Policy(Kind.SLEEP, sleep=math.floor(y / 1000) * 1000))
     return [*found, Policy(Kind.POLL)]
@@ -81,8 +81,9 @@ def _exact(c: Costs, latency_budget: float) -> list[Policy]:
     found = []
     if gap and not stalls(c, _NOTIFY):
         found.append(Policy(Kind.ADAPTIVE, spin=_just_over(batch_of(start, 0, gap)[0] * gap - start, gap)))
-    if y - c.slack >= _SHORTEST_SLEEP:
-        found.append(Policy(Kind.SLEEP, sleep=math.floor(y - c.slack)))
+    y = min(y - c.slack, LONGEST_NS)
+    if y >= _SHORTEST_SLEEP:
+        found.append(Policy(Kind.SLEEP, sleep=math.floor(y)))
     return found
 
 
@@ -110,15 +111,16 @@ def _stalled(c: Costs) -> Iterator[Prediction]:
 def advise(c: Costs, latency_budget: float, cpu_budget: float, given: Iterable[Policy] = ()) -> Advice:
     """The policy, with its parameters, that meets an average latency and a CPU budget.
 
-    latency_budget is in nanoseconds, cpu_budget a share of a core for the side that waits (the other always
-    works); `given` are weighed, too. Of those that meet both, the one with the highest rate (to 1 %), of
-    these one that has room for a machine not quite like this, if any does, then the least CPU, then the
-    fewest notifications. If none does, the one that misses least, and `why` says by what.
+    latency_budget is in nanoseconds, inf for any; cpu_budget a share of a core for the side that waits (the
+    other always works), 1 for any; `given` are weighed, too. Of those that meet both, the one with the
+    highest rate (to 1 %), of these one that has room for a machine not quite like this, if any does, then the
+    least CPU, then the fewest notifications. If none does, the one that misses least, and `why` says by what.
     """
-    if not 0 < latency_budget < math.inf or not 0 < cpu_budget <= 1:
+    if not latency_budget > 0:
+        raise UsageError(f"no average latency is {latency_budget:g} ns", hint="give one above 0")
+    if not 0 < cpu_budget <= 1:
         raise UsageError(
-            f"budgets of {latency_budget / 1000:g} us and {cpu_budget:g} of a core make no sense",
-            hint="give a latency above 0 and a share of a core above 0 and up to 1",
+            f"{cpu_budget:g} is no share of a core to allow", hint="give one above 0 and up to 1"
         )
 
     def holds(p: Prediction) -> bool:
@@ -149,10 +151,11 @@ def advise(c: Costs, latency_budget: float, cpu_budget: float, given: Iterable[P
             f"{choice.latency / 1000:.1f} us on average where {latency_budget / 1000:g} us were asked for"
         )
     if choice.cpu_waiter > cpu_budget:
-        missed.append(f"{choice.cpu_waiter:.0%} of a core where {cpu_budget:.0%} were allowed")
+        missed.append(f"{100 * choice.cpu_waiter:.3g}% of a core where {100 * cpu_budget:g}% were allowed")
     played = sum(p.source == "simulation" for p in weighed)
     aside = f"{_ASIDE}, and of those that were not among the {played} played" if played else _ASIDE
-    refused = f"no policy meets both budgets{aside}; this one misses least: {', '.join(missed)}"
+    asked = "both budgets" if latency_budget < math.inf and cpu_budget < 1 else "the budget"
+    refused = f"no policy meets {asked}{aside}; this one misses least: {', '.join(missed)}"
     return Advice(choice, False, refused, weighed)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -357,10 +358,16 @@ def _cost_options(command: click.decorators.FC) -> click.decorators.FC:
     "--sleep", type=FiniteFloat(0), default=50.0, show_default=True, metavar="US", help="For sleep."
 )
 @click.option(
-    "--latency", type=FiniteFloat(0), metavar="US", help="Advise: average latency that is acceptable."
+    "--latency",
+    type=FiniteFloat(0, min_open=True),
+    metavar="US",
+    help="Advise: average latency that is acceptable.",
 )
 @click.option(
-    "--cpu", type=FiniteFloat(0), metavar="PERCENT", help="Advise: share of a core for the side that waits."
+    "--cpu",
+    type=FiniteFloat(0, 100, min_open=True),
+    metavar="PERCENT",
+    help="Advise: share of a core for the side that waits.",
 )
 @output_option("--plot", help="Draw it along Wp: .svg; .png and .pdf by matplotlib.")
 @json_option
@@ -401,8 +408,13 @@ def model(
     rows = [predict(costs, policy) for policy in policies]
     advice = None
     if latency is not None or cpu is not None:
-        latency, cpu = 1e6 if latency is None else latency, 100.0 if cpu is None else cpu
-        advice = advise(costs, 1000 * latency, cpu / 100, policies)
+        any_latency, any_cpu = math.inf, 1.0
+        advice = advise(
+            costs,
+            any_latency if latency is None else 1000 * latency,
+            any_cpu if cpu is None else cpu / 100,
+            policies,
+        )
     if plot:
         save(charts(costs, policies), plot)
     if as_json:
