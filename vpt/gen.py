@@ -237,9 +237,9 @@ def receive(
         "other_pps": _rounded(receiver.other_pps),
         "seconds": round(receiver.seconds, 6),
         "pps": _rounded(receiver.pps),
-        # None: too few packets have come for it.
+        # None: too few packets have come for it whose sender has this host's clock.
         "latency_us": {
-            f"p{percent}": receiver.latency_us(percent) if tells(percent, receiver.received) else None
+            f"p{percent}": receiver.latency_us(percent) if tells(percent, receiver.timed) else None
             for percent in PERCENTILES
         },
     }

@@ -15,6 +15,7 @@
 #define MAX_BURST 256u
 #define ETH_IP_UDP 42u
 #define MARK 0x7670u
+#define MARK_GUEST 0x7671u  /* the micro guest's (guest-driver/micro/frame.c): its time is not of our clock */
 #define MASK48 (~0ull >> 16)
 #define FIRST_PORT 7000u
 #define SPIN_NS 20000u      /* receiver: how long to look before sleeping */
@@ -322,10 +323,21 @@ static void look_back(struct vpt_gen_rx *g, struct vpt_gen_run *r, uint64_t seq)
 	}
 }
 
+static void note_latency(struct vpt_gen_rx *g, uint64_t ns)
+{
+	if (ns > MASK48 / 2) /* sent after now: it came in while we were at those before it */
+		ns = 0;
+	if (g->received == g->untimed || ns < g->latency_min_ns)
+		g->latency_min_ns = ns;
+	if (ns > g->latency_max_ns)
+		g->latency_max_ns = ns;
+	g->latency[bucket_of(ns)]++;
+}
+
 /* Returns false if it is of a sender that is not counted. */
 static bool note(struct vpt_gen_rx *g, const struct stamp *s, uint64_t now)
 {
-	uint64_t ns = (now - s->sent_ns) & MASK48, seq = s->seq & MASK48;
+	uint64_t seq = s->seq & MASK48;
 	struct vpt_gen_run *r = find_run(g, (uint32_t)(s->seq >> 48) << 16 | (uint32_t)(s->sent_ns >> 48), seq);
 
 	if (!r)
@@ -334,13 +346,10 @@ static bool note(struct vpt_gen_rx *g, const struct stamp *s, uint64_t now)
 		step_ahead(g, r, seq);
 	else
 		look_back(g, r, seq);
-	if (ns > MASK48 / 2) /* sent after now: it came in while we were at those before it */
-		ns = 0;
-	if (!g->received || ns < g->latency_min_ns)
-		g->latency_min_ns = ns;
-	if (ns > g->latency_max_ns)
-		g->latency_max_ns = ns;
-	g->latency[bucket_of(ns)]++;
+	if (s->mark == MARK)
+		note_latency(g, (now - s->sent_ns) & MASK48);
+	else
+		g->untimed++;
 	g->received++;
 	return true;
 }
@@ -360,7 +369,7 @@ static int drain(vpt_app *a, struct vpti_app_ring *r, struct vpt_gen_rx *g)
 			return -EPROTO;
 		len -= a->hdr_len;
 		stamp = get_stamp(buf + a->hdr_len + ETH_IP_UDP); /* a buffer is longer than this, whatever len says */
-		if (len >= MIN_FRAME && stamp.mark == MARK && note(g, &stamp, now))
+		if (len >= MIN_FRAME && (stamp.mark == MARK || stamp.mark == MARK_GUEST) && note(g, &stamp, now))
 			g->bytes += len;
 		else
 			g->other++;

@@ -125,11 +125,19 @@ int run_role(const struct driver *drv, const struct micro_order *order);
 
 /* ---- frame.c ---- */
 
+#define MASK48 (~0ull >> 16)
+
+struct stamp {
+	uint32_t run;                   /* which order's packet it is */
+	uint64_t seq;                   /* 48 bits travel of this, and of the next */
+	uint64_t tsc;
+};
+
 /* A packet of the order's shape that belongs to flow `flow`; without a stamp. */
 void frame_build(uint8_t *frame, const struct micro_order *order, uint32_t flow);
-void frame_stamp(uint8_t *frame, uint32_t seq, uint64_t tsc);
-/* false: not one of ours */
-bool frame_stamped(const struct pkt *p, uint32_t *seq, uint64_t *tsc);
+void frame_stamp(uint8_t *frame, const struct stamp *s);
+/* false: neither a guest's nor `vpt gen`'s, whose time is no TSC */
+bool frame_stamped(const struct pkt *p, struct stamp *s);
 void frame_turn(uint8_t *dst, const struct pkt *p);
 uint64_t frame_sum(const struct pkt *p);
 

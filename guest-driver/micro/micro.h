@@ -28,8 +28,6 @@
 
 #define MICRO_MAX_BURST 512u
 #define MICRO_MIN_FRAME 60u             /* so that a stamp fits; 64 bytes on a wire */
-#define MICRO_STAMP_OFS 42u             /* behind Ethernet, IPv4 and UDP headers */
-#define MICRO_STAMP_MAGIC 0x5f747076u   /* "vpt_" */
 
 /* Histogram of latencies in TSC cycles: 32 linear steps in each power of two, so a value is known to 3%. */
 #define MICRO_HIST_STEPS 32u

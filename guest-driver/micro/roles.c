@@ -19,8 +19,9 @@ static struct run {
 	uint64_t left;                  /* packets to go */
 	uint64_t due;                   /* TSC << 16 of the next paced burst */
 	uint32_t unkicked;              /* published since the last kick, with MICRO_KICK_EVERY */
-	uint32_t seq;                   /* next stamp */
-	uint32_t seq_in;                /* next stamp expected */
+	uint32_t id;                    /* in the stamps: no other run's */
+	uint64_t seq;                   /* next stamp */
+	uint64_t seq_in;                /* next stamp expected */
 	uint64_t in_flight;             /* ping */
 	struct pkt in[MICRO_MAX_BURST], out[MICRO_MAX_BURST];
 } run;
@@ -190,8 +191,8 @@ static void fill(uint32_t n, uint64_t now)
 		return;
 	for (i = 0; i < n; i++) {
 		if (o->touch == MICRO_TOUCH_ALL)
-			frame_build(run.out[i].data, o, run.seq % o->flows);
-		frame_stamp(run.out[i].data, run.seq++, now);
+			frame_build(run.out[i].data, o, (uint32_t)run.seq % o->flows);
+		frame_stamp(run.out[i].data, &(struct stamp){ run.id, run.seq++, now });
 	}
 }
 
@@ -205,12 +206,12 @@ static void prepare_all(void)
 		run.out[i].len = run.order->frame_len;
 }
 
-/* Sequence numbers are a 32-bit circle: what is less than half of it ahead is ahead. */
-static void check_seq(uint32_t seq)
+/* Sequence numbers are a circle of 48 bits: what is less than half of it ahead is ahead. */
+static void check_seq(uint64_t seq)
 {
-	uint32_t ahead = seq - run.seq_in;
+	uint64_t ahead = (seq - run.seq_in) & MASK48;
 
-	if (ahead < 1u << 31) {
+	if (ahead < 1ull << 47) {
 		run.r->seq_lost += ahead;
 		run.seq_in = seq + 1;
 	} else {
@@ -257,11 +258,10 @@ static void role_gen(void)
 
 static void read_packet(const struct pkt *p)
 {
-	uint32_t seq;
-	uint64_t tsc;
+	struct stamp stamp;
 
-	if (frame_stamped(p, &seq, &tsc))
-		check_seq(seq);
+	if (frame_stamped(p, &stamp))
+		check_seq(stamp.seq);
 	else
 		run.r->foreign++;
 	if (run.order->touch == MICRO_TOUCH_ALL)
@@ -320,15 +320,14 @@ static uint32_t take_replies(void)
 	if (!n)
 		return 0;
 	for (i = 0; i < n; i++) {
-		uint32_t seq;
-		uint64_t sent;
+		struct stamp stamp;
 
-		if (!frame_stamped(&run.in[i], &seq, &sent)) {
+		if (!frame_stamped(&run.in[i], &stamp) || stamp.run != run.id) {
 			run.r->foreign++;
 			continue;
 		}
-		check_seq(seq);
-		hist_add(now - sent);
+		check_seq(stamp.seq);
+		hist_add((now - stamp.tsc) & MASK48);
 		if (run.in_flight)
 			run.in_flight--;
 	}
@@ -428,6 +427,7 @@ int run_role(const struct driver *drv, const struct micro_order *order)
 	if (order->wait == MICRO_WAIT_IRQ)
 		irq_timer(TICK_MS);
 	run.r->start = rdtsc();
+	run.id = (uint32_t)run.r->start;
 	run.r->end = run.r->start;
 	run.deadline = run.r->start + order->duration;
 	run.due = run.r->start << 16;

@@ -22,6 +22,7 @@ from support.apps import AppPeer, mac
 from support.vptd import Vptd, run_vpt, vpt_json
 from support.waiting import PATIENCE_S, until
 from vpt.cli.gen import gen as cli
+from vpt.daemon.transports.unix import open_app
 from vpt.dataplane import Engine, Feature, Policy, Receiver, Sender
 from vpt.dataplane._native import lib
 from vpt.errors import DataplaneError
@@ -31,6 +32,7 @@ from vpt.percentile import tells
 EVENT_IDX = int(Feature.EVENT_IDX)
 STAMP = struct.Struct("<HQQ")  # mark; number and upper half of the run's id; time and lower half
 MARK = 0x7670
+MARK_GUEST = 0x7671  # the micro guest's, whose time is of another clock
 RUN = 0x80000001
 LOW48 = (1 << 48) - 1
 
@@ -229,6 +231,24 @@ def test_packets_of_others_have_a_rate(pair: tuple[AppPeer, AppPeer]) -> None:
     assert receive.pps is None
 
 
+def test_packets_stamped_by_a_guest_are_counted_and_have_no_latency(pair: tuple[AppPeer, AppPeer]) -> None:
+    source, sink = pair
+    receive = Receiver(sink.app)
+    for seq in (0, 1, 4):
+        source.app.send(0, stamped(seq, mark=MARK_GUEST))
+    while receive.received < 3:
+        receive.run(0.01)
+    assert (receive.lost, receive.other, receive.timed, receive.latency_us(0)) == (2, 0, 0, None)
+    run_to_end(sender(source, packets=1))
+    while receive.received < 4:
+        receive.run(0.01)
+    low = receive.latency_us(0)
+    assert receive.timed == 1
+    assert low is not None
+    assert low == receive.latency_us(100)
+    assert low > 0
+
+
 @pytest.mark.parametrize(
     "options",
     [{"sizes": (59,)}, {"sizes": (1515,)}, {"sizes": ()}, {"flows": 0}, {"flows": 50_001}, {"burst": 0}],
@@ -349,6 +369,22 @@ def test_a_receiver_that_got_nothing_says_so_and_prints_no_latency(lab: Vptd) ->
     done = run_vpt(lab.paths.runtime, "gen", "recv", "--switch", "sw0", "--seconds", "0.2")
     assert done.returncode == 0
     assert done.stdout == "received 0, rate n/a; lost 0, late 0, duplicate 0, other 0\n"
+
+
+def test_a_receiver_of_a_guests_packets_says_why_there_is_no_latency(lab: Vptd) -> None:
+    with running(lab, "recv", "--switch", "sw0", "--count", "4", ports=1) as process:
+        port = lab.call("port.add", switch="sw0", name="guest", kind="app")
+        try:
+            with open_app(port["socket"]) as link:
+                for seq in (0, 1, 3):
+                    assert link.app.send(
+                        0, bytes.fromhex("52540067 6e02") + stamped(seq, mark=MARK_GUEST)[6:]
+                    )
+                stdout, _ = process.communicate(timeout=PATIENCE_S)
+        finally:
+            lab.call("port.del", name="guest")
+    assert re.match(r"received 3 .* lost 1, late 0, duplicate 0, other 0\n", stdout)
+    assert stdout.endswith("latency us: n/a (of a guest's clock)\n")
 
 
 @pytest.fixture

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support.apps import AppPeer
 from support.micro_host import accel_or_skip
 from support.micro_port import MicroRig
 from support.waiting import until
 from vpt.bench.micro import Kick, Order, Role, Touch, Wait
-from vpt.dataplane import Kind, Policy, PolicyKind
+from vpt.dataplane import Kind, Policy, PolicyKind, Receiver, Sender
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs("qemu-system-x86_64", "gcc", "make")]
 
@@ -74,6 +76,34 @@ def test_from_guest_to_guest_nothing_is_lost_or_reordered(rig: MicroRig, wait: W
     if wait is Wait.IRQ:
         assert received.counters.interrupts <= rig.counters(receiver_port)["rx_interrupts"]
         assert sent.counters.interrupts <= rig.counters(sender_port)["tx_interrupts"]
+
+
+def test_a_receiver_of_vpt_gen_counts_what_the_guest_stamps(rig: MicroRig) -> None:
+    """One layout of stamps, kept in two places."""
+    guest, _ = rig.guest("guest", A)
+    with contextlib.closing(AppPeer(rig.switch, "app", mac=B)) as peer:
+        receiver = Receiver(peer.connect())
+        for total in (20_000, 40_000):
+            order = Order(role=Role.GEN, packets=20_000, touch=Touch.ALL, dst=address(B), seconds=60)
+            guest.begin(order)
+            while receiver.received + receiver.other < total:
+                receiver.run(0.05)
+            assert guest.finish().complete
+    assert (receiver.received, receiver.timed, receiver.other) == (40_000, 0, 0)
+    assert (receiver.lost, receiver.late, receiver.duplicate) == (0, 0, 0), "another order is another sender"
+    assert receiver.pps is not None
+
+
+def test_the_guest_counts_what_vpt_gen_sends(rig: MicroRig) -> None:
+    guest, _ = rig.guest("guest", A)
+    guest.begin(Order(role=Role.SINK, packets=20_000, touch=Touch.STAMP, seconds=60))
+    with contextlib.closing(AppPeer(rig.switch, "app", lossless=True, mac=B)) as peer:
+        sender = Sender(peer.connect(), dst=A, src=B, packets=20_000)
+        while not sender.run(0.2):
+            pass
+        report = guest.finish()
+    assert report.complete
+    assert (report.counters.seq_lost, report.counters.seq_late, report.counters.foreign) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("wait", [Wait.POLL, Wait.IRQ])

@@ -90,6 +90,8 @@ class Sender:
 class Receiver:
     """What has come of Senders' packets, of each from the first on that came; 64 Senders at most.
 
+    A micro guest that stamps its packets is a Sender, too.
+
     only: run_id of the Sender to count, from its first packet on; packets of all others are `other`
     """
 
@@ -110,6 +112,11 @@ class Receiver:
     @property
     def bytes(self) -> int:
         return int(self._g.bytes)
+
+    @property
+    def timed(self) -> int:
+        """Those received that have a latency: a micro guest's have none, for its clock is another."""
+        return self.received - int(self._g.untimed)
 
     @property
     def other(self) -> int:
@@ -147,8 +154,8 @@ class Receiver:
         return (int(self._g.span.last_ns) - int(self._g.span.first_ns)) / 1e9
 
     def latency_us(self, percent: float) -> float | None:
-        """Percentile of the one-way latency in microseconds, to 6%; None: no packet came."""
-        total = self.received
+        """Percentile of the one-way latency in microseconds, to 6%; None: no packet has one."""
+        total = self.timed
         if not total:
             return None
         low, high = int(self._g.latency_min_ns), int(self._g.latency_max_ns)

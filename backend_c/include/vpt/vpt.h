@@ -510,7 +510,8 @@ int vpt_bpf_matches(const struct vpt_bpf_insn *filter, uint32_t n, const void *d
 
 /*
  * Frames are IPv4/UDP (10.118.x, ports 7000 + flow -> 7000), and begin their payload with a mark, who sends, a sequence
- * number and the time of sending (CLOCK_MONOTONIC), so sender and receiver must be on one host for latencies.
+ * number and the time of sending (CLOCK_MONOTONIC), so sender and receiver must be on one host for latencies. The micro
+ * guest's, with a mark of their own and the guest's TSC, are received, too: without latencies.
  */
 /* When packets came or went; their rate is that of those after the first. */
 struct vpt_gen_span {
@@ -552,6 +553,7 @@ struct vpt_gen_rx {
 	uint32_t run[64];          /* vpt_gen_tx.run of each sender */
 	struct vpt_gen_run runs[64];
 	uint64_t received;         /* of senders that are counted, with duplicates */
+	uint64_t untimed;          /* of those: sent by another clock than CLOCK_MONOTONIC, so that they have no latency */
 	uint64_t bytes;
 	uint64_t other;            /* packets without our mark, and of senders that are not counted */
 	uint64_t lost;             /* numbers between a sender's lowest and highest that have not come */
