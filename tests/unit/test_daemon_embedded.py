@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +68,28 @@ def test_a_start_that_fails_leaves_nothing_behind(settings: Settings) -> None:
 
 
 @pytest.mark.usefixtures("no_leaks")
+def test_a_start_that_is_interrupted_leaves_nothing_behind(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes while this thread waits for the other: who would end that one but this?"""
+    main, start = threading.main_thread(), Daemon.start
+    assert main.ident is not None
+    number = main.ident
+
+    async def interrupted(self: Daemon) -> None:
+        signal.pthread_kill(number, signal.SIGTERM)
+        await start(self)
+
+    monkeypatch.setattr(Daemon, "start", interrupted)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), EmbeddedDaemon(settings):
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [thread.name for thread in threading.enumerate() if thread.name == "vptd"] == []
+
+
 def test_a_journal_that_can_not_be_written_undoes_the_change(settings: Settings) -> None:
     """What is not remembered was not done: the answer is an error and the port is not there."""
 

@@ -41,16 +41,24 @@ class EmbeddedDaemon:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._started.wait()
-        if self._failed is not None:
-            self._thread.join()
-            raise self._failed
-        self._stats = StatsReader(self._settings.paths.stats)
+        try:
+            self._started.wait()
+            if self._failed is not None:
+                raise self._failed
+            self._stats = StatsReader(self._settings.paths.stats)
+        except BaseException:  # Ctrl-C, too: the interpreter would wait for the thread, and nobody end it
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        """What is still coming up is waited for first: it can't be told to end before."""
+        self._started.wait()
         if self._stats is not None:
             self._stats.close()
         if self._daemon is not None:
