@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ from vpt.doctor import _libvirt as doctor
 from vpt.libvirt_plugin import _answers, rules
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240), pytest.mark.needs(*NEEDS, "libvirtd", "unshare")]
+
+
+@pytest.fixture(autouse=True)
+def nobody_waits_any_more() -> Iterator[None]:
+    """A connection that came too late for one test is not the next one's."""
+    yield
+    while _answers._opening:
+        returned, connection = _answers._opening.popitem()[1].get(timeout=PATIENCE_S)
+        if returned:
+            connection.close()
 
 
 def test_attach_says_what_it_waited_for_when_nobody_takes_its_connection(
