@@ -75,7 +75,7 @@ def test_a_back_end_that_lets_nothing_through_is_reported_with_what_both_sides_s
     monkeypatch.setattr(vhost_user, "_FIRST_S", 0.1)
     front, back, point = apart
     said = (
-        r"through Vptd at _Point.*\n"
+        r"through the back-end at guest-guest, .*\n"
         r"front-end: port 0 received 0 and sent 224, port 1 received 0 and sent 224; \d+ ms.*\n"
         r"back-end: p0: tx_packets 224, .*; p1: tx_packets 224, .*; \d+ ms"
     )

@@ -180,7 +180,8 @@ def test_what_a_guest_lets_go_of_after_the_time_out_is_taken_out_by_a_second_det
         qemu.execute("cont")
         marked = "vpt-spent" in [item["label"] for item in qemu.execute("query-chardev")]
     assert marked == (kind == "passthrough")
-    assert vpt(*named)[0] == 0, "the name is free again"
+    code, _, err = vpt(*named)
+    assert code == 0, f"the name is free again: {err}"
     # Or it would connect to the next test's port of that name.
     guest.kill()
 
