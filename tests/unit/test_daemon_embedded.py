@@ -67,27 +67,43 @@ def test_a_start_that_fails_leaves_nothing_behind(settings: Settings) -> None:
     assert not settings.paths.stats.exists()
 
 
-@pytest.mark.usefixtures("no_leaks")
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("no_leaks", "interruptible")
+@pytest.mark.parametrize("moment", ["while the thread starts", "while the daemon starts"])
 def test_a_start_that_is_interrupted_leaves_nothing_behind(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """The signal comes while this thread waits for the other: who would end that one but this?"""
-    main, start = threading.main_thread(), Daemon.start
-    assert main.ident is not None
-    number = main.ident
+    interrupted, main = threading.Event(), threading.get_ident()
+    thread_start, daemon_start = threading.Thread.start, Daemon.start
 
-    async def interrupted(self: Daemon) -> None:
-        signal.pthread_kill(number, signal.SIGTERM)
-        await start(self)
+    def interrupt() -> None:
+        interrupted.set()
+        signal.pthread_kill(main, signal.SIGTERM)
 
-    monkeypatch.setattr(Daemon, "start", interrupted)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), EmbeddedDaemon(settings):
-            pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert [thread.name for thread in threading.enumerate() if thread.name == "vptd"] == []
+    def start_thread(self: threading.Thread) -> None:
+        thread_start(self)
+        if self.name == "vptd":
+            interrupt()
+
+    async def start_daemon(self: Daemon) -> None:
+        interrupt()
+        await daemon_start(self)
+
+    if moment == "while the thread starts":
+        monkeypatch.setattr(threading.Thread, "start", start_thread)
+    else:
+        monkeypatch.setattr(Daemon, "start", start_daemon)
+    with pytest.raises(KeyboardInterrupt), EmbeddedDaemon(settings):
+        pass
+    assert interrupted.is_set()
+    assert "vptd" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_journal_that_can_not_be_written_undoes_the_change(settings: Settings) -> None:

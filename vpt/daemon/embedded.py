@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ __all__ = ["EmbeddedDaemon"]
 R = TypeVar("R")
 
 _CALL_S = patience(30.0)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class EmbeddedDaemon:
@@ -34,14 +36,26 @@ class EmbeddedDaemon:
         self._settings = settings
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="vptd")
+        self._known = threading.Event()
         self._started = threading.Event()
+        self._mask: set[int | signal.Signals] = set()
         self._failed: BaseException | None = None
         self._daemon: Daemon | None = None
         self._stats: StatsReader | None = None
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        # Thread.start() waits, too, and an interrupt in there would leave a thread that nobody knows to run:
+        # signals wait until it is.
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
+            self._thread.start()
+        except RuntimeError:  # no thread to be had
+            self._loop.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            raise
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            self._known.set()
             self._started.wait()
             if self._failed is not None:
                 raise self._failed
@@ -58,6 +72,7 @@ class EmbeddedDaemon:
 
     def _end(self) -> None:
         """What is still coming up is waited for first: it can't be told to end before."""
+        self._known.set()
         self._started.wait()
         if self._stats is not None:
             self._stats.close()
@@ -66,6 +81,11 @@ class EmbeddedDaemon:
         self._thread.join()
 
     def _run(self) -> None:
+        # A signal that waits would come here as soon as this thread takes it, and interrupt the other in
+        # start().
+        self._known.wait()
+        # What this thread starts inherits the mask, the keeper for one, which SIGTERM has to reach.
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         try:
             self._loop.run_until_complete(self._main())
         finally:
