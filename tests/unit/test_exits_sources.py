@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from vpt.errors import MissingError, NotFoundError, ProtocolError, UsageError, V
 from vpt.exits.model import Tier
 from vpt.exits.sources import open_source
 from vpt.exits.sources.debugfs import Debugfs, mount_point
-from vpt.exits.sources.libvirt_domstats import parse_domstats
+from vpt.exits.sources.libvirt_domstats import Domain, parse_domstats
 from vpt.exits.sources.qemu_trace import parse_line
 from vpt.exits.sources.qmp_stats import QmpStats, parse_stats, schema_names
 from vpt.exits.sources.stats_fd import Counter, parse_counters
@@ -315,6 +316,27 @@ def test_when_no_source_works_each_ones_reason_is_told() -> None:
     for source in ("stats-fd", "qmp", "libvirt", "debugfs", "tracepoints"):
         assert f"{source}: " in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("source", ["auto", "qmp", "qemu-trace"])
+def test_of_a_domain_under_tcg_it_is_said_what_can_be_counted_and_how(source: str) -> None:
+    """libvirt's own QMP socket is taken, and no source of these begins to work for root."""
+    vm = Vm("vm1", Tier.TCG, "domain type qemu", domain=cast("Domain", object()))
+    with pytest.raises(MissingError) as caught:
+        open_source(vm, source)
+    hint = str(caught.value.hint)
+    assert "as root" not in hint
+    assert "-qmp unix:PATH,server=on,wait=off" in hint
+    assert "qemu:commandline" in hint
+    assert ("--source vpt" in hint) == (source != "qemu-trace")
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_root_is_not_told_to_run_it_as_root(uid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    with pytest.raises(MissingError) as caught:
+        open_source(Vm("vm1", Tier.KVM, "because"))
+    assert ("or run as root" in str(caught.value.hint)) == (uid != 0)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,7 +84,7 @@ def open_source(vm: Vm, name: str = "auto", stats: Path | None = None, ports: tu
     if name in _KVM and vm.tier is Tier.TCG:
         raise MissingError(
             f"{name} counts exits of KVM, and this VM has none: {vm.tier_evidence}",
-            hint="--source qemu-trace counts dispatches to the device model instead",
+            hint=f"--source qemu-trace counts dispatches to the device model instead, {_kicks(vm)}",
         )
     if name != "auto":
         return {**_KVM, **_ANY}[name](vm)
@@ -95,15 +96,29 @@ def open_source(vm: Vm, name: str = "auto", stats: Path | None = None, ports: tu
             lacking.append(f"{candidate}: {exc}")
     raise MissingError(
         "no source of exit counts works for this VM:\n  " + "\n  ".join(lacking),
-        hint="give QEMU (7.1 or newer) a QMP socket for this alone and name the VM by it, or run as root",
+        hint=_kicks(vm) if vm.tier is Tier.TCG else f"{_own_qmp(vm)} (QEMU 7.1 or newer){_or_as_root()}",
     )
+
+
+def _kicks(vm: Vm) -> str:
+    """What can be counted of a VM that has neither exits nor, as it is, dispatches."""
+    kicks = "--source vpt counts the kicks of its vpt ports"
+    return kicks if vm.qmp is not None else f"{kicks}; for dispatches {_own_qmp(vm)}"
+
+
+def _own_qmp(vm: Vm) -> str:
+    """libvirt leaves no room beside itself on the QMP socket that it made."""
+    where = "" if vm.domain is None else " (qemu:commandline in its XML; libvirt needs its own socket itself)"
+    return f"start QEMU with -qmp unix:PATH,server=on,wait=off{where}, and name the VM by PATH"
+
+
+def _or_as_root() -> str:
+    return ", or run as root" if os.geteuid() else ""
 
 
 def _session(vm: Vm) -> QmpSession:
     if vm.qmp is None:
-        raise MissingError(
-            "; ".join(vm.notes) or "the VM's QMP socket is not known", hint="name the VM by its QMP socket"
-        )
+        raise MissingError("; ".join(vm.notes) or "the VM's QMP socket is not known", hint=_own_qmp(vm))
     return vm.qmp
 
 
