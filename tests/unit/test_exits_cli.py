@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
@@ -24,7 +24,7 @@ from vpt.exits.meter import STOPPED
 from vpt.exits.model import Identity, Machine, Quantity, Recording, Sample, Tier
 from vpt.exits.session import Session, load, save
 from vpt.exits.sources import Source, Units
-from vpt.exits.target import Vm, is_stopped
+from vpt.exits.target import Vm, is_stopped, open_vm
 from vpt.qemu.qmp import QmpSession
 
 
@@ -222,7 +222,26 @@ def test_one_sample_is_no_measurement(tmp_path: Path) -> None:
 def test_a_recording_without_movement_ends_with_a_failure(tmp_path: Path) -> None:
     """Never a zero that looks like a result, and not exit code 0 either."""
     stuck = tuple(Sample(at_ns=i * 10**9, units={"vcpu0": {"exits": 5, "irq_exits": 1}}) for i in range(3))
-    assert "did not run" in failure(cli("report", write(tmp_path / "a.json", samples=stuck)), GuestError)
+    result = cli("report", write(tmp_path / "a.json", samples=stuck))
+    assert "no verdict" in failure(result, GuestError)
+    assert "no verdict: no exits: the guest did not run" in result.stdout
+
+
+def test_why_there_is_no_verdict_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the numbers where there are any, else by the error."""
+    why = "the guest did not run"
+    stuck = tuple(Sample(at_ns=i * 10**9, units={"vcpu0": {"exits": 5, "irq_exits": 1}}) for i in range(3))
+    session_of(monkeypatch, _Counts(*[5] * 9))
+    commands = (
+        ("report", write(tmp_path / "a.json", samples=stuck)),
+        ("top", "vm1", "--interval", 0.05),
+        ("record", "vm1", "-o", tmp_path / "r.json", "--", "true"),
+    )
+    for command in commands:
+        result = cli(*command)
+        assert "no verdict" in failure(result, GuestError)
+        said = f"{result.output}{result.exception}{getattr(result.exception, 'hint', '')}"
+        assert said.count(why) == 1, said
 
 
 def test_what_has_no_verdict_is_absent_from_prometheus(tmp_path: Path) -> None:
@@ -295,6 +314,52 @@ def test_a_recording_says_what_ended_it_and_that_is_not_always_the_vm(
     recording = load(out)
     assert (recording.complete, recording.ended) == (False, "vptd was started again")
     assert len(recording.samples) == samples
+
+
+class _Outlived(_Counts):
+    """Counters that stay when the domain ends; which it does before they are read for the third time."""
+
+    def __init__(self, domain: Any) -> None:
+        super().__init__(*range(9))
+        self._domain = domain
+
+    def read(self) -> Units:
+        units = super().read()
+        if units["vm"]["exits"] == 2:
+            self._domain.destroy()
+        return units
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_domain_that_ends_during_a_recording_is_named_with_what_starts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, persistent: bool
+) -> None:
+    """Of libvirt's own test driver, whose domains have no process. A transient one is gone from libvirt."""
+    libvirt, uri = pytest.importorskip("libvirt"), "test:///default"
+    xml = "<domain type='test'><name>d</name><memory>9</memory><os><type>hvm</type></os></domain>"
+    connection = libvirt.open(uri)
+    domain = connection.defineXML(xml) if persistent else connection.createXML(xml)
+    try:
+        if persistent:
+            domain.create()
+        with open_vm("libvirt:d", uri) as vm:
+            made = Session(vm, _Outlived(domain), None)
+            monkeypatch.setattr("vpt.exits.session.open_session", lambda *_: contextlib.nullcontext(made))
+            monkeypatch.setattr("vpt.exits.session._FINISH_S", 0.1)
+            out = tmp_path / "r.json"
+            result = cli("record", "d", "-o", out, "--interval", 0.05, "--", "sleep", 60)
+    finally:
+        if persistent:
+            domain.undefine()
+        connection.close()
+    assert failure(result, GuestError).startswith(
+        "the VM 'd' ended while it was measured, before the command"
+    )
+    hint = str(getattr(result.exception, "hint", ""))
+    assert f"virsh -c {uri} {'start d' if persistent else 'create XMLFILE'}; measure again" in hint
+    assert len(load(out).samples) == 2
+    assert not load(out).complete
 
 
 class _Interrupted(_Counts):
@@ -400,6 +465,22 @@ def test_a_sample_says_whether_the_vms_process_is_stopped() -> None:
             assert made.sample().stopped
         finally:
             process.kill()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_vm_that_ended_is_noticed_by_a_source_that_is_not_its_own(reaped: bool) -> None:
+    """A port's counters stay, and stand still: that would look like a guest without kicks."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        made = Session(Vm("vm1", Tier.TCG, "because", pid=process.pid), _Counts(0, 0), None)
+        made.sample()
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        if reaped:
+            process.wait()
+        with pytest.raises(GuestError, match=rf"'vm1' ended .*\(process {process.pid}\)") as caught:
+            made.sample()
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(("status", "stopped"), [("running", False), ("inmigrate", False), ("paused", True)])

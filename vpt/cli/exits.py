@@ -142,7 +142,7 @@ def top(
                 _print(session.identity, listed, fmt)
             elif not refused:
                 click.echo(render.prometheus_text(session.identity, session.sample()), nl=False)
-    _fail_if(refused, fmt)
+    _fail_if(refused, fmt, shown=fmt is None)
 
 
 @exits.command()
@@ -201,14 +201,15 @@ def record(
             raise click.Abort
         session.require_running()
     whole = meter.measure(recording.identity, meter.span(recording.identity, recording.samples))
-    click.echo(f"{output}: {render.headline(recording.identity, whole)}", err=True)
+    if recording.command_rc or not whole.refused:  # else that is the error
+        click.echo(f"{output}: {render.headline(recording.identity, whole)}", err=True)
     _say(whole.notes)
     if recording.command_rc:
         raise GuestError(
             f"the command ended with {recording.command_rc}: {' '.join(command)}",
             hint=f"vpt exits report {output}",
         )
-    _fail_if(whole.refused)
+    _fail_if(whole.refused, see=f"vpt exits report {output} shows the counters; ")
 
 
 @exits.command()
@@ -250,7 +251,7 @@ def report(file: Path, fmt: str | None) -> None:
         for line in (*unfinished, *(f"note: {note}" for note in recording.notes)):
             click.echo(line)
         _console().print(render.table(identity, whole))
-    _fail_if(whole.refused, fmt)
+    _fail_if(whole.refused, fmt, shown=fmt is None)
 
 
 @exits.command()
@@ -327,13 +328,16 @@ def _say(notes: Sequence[str]) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-def _fail_if(refused: str | None, fmt: str | None = None) -> None:
-    """A number without a verdict is a failure."""
+def _fail_if(refused: str | None, fmt: str | None = None, *, shown: bool = False, see: str = "") -> None:
+    """A number without a verdict is a failure. shown: the reason stands with the numbers already."""
     if not refused:
         return
     from vpt.errors import EXIT_FAILED, GuestError
 
-    message, hint = f"no verdict: {refused}", "docs/exits.md says what each refusal means"
+    message = "no verdict" if shown else f"no verdict: {refused}"
+    if shown:
+        see = "the reason stands with the numbers; "
+    hint = f"{see}docs/exits.md says what each refusal means"
     if fmt != "json":
         raise GuestError(message, hint=hint)
     # The document says so, too, and stays the only thing on stdout.

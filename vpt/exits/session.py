@@ -19,7 +19,7 @@ from vpt.errors import GuestError, NotFoundError, UsageError
 from vpt.exits.model import Identity, Machine, Recording, Sample
 from vpt.exits.ports import ports_of, ports_of_others
 from vpt.exits.sources import Source, open_source
-from vpt.exits.target import Vm, cpu_ms, is_stopped, open_vm, require_awake, require_running
+from vpt.exits.target import Vm, cpu_ms, is_stopped, open_vm, require_awake, require_running, require_there
 from vpt.processor import cpuinfo
 
 __all__ = ["Session", "load", "machine", "open_session", "record", "save"]
@@ -63,6 +63,7 @@ class Session:
             counted = units if self._packets is self._source else self._packets.read()
             packets = sum(unit["packets"] for unit in counted.values())
         used = cpu_ms(self._vm.pid)
+        require_there(self._vm)
         return Sample(at_ns=at_ns, units=units, cpu_ms=used, packets=packets, stopped=stopped)
 
     def require_running(self) -> None:

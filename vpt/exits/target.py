@@ -28,6 +28,7 @@ __all__ = [
     "qmp_path_of",
     "require_awake",
     "require_running",
+    "require_there",
 ]
 
 _RUNNING = {"running", "inmigrate"}
@@ -45,6 +46,11 @@ class Vm:
     domain: Domain | None = None
     qemu: str | None = None
     notes: list[str] = field(default_factory=list)
+    # When its process began: another one may be given the number of one that ended.
+    began: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began = _began(self.pid)
 
     def close(self) -> None:
         """Give the handles back; the VM goes on."""
@@ -143,6 +149,22 @@ def is_stopped(vm: Vm) -> bool:
     return _is_stopped(vm.pid) or (_status(vm) or "running") not in _RUNNING
 
 
+def require_there(vm: Vm) -> None:
+    """GuestError if the VM ended, whatever its source says: counters that are not QEMU's stay readable.
+
+    A QMP session needs no such look: asked for the VM's status, it fails.
+    """
+    if vm.qmp is not None:
+        return
+    if vm.began is not None and _began(vm.pid) != vm.began:
+        raise GuestError(
+            f"the VM {vm.name!r} ended while it was measured (process {vm.pid})",
+            hint=vm.domain.again if vm.domain else "start it, and measure again while it runs",
+        )
+    if vm.began is None and vm.domain is not None:
+        vm.domain.require_active()
+
+
 def require_awake(pid: int | None) -> None:
     """GuestError if the process was stopped by a signal: it would answer nothing, and nothing in it moves."""
     if _is_stopped(pid):
@@ -169,6 +191,12 @@ def _stat(pid: int | None) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def _began(pid: int | None) -> str | None:
+    """The kernel's time at which a process began; None: there is none, or it has ended and is a zombie."""
+    fields = _stat(pid)
+    return fields[19] if fields and fields[0] not in ("Z", "X") else None
 
 
 def _by_pid(name: str, pid: int) -> Vm:

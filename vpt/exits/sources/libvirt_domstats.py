@@ -47,6 +47,11 @@ class Domain:
         if not active:
             self.close()
             raise NotFoundError(f"the VM {name!r} is not running", hint=f"{self._virsh} start {name}")
+        # A transient domain that ends is gone from libvirt altogether, and can't be started there.
+        again = f"{self._virsh} start {name}"
+        if not self._dom.isPersistent():
+            again = f"it was transient: {self._virsh} create XMLFILE"
+        self.again = f"{again}; measure again while it runs"
         self.type = tree.get("type", "")
         self.uuid = tree.findtext("uuid", "")
         self.pid = domain_pid(self.uuid, name)
@@ -57,23 +62,33 @@ class Domain:
         try:
             record = self._conn.domainListGetStats([self._dom], self._lib.VIR_DOMAIN_STATS_VCPU, flags)
         except self._lib.libvirtError as exc:
+            self.require_active()
             raise GuestError(
                 f"libvirt gives no statistics of {self.name}: {exc}",
                 hint=f"{self._virsh} domstate {self.name}",
             ) from exc
-        if not record or not self._is_active():
-            raise GuestError(
-                f"{self.name} ended while it was measured", hint=f"{self._virsh} start {self.name}"
-            )
+        if not record:
+            raise self._ended()
+        self.require_active()
         stats: dict[str, Any] = record[0][1]
         return stats
 
-    def _is_active(self) -> bool:
-        """A transient domain that ends is not even known any more."""
+    def require_active(self) -> None:
+        """GuestError: the domain ended, or libvirt can't say whether it did."""
         try:
-            return bool(self._dom.isActive())
-        except self._lib.libvirtError:
-            return False
+            active = self._dom.isActive()
+        except self._lib.libvirtError as exc:
+            if exc.get_error_code() == self._lib.VIR_ERR_NO_DOMAIN:
+                raise self._ended() from exc
+            raise GuestError(
+                f"libvirt does not say whether {self.name} still runs: {exc}",
+                hint=f"{self._virsh} domstate {self.name}",
+            ) from exc
+        if not active:
+            raise self._ended()
+
+    def _ended(self) -> GuestError:
+        return GuestError(f"the VM {self.name!r} ended while it was measured", hint=self.again)
 
     def close(self) -> None:
         """Close the connection; the domain goes on."""
