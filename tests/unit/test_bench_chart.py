@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpt.bench.chart import Chart, Dot, Series, engineering, sheet, svg, ticks
+from vpt.bench.chart import Chart, Dot, Series, sheet, svg, ticks
+from vpt.bench.numbers import apart, beside, engineering
 
 values = st.floats(-1e12, 1e12)
 
@@ -37,10 +38,51 @@ def test_logarithmic_ticks_are_powers_of_ten(a: float, b: float) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.25, "0.25"), (999, "999"), (9999, "9999"), (12_345, "12.3k"), (3.2e6, "3.2M"), (5e9, "5G")],
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (999, "999"),
+        (9999, "9999"),
+        (12_345, "12.3k"),
+        (3.2e6, "3.2M"),
+        (5e9, "5G"),
+        (999.7, "1000"),
+        (9999.7, "10k"),
+        (999_999, "1M"),
+        (0.00098, "0.00098"),
+        (-1e-20, "-1e-20"),
+        (math.inf, "inf"),
+    ],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert engineering(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "text"),
+    [
+        (0.0098, 20, "0.0098"),
+        (19.996, 20, "19.996"),
+        (20.004, 20, "20.004"),
+        (20, 20, "20"),
+        (7.2512, 20, "7.25"),
+        (0.00100004, 0.001, "0.00100004"),
+        (0.0, 0.001, "0"),
+        (1203.7, 1000, "1204"),
+        (30_012.3, 20, "30012"),
+        (99999.96, 100_000, "99999.96"),
+    ],
+)
+def test_beside_a_bound_a_number_is_on_its_side(value: float, bound: float, text: str) -> None:
+    assert beside(value, bound) == text
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "texts"),
+    [(12.41, 12.38, ("12.41", "12.38")), (1, 2, ("1", "2")), (0.5, 0.5, ("0.5", "0.5"))],
+)
+def test_numbers_that_differ_look_different(one: float, other: float, texts: tuple[str, str]) -> None:
+    assert apart(one, other) == texts
 
 
 def dots(*pairs: tuple[float | str, float]) -> list[Dot]:

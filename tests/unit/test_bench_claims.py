@@ -12,6 +12,7 @@ from vpt.bench.result import Point, Sample, Variant
 from vpt.bench.scenario import Settings
 from vpt.bench.scenarios import _rig
 from vpt.bench.scenarios._claims import verdicts
+from vpt.bench.scenarios._threads import agreement
 from vpt.bench.scenarios.exits import SCENARIO
 from vpt.bench.stats import LEAST_SAMPLES
 from vpt.errors import GuestError, MissingError
@@ -52,7 +53,41 @@ def test_a_rate_that_is_not_reached_is_shown_as_it_is() -> None:
         point({"device": "passthrough", "load": "saturation"}, adaptive={"exits": 0.0001, "mpps": 7.25})
     ]
     assert said(points, "exits per packet")[0].startswith("Reached")
-    assert said(points, "Mpps") == ["MISSED: passthrough at saturation, adaptive, >= 20 Mpps: 7.2."]
+    assert said(points, "Mpps") == ["MISSED: passthrough at saturation, adaptive, >= 20 Mpps: 7.25."]
+
+
+@pytest.mark.parametrize(
+    ("values", "about", "numbers"),
+    [
+        ({"mpps": 0.0098}, "Mpps", "0.0098"),
+        ({"mpps": 19.996}, "Mpps", "19.996"),
+        ({"exits": 0.00100004}, "exits per packet", "0.00100004"),
+    ],
+)
+def test_what_is_missed_is_shown_with_digits_that_miss_it(
+    values: dict[str, float], about: str, numbers: str
+) -> None:
+    points = [point({"device": "passthrough", "load": "saturation"}, adaptive=values)]
+    (line,) = said(points, about)
+    assert line.startswith("MISSED")
+    assert line.endswith(f": {numbers}.")
+
+
+def test_a_batch_that_is_off_by_a_little_too_much_shows_it() -> None:
+    points = [point({"device": "passthrough", "batch": 8}, notify={"exits": 1.0504 / 8})]
+    (line,) = said(points, "every 8 packets")
+    assert line.endswith("within 5%: 0.131 (+5.04%).")
+
+
+def test_numbers_that_are_held_against_each_other_differ_where_they_do() -> None:
+    at, theirs = {"device": "passthrough", "rate": 1000}, {"device": "virtio-net, event index", "rate": 1000}
+    points = [
+        point(at, adaptive={"exits": 0.00001, "cpu": 0.31, "p99": 12.41}, notify={"p99": 12.38}),
+        point(theirs, notify={"exits": 0.0000121}),
+    ]
+    (exits,), (p99,) = said(points, "event index"), said(points, "p99")
+    assert "1e-05 (1e-05..1e-05) against 1.21e-05 (1.21e-05..1.21e-05); adaptive takes 0.31% of a" in exits
+    assert p99.endswith("12.41 (12.4..12.4) us against 12.38 (12.4..12.4) us.")
 
 
 @pytest.mark.parametrize(("ours", "verdict"), [(0.4, "Reached"), (0.8, "MISSED")])
@@ -112,6 +147,33 @@ def test_on_an_emulated_processor_exits_are_judged_and_times_are_not() -> None:
     lines = verdicts(points, native=True, timed=False)
     assert [line.partition(":")[0] for line in lines] == ["Reached", "Undecided"]
     assert "emulated" in lines[-1]
+
+
+def _beside_model(threads: dict[str, float], model: dict[str, float], wp: int = 2500) -> Point:
+    return point({"wp": wp}, threads=threads, model=model)
+
+
+def test_what_is_off_the_model_is_told_by_its_name_and_in_numbers() -> None:
+    silent = {"rate": 100.0, "per_batch": 0.0, "notifications": 0.0}
+    points = [
+        _beside_model(
+            {"rate": 100.0, "per_batch": 0.5, "notifications": 0.5}, silent | {"per_batch": 0.5}, 1
+        ),
+        _beside_model({"rate": 97.0, "per_batch": 0.02, "notifications": 0.02}, silent, 2),
+    ]
+    head, off = agreement(points, told="per_batch")
+    assert head.startswith("1 of 2 points agree")
+    assert off.startswith("Off: wp 2: throughput -3.0%, 1/b 0.02 where the model has none; ")
+    head, *_ = agreement(points, told="notifications")
+    assert head.startswith("0 of 2 points agree")
+
+
+@pytest.mark.parametrize("there", ["threads", "model"])
+def test_a_point_at_which_only_one_was_measured_does_not_agree(there: str) -> None:
+    points = [point({"wp": 1}, **{there: {"rate": 1.0, "notifications": 1.0}})]
+    head, off = agreement(points)
+    assert head.startswith("0 of 1 points agree")
+    assert "inf" not in off
 
 
 def test_what_was_not_measured_is_not_judged() -> None:

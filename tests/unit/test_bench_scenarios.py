@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,10 @@ from vpt.bench.scenarios._testpmd import (
 from vpt.bench.scenarios._vhost_backs import cpu_ns
 from vpt.daemon.models import PortAdd, PortName
 from vpt.errors import ConflictError, GuestError
+from vpt.exits.model import Quantity, Tier
+from vpt.exits.session import Session
+from vpt.exits.sources import Source, Units
+from vpt.exits.target import Vm
 from vpt.qemu import Accel
 
 STATISTICS = """show port stats all
@@ -272,6 +277,55 @@ def test_lost_packets_are_put_in_again_without_real_time_priority(monkeypatch: p
     assert front.put_in_again is not None
     assert front.put_in_again & os.SCHED_FIFO == 0
     assert measured.values["rate"] == 1.0
+
+
+class _Dispatches(Source):
+    """What QEMU's trace counts; so many more with each reading."""
+
+    name = "given"
+
+    def __init__(self, each: int, quantity: Quantity) -> None:
+        self.quantity = quantity
+        self._read = itertools.count(step=each) if each else itertools.repeat(7)
+
+    def read(self) -> Units:
+        return {"io": {self.quantity.value: next(self._read)}}
+
+
+def _sent(each: int, quantity: Quantity) -> tuple[dict[str, float], list[str]]:
+    """Two repetitions of a run whose guest sends 100 packets and kicks for each; notes of the scenario."""
+    report = SimpleNamespace(packets=100, drained=1.0, kicks_per_packet=1.0, mpps=1.0)
+    guest = Mock(guest=Mock(vcpu_tid=0, **{"run.return_value": report}))
+    made = Mock(**{
+        "guest.return_value": guest, "port_counters.side_effect": lambda _: Counter(),
+        "worker_counters.side_effect": Counter, "workers.return_value": set(), "worker_ns.return_value": 0,
+    })  # fmt: skip
+    scenario = type(exits.SCENARIO)()
+    session = Session(Vm("vm", Tier.TCG, "because"), _Dispatches(each, quantity), None)
+    bench = exits._Bench(made, {"device": "passthrough", "load": "saturation"}, Settings())
+    scenario._note(session, Accel("tcg", "no guest here"))
+    for _ in range(2):
+        values = scenario._run(bench, session, "notify").values
+    return values, [note for note in scenario.notes(Settings(), []) if "count of" in note]
+
+
+def test_no_dispatches_where_ioeventfds_take_the_kicks_are_no_zero() -> None:
+    values, notes = _sent(0, Quantity.DISPATCHES)
+    assert "dispatches" not in values
+    assert values["kicks"] == 1
+    assert notes == ["No count of dispatches in 2 repetitions: QEMU's ioeventfds take the kicks before."]
+
+
+def test_dispatches_that_were_counted_are_divided_by_packets() -> None:
+    values, notes = _sent(50, Quantity.DISPATCHES)
+    assert values["dispatches"] == 0.5
+    assert notes == []
+
+
+def test_exits_that_were_not_counted_are_left_out_and_why_is_said_once() -> None:
+    values, (note,) = _sent(50, Quantity.EXITS)
+    assert "exits" not in values
+    assert note == "No count of exits in 2 repetitions: irq_exits is n/a."
 
 
 def test_an_echo_that_was_not_heard_of_is_not_left_where_it_gets_what_the_sink_does() -> None:

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-__all__ = ["STYLE", "Chart", "Dot", "Series", "engineering", "sheet", "svg", "ticks"]
+from vpt.bench.numbers import engineering
+
+__all__ = ["STYLE", "Chart", "Dot", "Series", "sheet", "svg", "ticks"]
 
 _WIDTH, _HEIGHT = 540, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 6, 52
@@ -55,16 +57,6 @@ class Chart:
     bars: bool = False
     log_x: bool = False
     log_y: bool = False
-
-
-def engineering(value: float) -> str:
-    """A number as short as it can be read: 1.5M, 20k, 0.25, 2e-05."""
-    if value == 0:
-        return "0"
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
-            return f"{value / (limit if unit != 'k' else 1e3):.3g}{unit}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def ticks(low: float, high: float, log: bool = False) -> list[float]:

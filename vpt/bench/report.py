@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from vpt.bench.chart import STYLE, Chart, Dot, Series, engineering, svg
+from vpt.bench.chart import STYLE, Chart, Dot, Series, svg
+from vpt.bench.numbers import engineering
 from vpt.bench.result import Metric, Plot, Point, Result, ScenarioResult
 from vpt.bench.stats import Summary
 

@@ -218,7 +218,7 @@ def _progress(verbose: bool) -> Iterator[Progress | None]:
 
 
 def _print_scenario(scenario: ScenarioResult) -> None:
-    from vpt.bench.chart import engineering
+    from vpt.bench.numbers import engineering
 
     click.echo(f"{scenario.name}: {scenario.title}")
     if scenario.provenance:
@@ -297,7 +297,7 @@ def compare(before: Path, after: Path, everything: bool, fail_on: str, as_json: 
 
 
 def _print_changes(changes: list[Change]) -> None:
-    from vpt.bench.chart import engineering
+    from vpt.bench.numbers import engineering
 
     print_table(
         ["SCENARIO", "AT", "WHAT", "METRIC", ">BEFORE", ">AFTER", "UNIT", ">CHANGE", "VERDICT"],
@@ -453,7 +453,7 @@ def _costs(given: dict[str, float | None], length: int, kc: int | None, measure:
 
 
 def _print_predictions(predictions: list[Prediction]) -> None:
-    from vpt.bench.chart import engineering
+    from vpt.bench.numbers import engineering
 
     print_table(
         [

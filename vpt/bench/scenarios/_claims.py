@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from vpt.bench.numbers import apart, beside, engineering
 from vpt.bench.result import Point
 from vpt.bench.stats import LEAST_SAMPLES, Summary
 
@@ -74,8 +75,20 @@ def _no_more(ours: Summary, theirs: Summary, few: float = 0.0) -> bool | None:
     return None if ours.overlaps(theirs) or min(ours.n, theirs.n) < LEAST_SAMPLES else False
 
 
-def _spread(s: Summary, digits: str) -> str:
-    return f"{s.median:{digits}} ({s.low:{digits}}..{s.high:{digits}})"
+def _pair(ours: Summary, theirs: Summary, unit: str = "") -> str:
+    """Both with their middle halves; their medians look the same only where they are."""
+    medians = apart(ours.median, theirs.median)
+    halves = (f"({engineering(s.low)}..{engineering(s.high)}){unit}" for s in (ours, theirs))
+    return " against ".join(f"{median} {half}" for median, half in zip(medians, halves, strict=True))
+
+
+def _off(share: float) -> str:
+    """How far off, and visibly more than is allowed where it is."""
+    for digits in range(1, 9):
+        text = f"{share:+.{digits}%}"
+        if (abs(float(text[:-1])) <= 100 * _BATCH_WITHIN) == (abs(share) <= _BATCH_WITHIN):
+            break
+    return text
 
 
 def _control(found: _Points, counted: str) -> Iterator[str]:
@@ -83,8 +96,9 @@ def _control(found: _Points, counted: str) -> Iterator[str]:
     for load in [{"rate": r} for r in found.values(_KICKS_EACH, "rate")] + [{"load": "saturation"}]:
         seen = found.get("notify", counted, device=_KICKS_EACH, **load)
         if seen is not None:
-            ok = abs(seen.median - 1) <= _BATCH_WITHIN
-            yield _said(ok, claim, f"{seen.median:.3f} at {_load(load)}")
+            off = seen.median - 1
+            numbers = f"{engineering(seen.median)} ({_off(off)}) at {_load(load)}"
+            yield _said(abs(off) <= _BATCH_WITHIN, claim, numbers)
 
 
 def _batches(found: _Points, counted: str) -> Iterator[str]:
@@ -93,7 +107,7 @@ def _batches(found: _Points, counted: str) -> Iterator[str]:
         if seen is not None:
             off = seen.median * n - 1
             claim = f"a kick every {n:g} packets, 1/{n:g} {counted} per packet within {_BATCH_WITHIN:.0%}"
-            yield _said(abs(off) <= _BATCH_WITHIN, claim, f"{seen.median:.4f} ({off:+.1%})")
+            yield _said(abs(off) <= _BATCH_WITHIN, claim, f"{engineering(seen.median)} ({_off(off)})")
 
 
 def _few_exits(found: _Points) -> Iterator[str]:
@@ -101,7 +115,7 @@ def _few_exits(found: _Points) -> Iterator[str]:
         exits = found.get(policy, "exits", device=_RING, load="saturation")
         if exits is not None:
             claim = f"passthrough at saturation, {policy}, <= {_MOST_EXITS} exits per packet"
-            yield _said(exits.median <= _MOST_EXITS, claim, f"{exits.median:.5f}")
+            yield _said(exits.median <= _MOST_EXITS, claim, beside(exits.median, _MOST_EXITS))
 
 
 def _rates(found: _Points) -> Iterator[str]:
@@ -109,7 +123,7 @@ def _rates(found: _Points) -> Iterator[str]:
         mpps = found.get(policy, "mpps", device=_RING, load="saturation")
         if mpps is not None:
             claim = f"passthrough at saturation, {policy}, >= {_LEAST_MPPS:g} Mpps"
-            yield _said(mpps.median >= _LEAST_MPPS, claim, f"{mpps.median:.1f}")
+            yield _said(mpps.median >= _LEAST_MPPS, claim, beside(mpps.median, _LEAST_MPPS))
 
 
 def _against_event_index(found: _Points) -> Iterator[str]:
@@ -120,13 +134,13 @@ def _against_event_index(found: _Points) -> Iterator[str]:
         if ours is None or theirs is None:
             continue
         spun = found.get("adaptive", "exits", device=_EVENT_INDEX, rate=rate)
-        beside = f", {spun.median:.4f} with adaptive" if spun else ""
+        with_spin = f", {engineering(spun.median)} with adaptive" if spun else ""
         cpu = found.get("adaptive", "cpu", device=_RING, rate=rate)
-        cost = f"; adaptive takes {cpu.median:.0f}% of a core" if cpu else ""
+        cost = f"; adaptive takes {engineering(cpu.median)}% of a core" if cpu else ""
         yield _said(
             _no_more(ours, theirs, _FEW),
             f"at {rate:g} packets/s, adaptive passthrough no more exits than virtio-net with event index",
-            f"{_spread(ours, '.4f')} against {_spread(theirs, '.4f')}{beside}{cost}",
+            f"{_pair(ours, theirs)}{with_spin}{cost}",
         )
 
 
@@ -138,8 +152,7 @@ def _latency(found: _Points) -> Iterator[str]:
         if ours is None or theirs is None:
             yield _said(None, claim, "too few round trips for a 99th percentile")
             continue
-        numbers = f"{_spread(ours, '.0f')} us against {_spread(theirs, '.0f')} us"
-        yield _said(_no_more(ours, theirs), claim, numbers)
+        yield _said(_no_more(ours, theirs), claim, _pair(ours, theirs, " us"))
 
 
 def _load(load: dict[str, float] | dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,9 +11,10 @@ from dataclasses import dataclass, replace
 from vpt.bench.costs import Costs, Policy
 from vpt.bench.measure import Observation, Threads
 from vpt.bench.model import Prediction, predict, predict_starts
+from vpt.bench.numbers import engineering
 from vpt.bench.result import Metric, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Settings
-from vpt.bench.stats import percentile
+from vpt.bench.stats import Summary, percentile
 
 __all__ = ["METRICS", "THREADS", "Case", "against_model", "agreement", "stalled"]
 
@@ -28,7 +30,7 @@ METRICS = (
 )
 
 
-_TOLD = {"notifications": "notifications per item", "per_batch": "1/b"}
+_CALLED = {"rate": "throughput", "notifications": "notifications per item", "per_batch": "1/b"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +98,18 @@ def agreement(
     """How many points agree with the model, in throughput and in the metric `told`, and which do not.
 
     Where the model has no notifications at all there is nothing to divide by: fewer than one in 100 items
-    agrees, for an interrupt of the host's own may keep a spinning thread from its clock.
+    agrees, for an interrupt of the host's own may keep a spinning thread from its clock. A point at which one
+    of the two was not measured does not.
     """
     off = []
     for point in points:
         errors = {m: _error(point, m, against) for m in ("rate", told)}
         if any(abs(e) > within for e in errors.values()):
-            told_off = ", ".join(f"{m} {e:+.1%}" for m, e in errors.items())
+            told_off = ", ".join(f"{_CALLED[m]} {_by(e, point, m)}" for m, e in errors.items())
             off.append(f"{point.label}: {told_off}; {stalled([point])}")
     head = (
         f"{len(points) - len(off)} of {len(points)} points agree with '{against}' within {within:.0%}, "
-        f"in throughput and in {_TOLD[told]} (medians)."
+        f"in throughput and in {_CALLED[told]} (medians)."
     )
     return [head, *(f"Off: {line}" for line in off)]
 
@@ -119,13 +122,24 @@ def stalled(points: Sequence[Point]) -> str:
     )
 
 
+def _by(error: float, point: Point, metric: str) -> str:
+    """How far off; what there was, where the model has nothing to divide by."""
+    if math.isfinite(error):
+        return f"{error:+.1%}"
+    seen = _summary(point, THREADS, metric)
+    return f"{engineering(seen.median)} where the model has none" if seen else "not measured"
+
+
 def _error(point: Point, metric: str, against: str) -> float:
-    threads, model = point.variant(THREADS), point.variant(against)
-    seen = threads.summary(metric) if threads else None
-    said = model.summary(metric) if model else None
+    seen, said = _summary(point, THREADS, metric), _summary(point, against, metric)
     if seen is None or said is None:
-        return 0.0
+        return math.inf
     if said.median == 0:
-        told = threads.summary("notifications") if threads else None
-        return 0.0 if told and told.median < 1e-2 else float("inf")
+        told = _summary(point, THREADS, "notifications")
+        return 0.0 if told and told.median < 1e-2 else math.inf
     return seen.median / said.median - 1
+
+
+def _summary(point: Point, variant: str, metric: str) -> Summary | None:
+    found = point.variant(variant)
+    return found.summary(metric) if found else None

@@ -19,6 +19,7 @@ from itertools import product
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
+from vpt.bench.numbers import beside
 from vpt.bench.programs import QEMU
 from vpt.bench.result import Metric, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
@@ -110,7 +111,8 @@ def _verdicts(points: Sequence[Point]) -> Iterator[str]:
         summary = variant.summary(metric) if variant else None
         if summary is not None:
             said = "Reached" if summary.median < most_ms else "MISSED"
-            yield f"{said}: {name} takes less than {most_ms:.0f} ms{what}: {summary.median:.0f} ms."
+            took = beside(summary.median, most_ms)
+            yield f"{said}: {name} takes less than {most_ms:.0f} ms{what}: {took} ms."
 
 
 def _timed(what: Callable[[], object]) -> Measured:

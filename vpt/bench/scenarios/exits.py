@@ -120,6 +120,8 @@ class _Exits(Scenario):
     def __init__(self) -> None:
         self._provenance: dict[str, str] = {}
         self._remarks: dict[str, None] = {}
+        # Why a repetition has no count, of each that has none.
+        self._uncounted: list[str] = []
 
     def points(self, settings: Settings) -> Sequence[Params]:
         rates = _ALL_RATES if settings.full else RATES
@@ -147,9 +149,16 @@ class _Exits(Scenario):
         self._remarks[f"Tier {tier.value}: {identity.tier_evidence}. Accelerator: {accel.why}."] = None
 
     def _run(self, bench: _Bench, exits: Session, policy: PolicyName) -> Measured:
-        values, remarks = bench.run(exits, policy)
-        self._remarks.update(dict.fromkeys(remarks))
+        values, uncounted = bench.run(exits, policy)
+        if uncounted:
+            self._uncounted.append(uncounted)
         return Measured(values)
+
+    def _without(self) -> Iterator[str]:
+        """One line, for the numbers in a reason differ from one repetition to the next."""
+        if self._uncounted:
+            what, times = self._provenance.get("counted", "exits"), len(self._uncounted)
+            yield f"No count of {what} in {times} repetition{'s'[: times > 1]}: {self._uncounted[0]}."
 
     def provenance(self) -> Mapping[str, str]:
         return self._provenance
@@ -159,6 +168,7 @@ class _Exits(Scenario):
         return [
             *verdicts(points, native=native, timed=not emulated()),
             *self._remarks,
+            *self._without(),
             f"Guests send one packet at a time when paced, {_BURST} when not; one that kicks each, one.",
             "Round trips have one packet in flight, so that the time per trip bounds their rate.",
         ]
@@ -213,16 +223,16 @@ class _Bench:
             linger=_LINGER_S,
         )
 
-    def run(self, exits: Session, policy: PolicyName) -> tuple[dict[str, float], Sequence[str]]:
-        """One repetition under a policy: the numbers, and what there is to say about them."""
+    def run(self, exits: Session, policy: PolicyName) -> tuple[dict[str, float], str | None]:
+        """One repetition under a policy: the numbers, and why exits are not among them if so."""
         self._rig.set_policy(policy, [p.name for p in (self.sender, self._echo) if p])
-        values, remarks = self._send(exits)
+        values, uncounted = self._send(exits)
         if self._echo is not None and self._rate is not None:
             with self._rig.linked(self._echo.name):
                 values |= self._ping(self._echo, self._rate)
-        return values, remarks
+        return values, uncounted
 
-    def _send(self, exits: Session) -> tuple[dict[str, float], Sequence[str]]:
+    def _send(self, exits: Session) -> tuple[dict[str, float], str | None]:
         before, worker = self._rig.port_counters(self.sender.name), self._rig.worker_counters()
         first = exits.sample()
         order = self._order(Role.GEN, None, self._rate, _SECONDS * self._scale)
@@ -250,11 +260,11 @@ class _Bench:
         if exits.identity.quantity is Quantity.DISPATCHES:
             # As `vpt exits` does: ioeventfds take the kicks, so that none dispatched is no result.
             if not read.raw:
-                return values, ["No dispatches were counted: QEMU's ioeventfds take the kicks before."]
-            return {"dispatches": read.raw / report.packets, **values}, []
+                return values, "QEMU's ioeventfds take the kicks before"
+            return {"dispatches": read.raw / report.packets, **values}, None
         if read.per_packet is None:
-            return values, [f"No count of exits in some repetitions: {read.refused or 'irq_exits is n/a'}."]
-        return {"exits": read.per_packet, **values}, []
+            return values, read.refused or "irq_exits is n/a"
+        return {"exits": read.per_packet, **values}, None
 
     def _timed(self, order: Order, *guests: Plugged) -> tuple[Report, float]:
         """Have the sender carry out an order; these guests and the worker alone on the CPUs, if asked for.

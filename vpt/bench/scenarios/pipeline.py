@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from vpt.bench.numbers import engineering
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.bench.scenarios._ports import Ends, app_port, other_cpus, tasks, undisturbed, worker_cpu
@@ -112,7 +113,8 @@ def _in_words(point: Point) -> str:
     for variant in point.variants:
         notifications, rate = variant.summary("notifications"), variant.summary("rate")
         if notifications and rate:
-            said.append(f"{variant.name} {notifications.median:.3f} at {rate.median / 1000:.1f} k/s")
+            told = engineering(notifications.median)
+            said.append(f"{variant.name} {told} at {engineering(rate.median / 1000)} k/s")
     where = "always empty" if point.params["slow"] == "first" else "always full"
     return f"{point.label} ({where}), notifications per packet: {', '.join(said)}."
 
