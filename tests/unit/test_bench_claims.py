@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,15 @@ from vpt.bench.scenarios._threads import agreement
 from vpt.bench.scenarios.exits import SCENARIO
 from vpt.bench.stats import LEAST_SAMPLES
 from vpt.errors import GuestError, MissingError
-from vpt.qemu import Accel, Qemu
+from vpt.qemu import Accel, KvmFault, Qemu
+
+
+@pytest.fixture
+def undecided() -> Iterator[None]:
+    """What KVM can do here is found out once in a process; not so what a test pretends."""
+    choose_accel.cache_clear()
+    yield
+    choose_accel.cache_clear()
 
 
 def point(
@@ -201,15 +210,32 @@ def test_full_adds_rates_and_drops_none() -> None:
     assert len(full) > len(short)
 
 
+@pytest.mark.usefixtures("undecided")
 def test_why_kvm_does_not_run_the_guest_is_said_in_the_words_of_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(guest: object) -> None:
         raise GuestError("QEMU ended with status 1\n--- stderr ---\nqemu: a warning\nqemu: no such ioctl")
 
-    monkeypatch.setattr(_guest.os.path, "exists", lambda path: True)  # noqa: ARG005
-    monkeypatch.setattr(_guest.os, "access", lambda path, mode: True)  # noqa: ARG005
+    monkeypatch.setattr(_guest, "kvm_fault", lambda: None)
     monkeypatch.setattr(_guest.MicroGuest, "__enter__", fail)
     assert choose_accel().name == "tcg"
     assert choose_accel().why.endswith("QEMU ended with status 1; it last said: qemu: no such ioctl")
+
+
+@pytest.mark.usefixtures("undecided")
+def test_a_kvm_that_may_not_be_opened_is_named_with_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vpt doctor names it."""
+    choose_accel.cache_clear()
+    monkeypatch.setattr(
+        _guest, "kvm_fault", lambda: KvmFault("no permission for /dev/kvm", "sudo adduser eve virt")
+    )
+    settings = Settings(accel="kvm", cpus=(0, 1))
+    what = r"no permission for /dev/kvm \(sudo adduser eve virt\)"
+    with (
+        pytest.raises(MissingError, match=what) as caught,
+        SCENARIO.session(SCENARIO.points(settings)[0], settings),
+    ):
+        pass
+    assert caught.value.exit_code == 3
 
 
 def test_a_qemu_that_is_too_old_is_missing_and_not_a_kvm_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

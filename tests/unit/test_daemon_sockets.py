@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vpt.daemon.aio import receive, send
-from vpt.daemon.runtime import Lock, command, locate, make_private_dir, not_running
+from vpt.daemon.runtime import Lock, as_root, command, locate, make_private_dir, not_running
 from vpt.daemon.sockets import (
     PeerCredentials,
     check_free,
@@ -210,3 +210,23 @@ def test_a_runtime_dir_chosen_by_hand_takes_its_state_along(monkeypatch: pytest.
     assert locate(None, "/c").state == Path("/c")
     monkeypatch.setenv("VPT_STATE_DIR", "/d")
     assert locate("/a").state == Path("/d")
+
+
+@pytest.mark.parametrize(
+    ("python", "has_vpt", "on_path", "typed"),
+    [
+        ("/home/me/.venv/bin/python", True, None, "sudo /home/me/.venv/bin/vpt doctor"),
+        ("/home/my own/bin/python", True, None, "sudo '/home/my own/bin/vpt' doctor"),
+        ("/usr/bin/python3", True, "/usr/bin/vpt", "sudo vpt doctor"),
+        ("/usr/bin/python3", False, "/home/me/.local/bin/vpt", "sudo /home/me/.local/bin/vpt doctor"),
+        ("/usr/bin/python3", False, None, "sudo /usr/bin/python3 -m vpt.cli doctor"),
+    ],
+)
+def test_what_root_is_told_to_type_is_found_by_sudo(
+    python: str, has_vpt: bool, on_path: str | None, typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks in folders of its own, in which a virtual environment is not."""
+    monkeypatch.setattr("sys.executable", python)
+    monkeypatch.setattr("os.path.exists", lambda _: has_vpt)
+    monkeypatch.setattr("shutil.which", lambda _: on_path)
+    assert as_root("doctor") == typed

@@ -3,15 +3,28 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vpt.errors import MissingError
-from vpt.qemu import Ivshmem, Machine, Qemu, VhostUser, command_line, console_text, find_qemu, probe_accel
-from vpt.qemu import _accel as accel_module
+from vpt.qemu import (
+    Ivshmem,
+    KvmFault,
+    Machine,
+    Qemu,
+    VhostUser,
+    command_line,
+    console_text,
+    find_qemu,
+    kvm_fault,
+    probe_accel,
+)
+from vpt.qemu import _kvm as kvm_module
 from vpt.qemu._binary import parse_version
 
 OLD = Qemu(Path("/usr/bin/qemu-system-x86_64"), (7, 2, 22))
@@ -136,7 +149,8 @@ def test_console_text_keeps_lines_and_drops_what_moves_a_terminal():
 @pytest.fixture
 def pretend(tmp_path, monkeypatch):
     """pretend(SCRIPT): a /dev/kvm that opens, and a "QEMU" that is this shell script. Returns the probe."""
-    monkeypatch.setattr(accel_module, "_KVM", tmp_path)
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(kvm_module, "_KVM", tmp_path / "kvm")
     kernel = tmp_path / "kernel"
     kernel.touch()
 
@@ -153,9 +167,52 @@ def pretend(tmp_path, monkeypatch):
 
 
 def test_no_kvm_device_means_tcg(monkeypatch, tmp_path):
-    monkeypatch.setattr(accel_module, "_KVM", tmp_path / "absent")
+    monkeypatch.setattr(kvm_module, "_KVM", tmp_path / "absent")
     verdict = probe_accel(tmp_path, tmp_path, OLD, marker=b"UP", cache=tmp_path)
     assert verdict.name == "tcg"
+    assert verdict.why == "no /dev/kvm (modprobe kvm_intel || modprobe kvm_amd)"
+
+
+@pytest.mark.parametrize(
+    ("mode", "gid", "ours", "members", "fix"),
+    [
+        (0o660, 78, (), [], "sudo adduser eve virt; log in again"),
+        (0o660, 78, (), ["eve"], "log in again: eve is in the group virt by now"),
+        (0o660, 79, (), [], "sudo adduser eve 79; log in again"),
+        (0o660, 78, (78,), ["eve"], "a container needs the device: --device /dev/kvm"),
+        (0o600, 78, (78,), ["eve"], "sudo setfacl -m u:eve:rw /dev/kvm"),
+        (0o660, 0, (), [], "sudo setfacl -m u:eve:rw /dev/kvm"),
+    ],
+)
+def test_who_may_not_open_kvm_is_told_what_helps(
+    mode: int, gid: int, ours: tuple[int, ...], members: list[str], fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group is the one that the device has here; root's own is none to join."""
+
+    def group(number: int) -> SimpleNamespace:
+        return {0: SimpleNamespace(gr_name="root", gr_mem=[]),
+                78: SimpleNamespace(gr_name="virt", gr_mem=members)}[number]  # fmt: skip
+
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(
+        kvm_module, "_KVM", SimpleNamespace(stat=lambda: SimpleNamespace(st_mode=mode, st_gid=gid))
+    )
+    for name, value in (("open", refuse), ("geteuid", lambda: 1000), ("getegid", lambda: 1000)):
+        monkeypatch.setattr(kvm_module.os, name, value)
+    monkeypatch.setattr(kvm_module.os, "getgroups", lambda: ours)
+    monkeypatch.setattr(kvm_module.grp, "getgrgid", group)
+    monkeypatch.setattr(kvm_module.pwd, "getpwuid", lambda _: SimpleNamespace(pw_name="eve"))
+    assert kvm_fault() == KvmFault("no permission for /dev/kvm", fix)
+
+
+def test_a_kvm_without_its_module_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(kvm_module.os, "open", refuse)
+    assert str(kvm_fault()) == "/dev/kvm: No such device (modprobe kvm_intel || modprobe kvm_amd)"
 
 
 def test_kvm_is_used_when_a_guest_came_up_under_it(pretend):

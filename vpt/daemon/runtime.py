@@ -12,7 +12,9 @@ import errno
 import fcntl
 import os
 import shlex
+import shutil
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ __all__ = [
     "ENV_STATE_DIR",
     "Lock",
     "RuntimePaths",
+    "as_root",
     "command",
     "locate",
     "make_private_dir",
@@ -31,6 +34,8 @@ __all__ = [
 
 ENV_RUNTIME_DIR = "VPT_RUNTIME_DIR"
 ENV_STATE_DIR = "VPT_STATE_DIR"
+#: As Debian's sudo has it (secure_path).
+_ROOTS_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,15 @@ def command(runtime: str | os.PathLike[str], words: str) -> str:
     folder = Path(runtime).absolute()
     where = "" if folder == _default_runtime_dir() else f"--runtime-dir {shlex.quote(str(folder))} "
     return f"vpt {where}{words}"
+
+
+def as_root(words: str) -> str:
+    """What to type to have root run `vpt WORDS`: sudo does not look into a virtual environment."""
+    beside, found = os.path.join(os.path.dirname(sys.executable), "vpt"), shutil.which("vpt")
+    program = beside if os.path.exists(beside) else found and os.path.abspath(found)
+    if not program:
+        return f"sudo {shlex.quote(sys.executable)} -m vpt.cli {words}"
+    return f"sudo {'vpt' if os.path.dirname(program) in _ROOTS_PATH else shlex.quote(program)} {words}"
 
 
 def not_running(runtime: str | os.PathLike[str], sign: str) -> DaemonError:

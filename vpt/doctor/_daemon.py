@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vpt.daemon.runtime import RuntimePaths, command
+from vpt.daemon.runtime import RuntimePaths, as_root, command
 from vpt.doctor._check import Check
 
 __all__ = ["runtime_dir", "sockets", "vptd"]
@@ -26,7 +26,7 @@ def runtime_dir(paths: RuntimePaths) -> Check:
         "runtime dir",
         "missing",
         f"user {os.geteuid()} may not write to {nearest}",
-        "sudo vpt doctor, or choose a folder of yours: export VPT_RUNTIME_DIR=$HOME/.vpt",
+        f"{as_root('doctor')}, or choose a folder of yours: export VPT_RUNTIME_DIR=$HOME/.vpt",
     )
 
 

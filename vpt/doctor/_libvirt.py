@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import get_args
 
-from vpt.daemon.runtime import RuntimePaths
+from vpt.daemon.runtime import RuntimePaths, as_root
 from vpt.doctor._check import Check
 from vpt.errors import MissingError, VptError
 from vpt.libvirt_plugin import hook as hooks
@@ -118,5 +118,5 @@ def hook() -> Check:
         "libvirt hook",
         "note",
         f"{found.state}: domains find their ports only while vptd has them",
-        "sudo vpt libvirt hook install",
+        as_root("libvirt hook install"),
     )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -157,21 +156,12 @@ def guest_image() -> Check:
 
 def _kvm_device() -> Check | None:
     """What is wrong with /dev/kvm, if anything."""
-    try:
-        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
-    except FileNotFoundError:
-        what, fix = "no /dev/kvm: guests run slowly, under TCG", "modprobe kvm_intel || modprobe kvm_amd"
-    except PermissionError:
-        user = os.environ.get("USER", "USER")
-        what, fix = (
-            "no permission for /dev/kvm: guests run under TCG",
-            f"sudo adduser {user} kvm; log in again",
-        )
-    except OSError as error:
-        what, fix = f"/dev/kvm: {error.strerror}: guests run slowly, under TCG", "dmesg | grep kvm"
-    else:
+    from vpt.qemu import kvm_fault
+
+    fault = kvm_fault()
+    if fault is None:
         return None
-    return Check("KVM", "note", what, fix)
+    return Check("KVM", "note", f"{fault.what}: guests run slowly, under TCG", fault.fix)
 
 
 def kvm_without_booting() -> Check:

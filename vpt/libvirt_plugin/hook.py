@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vpt.daemon.runtime import as_root
 from vpt.errors import ExistsError, MissingError
 
 __all__ = ["HOOKS", "HookStatus", "install", "remove", "status"]
@@ -58,7 +59,7 @@ def install(hooks: Path) -> bool:
     except PermissionError:
         raise MissingError(
             f"no permission to write to {before.path.parent}",
-            hint="run as root: sudo vpt libvirt hook install; users' own libvirt looks there as well",
+            hint=f"run as root: {as_root('libvirt hook install')}; users' own libvirt looks there as well",
         ) from None
     return restart
 
@@ -76,7 +77,7 @@ def remove(hooks: Path) -> bool:
             before.path.parent.rmdir()
     except PermissionError:
         raise MissingError(
-            f"no permission to remove {before.path}", hint="run as root: sudo vpt libvirt hook remove"
+            f"no permission to remove {before.path}", hint=f"run as root: {as_root('libvirt hook remove')}"
         ) from None
     return True
 

@@ -17,6 +17,7 @@ from vpt.qemu._cmdline import (
     user_net,
 )
 from vpt.qemu._console import console_text
+from vpt.qemu._kvm import KvmFault, kvm_fault
 from vpt.qemu._names import names_a_socket, split_name
 from vpt.qemu._process import domain_pid
 
@@ -25,6 +26,7 @@ __all__ = [
     "Accel",
     "Drive",
     "Ivshmem",
+    "KvmFault",
     "Machine",
     "Nic",
     "Qemu",
@@ -35,6 +37,7 @@ __all__ = [
     "domain_pid",
     "find_qemu",
     "kernel_arguments",
+    "kvm_fault",
     "names_a_socket",
     "option_value",
     "probe_accel",

@@ -23,10 +23,10 @@ from typing import Literal
 from vpt.qemu._binary import Qemu
 from vpt.qemu._cmdline import Machine, command_line
 from vpt.qemu._console import console_text
+from vpt.qemu._kvm import kvm_fault
 
 __all__ = ["Accel", "probe_accel"]
 
-_KVM = Path("/dev/kvm")
 _KVM_BOOT_S = 12.0
 
 
@@ -112,10 +112,9 @@ def probe_accel(
     `cache` is a folder; a verdict found there is used as long as host boot, host kernel, QEMU and guest
     kernel are the same. Takes `timeout_s` seconds at most.
     """
-    if not _KVM.exists():
-        return Accel("tcg", "no /dev/kvm on this host")
-    if not os.access(_KVM, os.R_OK | os.W_OK):
-        return Accel("tcg", "/dev/kvm may not be used by this user (is it in the group kvm?)")
+    fault = kvm_fault()
+    if fault is not None:
+        return Accel("tcg", str(fault))
     record = cache / "accel.json"
     key = _cache_key(kernel, qemu)
     known = _cached(record, key)

@@ -24,7 +24,7 @@ from vpt.bench.micro._orders import Counters, Found, Order, Report
 from vpt.bench.micro._payload import payload
 from vpt.errors import ConflictError, GuestError, MissingError, TimeoutExpired, UsageError
 from vpt.processor import patience
-from vpt.qemu import Accel, Qemu, find_qemu
+from vpt.qemu import Accel, Qemu, find_qemu, kvm_fault
 
 __all__ = ["MicroGuest", "choose_accel"]
 
@@ -352,10 +352,9 @@ def choose_accel(timeout: float = KVM_TIMEOUT_S) -> Accel:
 
     Opening /dev/kvm proves nothing: a KVM that can't run the code hangs. So it is run.
     """
-    if not os.path.exists("/dev/kvm"):
-        return Accel("tcg", "no /dev/kvm on this host")
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return Accel("tcg", "/dev/kvm may not be used by this user (is it in the group kvm?)")
+    fault = kvm_fault()
+    if fault is not None:
+        return Accel("tcg", str(fault))
     try:
         with MicroGuest(Machine(accel="kvm"), boot_timeout=timeout):
             return Accel("kvm", "the micro guest runs under KVM")

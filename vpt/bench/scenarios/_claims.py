@@ -97,7 +97,7 @@ def _control(found: _Points, counted: str) -> Iterator[str]:
         seen = found.get("notify", counted, device=_KICKS_EACH, **load)
         if seen is not None:
             off = seen.median - 1
-            numbers = f"{engineering(seen.median)} ({_off(off)}) at {_load(load)}"
+            numbers = f"{seen.median:#.3g} ({_off(off)}) at {_load(load)}"
             yield _said(abs(off) <= _BATCH_WITHIN, claim, numbers)
 
 
