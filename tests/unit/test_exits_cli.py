@@ -362,6 +362,25 @@ def test_a_domain_that_ends_during_a_recording_is_named_with_what_starts_it(
     assert not load(out).complete
 
 
+@pytest.mark.native
+def test_a_domain_that_is_paused_is_named_and_noted() -> None:
+    libvirt, uri = pytest.importorskip("libvirt"), "test:///default"
+    connection = libvirt.open(uri)
+    domain = connection.lookupByName("test")
+    try:
+        with open_vm("libvirt:test", uri) as vm:
+            session = Session(vm, _Counts(0, 0), None)
+            assert not session.sample().stopped
+            domain.suspend()
+            assert session.sample().stopped
+            with pytest.raises(GuestError, match="its status is paused") as caught:
+                session.require_running()
+    finally:
+        domain.resume()
+        connection.close()
+    assert caught.value.hint == f"virsh -c {uri} resume test, then measure"
+
+
 class _Interrupted(_Counts):
     """A user has enough while it is read for the third time, and the command runs."""
 

@@ -130,7 +130,7 @@ def look_hint() -> str:
 
 
 def require_running(vm: Vm) -> None:
-    """GuestError if QEMU says that the VM does not run, with the reason it gives."""
+    """GuestError if QEMU, or libvirt, says that the VM does not run, with the reason it gives."""
     status = _status(vm)
     if status is None or status in _RUNNING:
         return
@@ -139,9 +139,8 @@ def require_running(vm: Vm) -> None:
             "KVM stopped this VM (internal-error): this host's KVM can't run its code",
             hint="run it with -accel tcg, or measure with the micro guest: vpt bench run exits",
         )
-    raise GuestError(
-        f"the VM does not run: its status is {status}", hint="resume it (QMP: cont), then measure"
-    )
+    resume = vm.domain.resume if vm.domain else "resume it (QMP: cont)"
+    raise GuestError(f"the VM does not run: its status is {status}", hint=f"{resume}, then measure")
 
 
 def is_stopped(vm: Vm) -> bool:
@@ -156,13 +155,14 @@ def require_there(vm: Vm) -> None:
     """
     if vm.qmp is not None:
         return
+    # libvirt would not tell a domain that was started again.
     if vm.began is not None and _began(vm.pid) != vm.began:
         raise GuestError(
             f"the VM {vm.name!r} ended while it was measured (process {vm.pid})",
             hint=vm.domain.again if vm.domain else "start it, and measure again while it runs",
         )
     if vm.began is None and vm.domain is not None:
-        vm.domain.require_active()
+        vm.domain.status()
 
 
 def require_awake(pid: int | None) -> None:
@@ -181,8 +181,11 @@ def _is_stopped(pid: int | None) -> bool:
 
 
 def _status(vm: Vm) -> str | None:
-    """What QEMU says of the VM; None where it can't be asked."""
-    return vm.qmp.execute("query-status")["status"] if vm.qmp else None
+    """What QEMU says of the VM, or libvirt; None where neither can be asked."""
+    if vm.qmp:
+        status: str = vm.qmp.execute("query-status")["status"]
+        return status
+    return vm.domain.status() if vm.domain else None
 
 
 def _stat(pid: int | None) -> list[str]:

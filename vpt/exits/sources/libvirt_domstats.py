@@ -17,6 +17,8 @@ from vpt.qemu import domain_pid
 
 __all__ = ["Domain", "LibvirtDomstats", "parse_domstats"]
 
+# virDomainState
+_STATES = {3: "paused", 4: "shutdown", 6: "crashed", 7: "suspended"}
 _KEY = re.compile(r"vcpu\.(\d+)\.(\w+)\.sum")
 
 
@@ -36,7 +38,7 @@ class Domain:
             ) from exc
         try:
             self._dom = self._conn.lookupByName(name)
-            active = self._dom.isActive()
+            active, persistent = self._dom.isActive(), self._dom.isPersistent()
             tree = ElementTree.fromstring(self._dom.XMLDesc())
         except self._lib.libvirtError as exc:
             self.close()
@@ -49,9 +51,10 @@ class Domain:
             raise NotFoundError(f"the VM {name!r} is not running", hint=f"{self._virsh} start {name}")
         # A transient domain that ends is gone from libvirt altogether, and can't be started there.
         again = f"{self._virsh} start {name}"
-        if not self._dom.isPersistent():
+        if not persistent:
             again = f"it was transient: {self._virsh} create XMLFILE"
         self.again = f"{again}; measure again while it runs"
+        self.resume = f"{self._virsh} resume {name}"
         self.type = tree.get("type", "")
         self.uuid = tree.findtext("uuid", "")
         self.pid = domain_pid(self.uuid, name)
@@ -62,21 +65,21 @@ class Domain:
         try:
             record = self._conn.domainListGetStats([self._dom], self._lib.VIR_DOMAIN_STATS_VCPU, flags)
         except self._lib.libvirtError as exc:
-            self.require_active()
+            self.status()
             raise GuestError(
                 f"libvirt gives no statistics of {self.name}: {exc}",
                 hint=f"{self._virsh} domstate {self.name}",
             ) from exc
         if not record:
             raise self._ended()
-        self.require_active()
+        self.status()
         stats: dict[str, Any] = record[0][1]
         return stats
 
-    def require_active(self) -> None:
-        """GuestError: the domain ended, or libvirt can't say whether it did."""
+    def status(self) -> str:
+        """In QEMU's words. GuestError: the domain ended, or libvirt can't say whether it did."""
         try:
-            active = self._dom.isActive()
+            state, _ = self._dom.state()
         except self._lib.libvirtError as exc:
             if exc.get_error_code() == self._lib.VIR_ERR_NO_DOMAIN:
                 raise self._ended() from exc
@@ -84,8 +87,9 @@ class Domain:
                 f"libvirt does not say whether {self.name} still runs: {exc}",
                 hint=f"{self._virsh} domstate {self.name}",
             ) from exc
-        if not active:
+        if state == self._lib.VIR_DOMAIN_SHUTOFF:
             raise self._ended()
+        return _STATES.get(state, "running")
 
     def _ended(self) -> GuestError:
         return GuestError(f"the VM {self.name!r} ended while it was measured", hint=self.again)
