@@ -119,6 +119,12 @@ def test_adaptive_must_not_be_later_than_notify(p99: float, verdict: str) -> Non
     assert said(points, "p99")[0].startswith(verdict)
 
 
+def test_what_a_latency_costs_stands_beside_it() -> None:
+    ours, theirs = {"p99": 90.0, "trip_cpu": 41.2}, {"p99": 100.0, "trip_cpu": 0.3}
+    points = [point({"device": "passthrough", "rate": 1000}, adaptive=ours, notify=theirs)]
+    assert said(points, "p99")[0].endswith("; that takes 41.2% against 0.3% of a core.")
+
+
 def test_more_but_by_less_than_it_varies_is_neither_reached_nor_missed() -> None:
     """A claim that holds only because the samples scatter is not held."""
     notify, adaptive = (90, 95, 95, 100, 115, 115, 130), (95, 102, 102, 110, 125, 125, 140)

@@ -152,7 +152,10 @@ def _latency(found: _Points) -> Iterator[str]:
         if ours is None or theirs is None:
             yield _said(None, claim, "too few round trips for a 99th percentile")
             continue
-        yield _said(_no_more(ours, theirs), claim, _pair(ours, theirs, " us"))
+        taken = [found.get(p, "trip_cpu", device=_RING, rate=rate) for p in ("adaptive", "notify")]
+        shares = " against ".join(f"{engineering(cpu.median)}%" for cpu in taken if cpu)
+        cost = f"; that takes {shares} of a core" if shares else ""
+        yield _said(_no_more(ours, theirs), claim, f"{_pair(ours, theirs, ' us')}{cost}")
 
 
 def _load(load: dict[str, float] | dict[str, str]) -> str:

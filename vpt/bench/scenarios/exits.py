@@ -101,6 +101,7 @@ class _Exits(Scenario):
         Metric(name="mpps", unit="Mpps", better="higher", title="Rate"),
         Metric(name="cpu", unit="% of a core", better="lower", title="Worker's CPU"),
         *percentile_metrics("Round trip"),
+        Metric(name="trip_cpu", unit="% of a core", better="lower", title="Worker's CPU, round trips"),
     )
     reference: ClassVar[str | None] = "notify"
     programs: ClassVar[Sequence[str]] = (QEMU,)
@@ -282,7 +283,7 @@ class _Bench:
     def _ping(self, echo: Plugged, rate: float) -> dict[str, float]:
         pings = max(_LEAST_PINGS * self._scale, _LEAST_PINGS_EVER)
         seconds = max(_PING_SECONDS * self._scale, pings / rate)
-        report, _ = self._timed(
+        report, cpu = self._timed(
             Order(
                 role=Role.PING,
                 seconds=seconds,
@@ -304,7 +305,8 @@ class _Bench:
                 hint="the host may be too busy; give it CPUs of its own: vpt bench run exits --cpus 0,1",
             )
         trips = report.latency
-        return {n: trips.percentile(p) / 1000 for n, p in PERCENTILES.items() if tells(p, trips.count)}
+        times = {n: trips.percentile(p) / 1000 for n, p in PERCENTILES.items() if tells(p, trips.count)}
+        return times | {"trip_cpu": cpu}
 
 
 def _waits(guest: Plugged) -> Wait:
