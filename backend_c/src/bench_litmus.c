@@ -9,11 +9,7 @@
  * A wake-up is lost when the producer saw no wish and the consumer saw no new head: it would sleep on a packet. The
  * start of each half is shifted by a few cycles from round to round, so that all interleavings come up.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <pthread.h>
-#include <sched.h>
-
+#include "bench_two.h"
 #include "notify.h"
 #include "util.h"
 #include "vpt/vpt_bench.h"
@@ -27,18 +23,9 @@ struct litmus {
 	uint64_t done __attribute__((aligned(64)));    /* producer closes it */
 	bool kicked;
 	uint64_t rounds;
-	int cpu;
+	int64_t lost;                                  /* the consumer's count */
 	bool fence;
 };
-
-static int pin(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET((size_t)cpu, &set);
-	return -pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
-}
 
 static void shift(uint64_t n)
 {
@@ -46,12 +33,11 @@ static void shift(uint64_t n)
 		__asm__ __volatile__("" ::: "memory");
 }
 
-static void *producer(void *arg)
+static void producer(void *arg)
 {
 	struct litmus *l = arg;
 	uint64_t i;
 
-	pin(l->cpu);
 	for (i = 1; i <= l->rounds; i++) {
 		uint32_t old = (uint32_t)((i - 1) % SLOTS), now = (uint32_t)(i % SLOTS);
 
@@ -64,44 +50,34 @@ static void *producer(void *arg)
 		l->kicked = vpti_csb_due(&l->ktoa.kern_need_kick, &l->ktoa.kick_at, old, now, SLOTS, true);
 		VPTI_STORE_RELEASE(l->done, i);
 	}
-	return NULL;
+}
+
+static void consumer(void *arg)
+{
+	struct litmus *l = arg;
+	uint64_t i;
+
+	for (i = 1; i <= l->rounds; i++) {
+		uint32_t old = (uint32_t)((i - 1) % SLOTS);
+		bool saw;
+
+		VPTI_WRITE(l->ktoa.kern_need_kick, 0);
+		vpti_full_fence();
+		VPTI_STORE_RELEASE(l->round, i);
+		shift(i % 16);
+		vpti_csb_wish(&l->ktoa.kern_need_kick, &l->ktoa.kick_at, old);
+		vpti_wished();
+		saw = VPTI_LOAD_ACQUIRE(l->atok.head) != old;
+		while (VPTI_LOAD_ACQUIRE(l->done) != i)
+			vpti_cpu_relax();
+		l->lost += !saw && !l->kicked;
+	}
 }
 
 int64_t vpt_bench_litmus(uint64_t rounds, int fence, int cpu_a, int cpu_b)
 {
-	struct litmus l = { .rounds = rounds, .cpu = cpu_b, .fence = fence != 0 };
-	cpu_set_t before;
-	pthread_t thread;
-	int64_t lost = 0;
-	uint64_t i;
-	int rc;
+	struct litmus l = { .rounds = rounds, .fence = fence != 0 };
+	int rc = vpti_on_two_cpus(cpu_a, consumer, cpu_b, producer, &l);
 
-	if (pthread_getaffinity_np(pthread_self(), sizeof(before), &before))
-		return -EINVAL;
-	rc = pin(cpu_a);
-	if (rc)
-		return rc;
-	rc = -pthread_create(&thread, NULL, producer, &l);
-	if (rc)
-		goto out;
-	for (i = 1; i <= rounds; i++) {
-		uint32_t old = (uint32_t)((i - 1) % SLOTS);
-		bool saw;
-
-		VPTI_WRITE(l.ktoa.kern_need_kick, 0);
-		vpti_full_fence();
-		VPTI_STORE_RELEASE(l.round, i);
-		shift(i % 16);
-		vpti_csb_wish(&l.ktoa.kern_need_kick, &l.ktoa.kick_at, old);
-		vpti_wished();
-		saw = VPTI_LOAD_ACQUIRE(l.atok.head) != old;
-		while (VPTI_LOAD_ACQUIRE(l.done) != i)
-			vpti_cpu_relax();
-		lost += !saw && !l.kicked;
-	}
-	pthread_join(thread, NULL);
-	rc = 0;
-out:
-	pthread_setaffinity_np(pthread_self(), sizeof(before), &before);
-	return rc ? rc : lost;
+	return rc ? rc : l.lost;
 }

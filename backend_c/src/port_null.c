@@ -6,6 +6,8 @@
 /* As wide as every 64-bit processor reads at once. */
 typedef uint64_t words __attribute__((vector_size(16)));
 
+#define LINE ((int)(4 * sizeof(words)))
+
 static inline words words_at(const uint8_t *p)
 {
 	words word;
@@ -14,41 +16,35 @@ static inline words words_at(const uint8_t *p)
 	return word;
 }
 
+/*
+ * From both ends to the middle. The processor fetches ahead of one that reads upwards, and runs on behind the end: in a pool of
+ * buffers that is the next one's head, which its owner is writing. DPDK's virtio-user then had to get its own mbufs back
+ * from this CPU, and sent 10 Mpps of 1518 bytes where it sends 17 and 21 to a sink that reads so (packed rings, a cache line
+ * takes 180 ns from CPU to CPU). Two streams that meet run into what is read anyway.
+ *
+ * Several sums, for each waits for the one before it; and by name: gcc -O2 keeps an array of them on the stack, and then each waits
+ * for its own store (reading 1518 bytes took 130 ns instead of 60).
+ */
 static uint64_t read_all(const struct vpti_frag *f)
 {
-	/*
-	 * Several sums, for each waits for the one before it; and by name: gcc -O2 keeps an array of them on the stack, and
-	 * then each waits for its own store (reading 1518 bytes took 130 ns instead of 60).
-	 */
-	words a = { 0 }, b = a, c = a, d = a, word;
+	const uint8_t *low = f->p, *high = f->p + f->len;
+	words a = { 0 }, b = a, c = a, d = a;
 	uint64_t rest = 0, eight;
-	uint32_t i;
 
-	for (i = 0; i + 4 * sizeof(word) <= f->len; i += 4 * sizeof(word)) {
-		const uint8_t *p = f->p + i;
-
-		a += words_at(p);
-		b += words_at(p + sizeof(word));
-		c += words_at(p + 2 * sizeof(word));
-		d += words_at(p + 3 * sizeof(word));
+	for (; high - low >= 2 * LINE; low += LINE, high -= LINE) {
+		a += words_at(low) + words_at(high - LINE);
+		b += words_at(low + LINE / 4) + words_at(high - LINE * 3 / 4);
+		c += words_at(low + LINE / 2) + words_at(high - LINE / 2);
+		d += words_at(low + LINE * 3 / 4) + words_at(high - LINE / 4);
 	}
-	for (; i + sizeof(eight) <= f->len; i += sizeof(eight)) {
-		memcpy(&eight, f->p + i, sizeof(eight));
+	for (; high - low >= (int)sizeof(eight); low += sizeof(eight)) {
+		memcpy(&eight, low, sizeof(eight));
 		rest += eight;
 	}
-	for (; i < f->len; i++)
-		rest += f->p[i];
-	word = a + b + c + d;
-	return word[0] + word[1] + rest;
-}
-
-/* Ask for all lines of a packet that is read next: the processor's own guess begins anew with each buffer. */
-static void fetch(const struct vpti_frag *f)
-{
-	uint32_t i;
-
-	for (i = 0; i < f->len; i += VPTI_CACHELINE)
-		__builtin_prefetch(f->p + i);
+	for (; low < high; low++)
+		rest += *low;
+	a += b + c + d;
+	return a[0] + a[1] + rest;
 }
 
 static uint32_t null_deliver(struct vpti_rxq *q, struct vpti_room *room, struct vpti_pkt *const *pkt, uint32_t n)
@@ -62,8 +58,6 @@ static uint32_t null_deliver(struct vpti_rxq *q, struct vpti_room *room, struct 
 		bytes += pkt[i]->len;
 		if (!touch)
 			continue;
-		if (i + 1 < n)
-			fetch(&pkt[i + 1]->first);
 		sum += read_all(&pkt[i]->first);
 		for (k = 0; k < pkt[i]->nmore; k++)
 			sum += read_all(&pkt[i]->more[k]);

@@ -24,6 +24,7 @@ from vpt.dataplane._bench import (
     VirtqueueRing,
     bench_copy,
     bench_memcpy,
+    line_ns,
     litmus,
 )
 from vpt.dataplane._capture import BpfInsn, Capture, CaptureInterface, CaptureReader, bpf_matches
@@ -113,6 +114,7 @@ __all__ = [
     "bench_pc",
     "bpf_matches",
     "event_passed",
+    "line_ns",
     "litmus",
     "offload_frames",
     "region_create",

@@ -10,7 +10,17 @@ from typing import Any
 from vpt.dataplane._app import App
 from vpt.dataplane._native import check, lib, new
 
-__all__ = ["CopyResult", "VirtqueueDriver", "VirtqueueRing", "bench_copy", "bench_memcpy", "litmus"]
+__all__ = [
+    "CopyResult",
+    "VirtqueueDriver",
+    "VirtqueueRing",
+    "bench_copy",
+    "bench_memcpy",
+    "line_ns",
+    "litmus",
+]
+
+_LINE_BLOCKS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +95,11 @@ class VirtqueueDriver:
 def litmus(rounds: int, *, fence: bool, cpu_a: int, cpu_b: int) -> int:
     """Wake-ups lost by two threads that notify each other, with or without the fence before the look."""
     return check(lib.vpt_bench_litmus(rounds, fence, cpu_a, cpu_b), f"litmus on CPUs {cpu_a} and {cpu_b}")
+
+
+def line_ns(cpu_a: int, cpu_b: int) -> float:
+    """Nanoseconds that a cache line takes from one CPU to the other. Takes some milliseconds."""
+    return (
+        check(lib.vpt_bench_line(_LINE_BLOCKS, cpu_a, cpu_b), f"send a line between CPUs {cpu_a} and {cpu_b}")
+        / 1000
+    )

@@ -121,6 +121,12 @@ int vpt_bench_pc(struct vpt_bench_pc *b, uint64_t *latency_ns, uint64_t *start_n
 /* Litmus of the two fence halves: rounds by two threads on two CPUs; returns lost wake-ups. fence 0: compiled out. */
 int64_t vpt_bench_litmus(uint64_t rounds, int fence, int cpu_a, int cpu_b); /* any thread */
 
+/*
+ * Picoseconds that a cache line takes from one CPU to another: half of a round there and back, in the best of 2 or more blocks
+ * of 256 rounds, the first left out. -EINVAL: fewer blocks, the same CPU twice, or one that can't be had.
+ */
+int64_t vpt_bench_line(uint32_t blocks, int cpu_a, int cpu_b); /* any thread */
+
 /* cffi: end */
 
 #endif /* VPT_VPT_BENCH_H */
