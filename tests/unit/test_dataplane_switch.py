@@ -171,10 +171,14 @@ def test_port_that_leaves_takes_its_addresses_along(net: Net) -> None:
 
 
 def test_null_port_counts_and_keeps_nothing(net: Net) -> None:
+    """Of each length that its reading, a line from either end at a time, may leave something of."""
     sink = net.switch.add_port("sink", Kind.NULL, touch=True)
-    net.send(net.a, ether(BROADCAST, A))
+    frames = [ether(BROADCAST, A, bytes(length)) for length in (0, 1, 49, 50, 113, 114, 115, 127, 1500)]
+    for frame in frames:
+        net.send(net.a, frame)
     with StatsReader(net.engine.stats_fd) as stats:
-        until(lambda: stats.read().port(sink.id)["rx_packets"] == 1, "the sink to count")
+        until(lambda: stats.read().port(sink.id)["rx_packets"] == len(frames), "the sink to count")
+        assert stats.read().port(sink.id)["rx_bytes"] == sum(map(len, frames))
 
 
 def test_policy_changes_under_traffic(net: Net) -> None:
