@@ -10,7 +10,17 @@ from pathlib import Path
 
 from support.waiting import until
 
-__all__ = ["CPL3", "NATIVE", "PIO", "RING0_LOOP", "RING0_UNKNOWN", "TINY_VMM", "Mailbox", "build_payload"]
+__all__ = [
+    "CPL3",
+    "NATIVE",
+    "PIO",
+    "RING0_LOOP",
+    "RING0_UNKNOWN",
+    "TINY_VMM",
+    "Mailbox",
+    "build_payload",
+    "domain_xml",
+]
 
 PIO, NATIVE = 0, 1
 CPL3, RING0_LOOP, RING0_UNKNOWN = 0, 1, 2
@@ -20,6 +30,26 @@ TINY_VMM = Path(__file__).with_name("tiny_vmm.py")
 _SOURCE = Path(__file__).with_name("exits_payload.S")
 _MAILBOX = 0x300000
 _PATIENCE_S = 60.0
+
+_DOMAIN = """
+<domain type='{kind}'>
+  <name>{name}</name>
+  <memory unit='MiB'>64</memory>
+  <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel></os>
+  <cpu mode='{cpu}'><feature policy='disable' name='arch-capabilities'/></cpu>
+  <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' model='none'/><memballoon model='none'/></devices>
+</domain>
+"""
+
+
+def domain_xml(name: str, kind: str, payload: Path) -> str:
+    """A domain of libvirt's that runs it: of kind "kvm" or "qemu" (TCG)."""
+    # KVM may offer arch-capabilities and then refuse to set them (a software KVM on AMD does).
+    cpu = "host-passthrough" if kind == "kvm" else "maximum"
+    return _DOMAIN.format(kind=kind, name=name, kernel=payload, cpu=cpu)
 
 
 def build_payload(folder: Path) -> Path:

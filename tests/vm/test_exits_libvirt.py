@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.exits_guest import PIO, Mailbox, build_payload
+from support.exits_guest import PIO, Mailbox, build_payload, domain_xml
 from vpt.errors import MissingError, NotFoundError
 from vpt.exits import meter
 from vpt.exits.session import open_session
@@ -29,19 +29,6 @@ pytestmark = [
     ),
 ]
 
-XML = """
-<domain type='{type}'>
-  <name>{name}</name>
-  <memory unit='MiB'>64</memory>
-  <memoryBacking><source type='file'/><access mode='shared'/></memoryBacking>
-  <vcpu>1</vcpu>
-  <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel></os>
-  <cpu mode='{cpu}'><feature policy='disable' name='arch-capabilities'/></cpu>
-  <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
-    <controller type='usb' model='none'/><memballoon model='none'/></devices>
-</domain>
-"""
-
 
 @pytest.fixture(scope="module")
 def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -58,10 +45,7 @@ def start(embedded_libvirt: tuple[Path, Any], payload: Path) -> Iterator[Callabl
     def begin(kind: str) -> tuple[str, Path]:
         if kind == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
             pytest.skip("/dev/kvm can't be opened: modprobe kvm_intel or kvm_amd, or join the group kvm")
-        # KVM may offer arch-capabilities and then refuse to set them (a software KVM on AMD does).
-        cpu = "host-passthrough" if kind == "kvm" else "maximum"
-        xml = XML.format(type=kind, name="exits", kernel=payload, cpu=cpu)
-        domains.append(connection.createXML(xml, 0))
+        domains.append(connection.createXML(domain_xml("exits", kind, payload), 0))
         (ram,) = (root / "ram").rglob("pc.ram")
         return uri, ram
 

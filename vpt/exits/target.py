@@ -162,7 +162,7 @@ def require_there(vm: Vm) -> None:
             hint=vm.domain.again if vm.domain else "start it, and measure again while it runs",
         )
     if vm.began is None and vm.domain is not None:
-        vm.domain.status()
+        vm.domain.require_there()
 
 
 def require_awake(pid: int | None) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from vpt.errors import GuestError, TimeoutExpired
 
-__all__ = ["Answers", "SilentVmError", "asked", "close", "open_within", "within"]
+__all__ = ["Answers", "SilentVmError", "asked", "bare", "close", "open_within", "within"]
 
 # A libvirtd that somebody starts by connecting to it first looks at QEMU, which takes seconds.
 _OPEN_S = 30.0
@@ -40,8 +40,9 @@ class SilentVmError(GuestError):
 
 # Whether it has returned, and what it has returned or raised.
 _Done = queue.SimpleQueue[tuple[bool, Any]]
-# open(), by URI, of a libvirtd that took too long: it goes on, and who tries again has it answered.
-_opening: dict[str | None, _Done] = {}
+# open(), by URI and whether read-only, of a libvirtd that took too long: it goes on, and who tries again has
+# it answered.
+_opening: dict[tuple[str | None, bool], _Done] = {}
 
 
 def _in_thread(function: Callable[..., T], *args: Any, limit_s: float | None = None, **named: Any) -> T:
@@ -79,15 +80,18 @@ def _result(done: _Done, limit_s: float | None) -> Any:
     raise value
 
 
-def open_within(libvirt: ModuleType, uri: str | None, limit_s: float | None = None) -> Any:
+def open_within(
+    libvirt: ModuleType, uri: str | None, limit_s: float | None = None, *, read_only: bool = False
+) -> Any:
     """A connection. Raises what libvirt raises. TimeoutExpired: it does not answer."""
     limit_s = limit_s or _OPEN_S
     where = uri or os.environ.get("LIBVIRT_DEFAULT_URI") or "its default URI"
-    done = _opening.pop(uri, None) or _begin(libvirt.open, uri)
+    opener = libvirt.openReadOnly if read_only else libvirt.open
+    done = _opening.pop((uri, read_only), None) or _begin(opener, uri)
     try:
         raw = _result(done, limit_s)
     except queue.Empty:
-        _opening[uri] = done
+        _opening[uri, read_only] = done
         raise _silent(where, limit_s, "to take a connection") from None
     # An embedded driver has nobody to ask.
     with suppress(libvirt.libvirtError):
@@ -101,8 +105,13 @@ def close(connection: Any) -> None:
         _in_thread(object.__getattribute__(connection, "_raw").close, limit_s=_CLOSE_S)
 
 
+def bare(domain: Any) -> Any:
+    """As the binding itself knows it, where it is an argument."""
+    return object.__getattribute__(domain, "_raw") if isinstance(domain, Answers) else domain
+
+
 def within(domain: Any) -> Any:
-    """The same domain of a connection's, whose calls raise SilentVmError where its QEMU says nothing."""
+    """The same domain of a connection's, or connection, whose calls raise SilentVmError of a silent QEMU."""
     if not isinstance(domain, Answers):
         return domain
     parts = (

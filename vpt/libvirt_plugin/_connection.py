@@ -93,7 +93,7 @@ events = _EventLoop()
 
 
 @contextmanager
-def open_libvirt(uri: str | None, limit_s: float | None = None) -> Iterator[Any]:
+def open_libvirt(uri: str | None, limit_s: float | None = None, *, read_only: bool = False) -> Iterator[Any]:
     """A connection with events. MissingError: nobody there, or no permission. UsageError: not QEMU's URI.
 
     TimeoutExpired, from here (limit_s: else 30 s) and from each call: libvirt is there and says nothing.
@@ -101,7 +101,7 @@ def open_libvirt(uri: str | None, limit_s: float | None = None) -> Iterator[Any]
     libvirt = binding()
     with events():
         try:
-            connection = open_within(libvirt, uri, limit_s)
+            connection = open_within(libvirt, uri, limit_s, read_only=read_only)
         except libvirt.libvirtError as error:
             raise _not_opened(uri, error) from error
         try:

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
-from types import ModuleType
+from contextlib import ExitStack
 from typing import Any
 from xml.etree import ElementTree
 
-from vpt.errors import GuestError, MissingError, NotFoundError
+from vpt.errors import GuestError, MissingError, NotFoundError, TimeoutExpired
 from vpt.exits.meter import COUNTERS
 from vpt.exits.sources.base import Source, Units
+from vpt.libvirt_plugin._answers import SilentVmError, bare, within
+from vpt.libvirt_plugin._connection import binding, open_libvirt
 from vpt.qemu import domain_pid
 
 __all__ = ["Domain", "LibvirtDomstats", "parse_domstats"]
@@ -23,31 +24,36 @@ _KEY = re.compile(r"vcpu\.(\d+)\.(\w+)\.sum")
 
 
 class Domain:
-    """A running libvirt domain, read-only where libvirt allows. Close it."""
+    """A running libvirt domain, read-only where libvirt allows. Close it.
+
+    No call of libvirt is waited for in vain: one that does not answer, or whose QEMU does not answer it, is
+    given up after a while, and Ctrl-C is heard meanwhile.
+    """
 
     def __init__(self, name: str, uri: str | None) -> None:
-        self._lib = _libvirt()
+        self._lib = binding()
         self.name = name
+        # Why libvirt can't say how the domain is, since it can't: what comes after a silence says less.
+        self._unsaid: Exception | None = None
         self._virsh = f"virsh -c {shlex.quote(uri)}" if uri else "virsh"
+        with ExitStack() as stack:
+            # The embedded driver has no read-only connections.
+            read_only = uri is None or "/embed" not in uri
+            self._conn = within(stack.enter_context(open_libvirt(uri, read_only=read_only)))
+            self._look_up(name)
+            self._stack = stack.pop_all()
+
+    def _look_up(self, name: str) -> None:
         try:
-            self._conn = _open(self._lib, uri)
-        except self._lib.libvirtError as exc:
-            raise NotFoundError(
-                f"no libvirt at {uri or 'its default URI'}: {exc}",
-                hint="name the URI with --connect, or the VM by its QMP socket or pid",
-            ) from exc
-        try:
-            self._dom = self._conn.lookupByName(name)
+            self._dom = within(self._conn.lookupByName(name))
             active, persistent = self._dom.isActive(), self._dom.isPersistent()
             tree = ElementTree.fromstring(self._dom.XMLDesc())
         except self._lib.libvirtError as exc:
-            self.close()
             raise NotFoundError(
                 f"libvirt has no VM {name!r}: {exc}",
                 hint=f"{self._virsh} list --all; a QMP socket is named with its folder",
             ) from exc
         if not active:
-            self.close()
             raise NotFoundError(f"the VM {name!r} is not running", hint=f"{self._virsh} start {name}")
         # A transient domain that ends is gone from libvirt altogether, and can't be started there.
         again = f"{self._virsh} start {name}"
@@ -60,43 +66,51 @@ class Domain:
         self.pid = domain_pid(self.uuid, name)
 
     def stats(self) -> dict[str, Any]:
-        """The vCPU group of the domain's statistics. GuestError: the domain ended."""
+        """The vCPU group of the domain's statistics. GuestError: the domain ended, or libvirt has none."""
         flags = self._lib.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ENFORCE_STATS
         try:
-            record = self._conn.domainListGetStats([self._dom], self._lib.VIR_DOMAIN_STATS_VCPU, flags)
-        except self._lib.libvirtError as exc:
+            record = self._conn.domainListGetStats([bare(self._dom)], self._lib.VIR_DOMAIN_STATS_VCPU, flags)
+        except (self._lib.libvirtError, TimeoutExpired, SilentVmError) as exc:
             self.status()
-            raise GuestError(
-                f"libvirt gives no statistics of {self.name}: {exc}",
-                hint=f"{self._virsh} domstate {self.name}",
-            ) from exc
+            raise self._no_word(f"libvirt gives no statistics of {self.name}", self._unsaid or exc) from exc
         if not record:
             raise self._ended()
         self.status()
         stats: dict[str, Any] = record[0][1]
         return stats
 
-    def status(self) -> str:
-        """In QEMU's words. GuestError: the domain ended, or libvirt can't say whether it did."""
+    def status(self) -> str | None:
+        """In QEMU's words; None: libvirt can't say. GuestError: the domain ended."""
         try:
             state, _ = self._dom.state()
         except self._lib.libvirtError as exc:
             if exc.get_error_code() == self._lib.VIR_ERR_NO_DOMAIN:
                 raise self._ended() from exc
-            raise GuestError(
-                f"libvirt does not say whether {self.name} still runs: {exc}",
-                hint=f"{self._virsh} domstate {self.name}",
-            ) from exc
+            self._unsaid = self._unsaid or exc
+            return None
+        except TimeoutExpired as exc:
+            self._unsaid = self._unsaid or exc
+            return None
+        self._unsaid = None
         if state == self._lib.VIR_DOMAIN_SHUTOFF:
             raise self._ended()
         return _STATES.get(state, "running")
+
+    def require_there(self) -> None:
+        """GuestError: the domain ended, or libvirt can't say that it did not."""
+        if self.status() is None:
+            raise self._no_word(f"libvirt does not say whether {self.name} still runs", self._unsaid)
+
+    def _no_word(self, what: str, why: Exception | None) -> GuestError:
+        hint = getattr(why, "hint", None) or f"{self._virsh} domstate {self.name}"
+        return GuestError(f"{what}: {why}", hint=hint)
 
     def _ended(self) -> GuestError:
         return GuestError(f"the VM {self.name!r} ended while it was measured", hint=self.again)
 
     def close(self) -> None:
         """Close the connection; the domain goes on."""
-        self._conn.close()
+        self._stack.close()
 
 
 class LibvirtDomstats(Source):
@@ -131,24 +145,3 @@ def parse_domstats(stats: dict[str, Any]) -> Units:
         if match and match[2] in COUNTERS:
             units.setdefault(f"vcpu{match[1]}", {})[match[2]] = int(value)
     return units
-
-
-def _libvirt() -> ModuleType:
-    try:
-        libvirt = importlib.import_module("libvirt")
-    except ImportError:
-        raise MissingError(
-            "libvirt's Python binding is not installed",
-            hint="apt-get install libvirt-dev pkg-config && pip install libvirt-python; "
-            "or name the VM by its QMP socket or pid",
-        ) from None
-    # Errors come as exceptions; the default handler would print them as well.
-    libvirt.registerErrorHandler(lambda _ctx, _err: None, None)
-    return libvirt
-
-
-def _open(lib: ModuleType, uri: str | None) -> Any:
-    """Read-only if the driver has that."""
-    if uri is not None and "/embed" in uri:
-        return lib.open(uri)
-    return lib.openReadOnly(uri)
