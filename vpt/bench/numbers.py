@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 
-__all__ = ["apart", "beside", "engineering"]
+__all__ = ["apart", "beside", "change", "engineering"]
 
 
 def engineering(value: float) -> str:
@@ -34,10 +35,17 @@ def beside(value: float, bound: float) -> str:
 
 def apart(one: float, other: float) -> tuple[str, str]:
     """Two numbers that are held against each other: they look the same only where they are."""
-    for texts in zip(_ever_longer(one), _ever_longer(other), strict=True):
+    short = engineering(one), engineering(other)
+    for texts in chain([short], zip(_ever_longer(one), _ever_longer(other), strict=True)):
         if one == other or texts[0] != texts[1]:
             break
     return texts
+
+
+def change(share: float) -> str:
+    """A change in percent, which is none only where there is none."""
+    text = f"{share:+.1%}"
+    return text if float(text[:-1]) or not share else f"{100 * share:+.2g}%"
 
 
 def _ever_longer(value: float) -> Iterator[str]:

@@ -297,25 +297,15 @@ def compare(before: Path, after: Path, everything: bool, fail_on: str, as_json: 
 
 
 def _print_changes(changes: list[Change]) -> None:
-    from vpt.bench.numbers import engineering
+    from vpt.bench.numbers import apart, change
 
-    print_table(
-        ["SCENARIO", "AT", "WHAT", "METRIC", ">BEFORE", ">AFTER", "UNIT", ">CHANGE", "VERDICT"],
-        [
-            (
-                c.scenario,
-                c.point,
-                c.variant,
-                c.metric.title or c.metric.name,
-                engineering(c.before.median),
-                engineering(c.after.median),
-                c.metric.unit,
-                f"{c.ratio - 1:+.1%}" if c.ratio is not None else "",
-                c.verdict,
-            )
-            for c in changes
-        ],
-    )
+    rows = []
+    for c in changes:
+        before, after = apart(c.before.median, c.after.median)
+        by = change(c.ratio - 1) if c.ratio is not None else ""
+        what = c.metric.title or c.metric.name
+        rows.append((c.scenario, c.point, c.variant, what, before, after, c.metric.unit, by, c.verdict))
+    print_table(["SCENARIO", "AT", "WHAT", "METRIC", ">BEFORE", ">AFTER", "UNIT", ">CHANGE", "VERDICT"], rows)
 
 
 @bench.command()
