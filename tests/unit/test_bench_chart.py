@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -124,3 +125,19 @@ def test_names_of_bars_are_broken_at_a_space_if_they_need_room() -> None:
     assert ">short</text>" in drawn
     assert ">virtio-net,</text>" in drawn
     assert ">event index</text>" in drawn
+
+
+@pytest.mark.parametrize(
+    ("bars", "value", "said", "upright"),
+    [(1, 27.1, True, False), (4, 27.1, True, True), (4, 0.5, True, False), (12, 27.1, False, False)],
+)
+def test_values_of_bars_are_upright_where_they_are_wider(
+    bars: int, value: float, said: bool, upright: bool
+) -> None:
+    """And left out only where a bar is narrower than a line of text is high."""
+    groups = dots(*((group, value) for group in ("passthrough", "virtio-net, event index", "kicks each")))
+    drawn = svg(Chart("t", "x", "Mpps", [Series(f"s{i}", groups) for i in range(bars)], bars=True))
+    values = re.findall(rf"<text [^>]*>{re.escape(engineering(value))}</text>", drawn)
+    above = [text for text in values if 'text-anchor="end"' not in text]  # which those of the axis have
+    assert len(above) == (3 * bars if said else 0)
+    assert all(("rotate(-90" in text) == upright for text in above)

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from vpt.bench.chart import Chart, Dot, Series, svg
 from vpt.bench.model import PUBLISHED, Kind, Policy, sweep
-from vpt.bench.report import charts, page
+from vpt.bench.report import charts, coloured, page
 from vpt.bench.result import Metric, Plot, Point, Result, Sample, ScenarioResult, Variant
 
 # A browser does not run under AddressSanitizer, which that step preloads into all that is started.
@@ -51,6 +52,13 @@ def report() -> str:
         )
         for c, p in sweep(PUBLISHED, Policy(Kind.NOTIFY), range(250, 6000, 250))
     ]
+    points += [
+        Point(
+            params={"device": device, "load": "saturation"},
+            variants=[_variant(name, 27.13 * scale) for name, scale in scales.items()],
+        )
+        for device in ("passthrough", "virtio-net, event index", "virtio-net, kicks each")
+    ]
     common = {"x": "wp", "y": ["rate"], "x_label": "Wp, ns", "y_label": "items/s"}
     scenario = ScenarioResult(
         name="toy",
@@ -65,6 +73,7 @@ def report() -> str:
             Plot(title="Curves", **common),
             Plot(title="Logarithmic", **common, log_x=True, log_y=True),
             Plot(title="Bars", **common, style="bar", where={"wp": 250.0}),
+            Plot(title="Devices", **common | {"x": "device"}, style="bar", where={"load": "saturation"}),
             Plot(title="Profile", **common, style="profile", where={"wp": 250.0}),
         ],
         notes=["A note that is long enough to need more than one line on a phone, as notes often are."],
@@ -101,6 +110,54 @@ def test_of_one_place_along_x_there_are_bars_and_no_axis_of_one_number() -> None
     at.append(Point(params={"rate": 2000}, variants=at[0].variants))
     (chart,) = charts(scenario.model_copy(update={"points": at}))
     assert not chart.bars
+
+
+def _chart_of(*names: str) -> Chart:
+    return Chart("t", "x", "y", [Series(name, [Dot(1, 1, 1, 1)]) for name in names])
+
+
+def _places(*drawn: Chart) -> list[list[int | None]]:
+    return [[s.place for s in chart.series] for chart in coloured(drawn)]
+
+
+def test_a_policy_has_one_colour_in_all_plots_of_a_page() -> None:
+    """Whichever others a plot has, and in whatever order."""
+    first, second, third = _places(
+        _chart_of("notify", "sleep", "poll", "adaptive"),
+        _chart_of("notify"),
+        _chart_of("poll", "adaptive 50 us", "notify", "sleep 50 us"),
+    )
+    assert first == [0, 1, 2, 3]
+    assert second == [0]
+    assert third == [2, 3, 0, 1]
+
+
+def test_no_two_names_of_one_plot_share_a_colour_while_there_are_six() -> None:
+    drawn = [_chart_of("a", "b"), _chart_of("c", "d"), _chart_of("d", "b", "a", "c"), _chart_of("x", "b")]
+    for chart in (*_places(*drawn), *_places(_chart_of("sleep 1 us", "sleep 2 us", "sleep"))):
+        assert len(set(chart)) == len(chart)
+        assert max(place or 0 for place in chart) < 6
+
+
+def test_a_colour_that_comes_again_has_another_mark() -> None:
+    drawn = svg(_chart_of(*"abcdefg"))
+    in_legend = re.findall(r'<g class="s0"><(\w+) ', drawn)[:2]
+    assert in_legend == ["circle", "rect"]
+
+
+def test_several_metrics_on_one_plot_are_called_by_their_titles() -> None:
+    values = {"p50": 1.0, "n": 2.0}
+    variant = Variant(name="one", samples=[Sample(repetition=0, at=0, values=values)])
+    scenario = ScenarioResult(
+        name="n",
+        title="t",
+        metrics=[Metric(name="p50", unit="us", title="Latency, median"), Metric(name="n", unit="")],
+        reference=None,
+        points=[Point(params={"x": 1}, variants=[variant])],
+        plots=[Plot(title="t", x="x", y=["p50", "n"], x_label="x", y_label="us")],
+    )
+    (chart,) = charts(scenario)
+    assert [s.name for s in chart.series] == ["one, Latency, median", "one, n"]
 
 
 def test_names_can_not_break_the_page(report: str) -> None:
@@ -161,7 +218,7 @@ def test_nothing_sticks_out_or_overlaps(report: str, tmp_path: Path, width: int)
     found = re.search(r'data-seen="([^"]*)"', dom)
     assert found, dom[:500]
     seen = json.loads(html.unescape(found[1]))
-    assert seen == {"width": width, "needs": width, "charts": 4, "out": [], "over": []}
+    assert seen == {"width": width, "needs": width, "charts": 5, "out": [], "over": []}
 
 
 def _pixels(png: bytes) -> set[tuple[int, int, int]]:
@@ -257,7 +314,7 @@ def test_it_prints_with_every_plot_and_nothing_beyond_the_paper(report: str, tmp
     _chromium(tmp_path, "--generate-pdf-document-outline", f"--print-to-pdf={pdf}", address)
     printed = pdf.read_bytes()
     headings = {title.decode() for title in re.findall(rb"/Title \((.*)\)", printed)}
-    assert headings >= {"toy", "Curves", "Logarithmic", "Bars", "Profile", "Where and with what"}
+    assert headings >= {"toy", "Curves", "Logarithmic", "Bars", "Devices", "Profile", "Where and with what"}
     (width,) = {float(w) for w in re.findall(rb"/MediaBox \[0 0 ([0-9.]+)", printed)}
     pages = [_drawn(content) for content in _streams(printed) if b" 0 0 -" in content[:20]]
     assert len(pages) == len(re.findall(rb"/Type /Page\b", printed))

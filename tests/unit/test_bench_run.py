@@ -20,6 +20,7 @@ from support.waiting import until
 from vpt import processor
 from vpt.bench import programs, registry
 from vpt.bench.compare import compare, differences
+from vpt.bench.report import page
 from vpt.bench.result import Metric, Plot, Point, Result, load, save
 from vpt.bench.runner import run
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
@@ -377,6 +378,22 @@ def test_compare_fails_where_nothing_or_not_every_count_could_be_compared(
     assert f"only in {two_files[0]}: toy: bytes 64: switch: copies" in capsys.readouterr().out
 
 
+def test_a_small_change_is_shown_as_one(
+    result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A count that does not vary and is another one is not 1 before, 1 after and worse by 0.0%."""
+    files = []
+    for name, calls in (("before", 1.0), ("after", 1.0004)):
+        changed = result.model_copy(deep=True)
+        for sample in (s for p in changed.scenarios[0].points for v in p.variants for s in v.samples):
+            sample.values["copies"] = calls
+        files.append(str(tmp_path / name))
+        save(changed, tmp_path / name)
+    assert main(["bench", "compare", *files]) == 0
+    (line, *_) = [line for line in capsys.readouterr().out.splitlines() if "worse" in line]
+    assert line.split()[-6:] == ["1", "1.0004", "per", "packet", "+0.04%", "worse"]
+
+
 def test_compare_prints_json(two_files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "compare", *two_files, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -393,6 +410,17 @@ def test_run_writes_file_and_page(
     assert "OVER PLAIN" in capsys.readouterr().out
     assert load(output).settings["repetitions"] == 3
     assert page.read_text().startswith("<!doctype html>")
+
+
+def test_sections_of_several_results_say_whose_they_are(result: Result) -> None:
+    """One scenario, measured before and after a change, has two sections of one name."""
+    later = result.model_copy(
+        update={"created": "2030-01-01T00:00:00+00:00", "revision": {"commit": "f" * 40}}
+    )
+    sections = page(result, later).split("<section>")[1:]
+    assert f"Measured {result.created}, revision " in sections[0]
+    assert f"Measured {later.created}, revision {'f' * 12}." in sections[1]
+    assert "Measured" not in page(result).partition("<h2>Where")[0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ carries nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -23,7 +23,10 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 6, 52
 _LEGEND = 22
 #: Average width of one in the font that is used, a little generous.
 _CHARACTER = 7.8
+#: Height of a line of it.
+_LINE = 15.0
 _BOLD = ' font-weight="bold"'
+_COLOURS = 6
 _MARKS = "circle", "square", "diamond", "triangle", "cross", "plus"
 
 
@@ -39,11 +42,12 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A curve, or the bars of one colour."""
+    """A curve, or the bars of one colour. place: in the row of colours and marks, None: as in its chart's."""
 
     name: str
     dots: Sequence[Dot]
     marks: bool = True
+    place: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +110,18 @@ def _extent(values: Iterable[float], log: bool, zero: bool) -> list[float]:
     return ticks(min([*found, 0.0]) if zero and not log else min(found), max(found), log)
 
 
-def _mark(kind: int, x: float, y: float) -> str:
-    match _MARKS[kind % len(_MARKS)]:
+def _places(series: Sequence[Series]) -> Iterator[tuple[int, Series]]:
+    for i, s in enumerate(series):
+        yield i if s.place is None else s.place, s
+
+
+def _class(place: int) -> str:
+    return f"s{place % _COLOURS}"
+
+
+def _mark(place: int, x: float, y: float) -> str:
+    """Another one for those that are of one colour."""
+    match _MARKS[(place + place // _COLOURS) % len(_MARKS)]:
         case "circle":
             return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
         case "square":
@@ -134,12 +148,13 @@ def _legend(series: Sequence[Series]) -> tuple[list[str], float]:
     """The names, in rows; and how high they are."""
     out: list[str] = []
     x, row = float(_LEFT), 0
-    for i, s in enumerate(series):
+    for place, s in _places(series):
         width = 28 + _CHARACTER * len(s.name)
         if x + width > _WIDTH - _RIGHT and x > _LEFT:
             x, row = float(_LEFT), row + 1
         y = _TOP + _LEGEND * (row + 0.5)
-        out.append(f'<g class="s{i % 6}">{_mark(i, x + 6, y)}</g>{_text(x + 16, y + 4, s.name, "start")}')
+        mark = f'<g class="{_class(place)}">{_mark(place, x + 6, y)}</g>'
+        out.append(f"{mark}{_text(x + 16, y + 4, s.name, 'start')}")
         x += width
     return out, float(_LEGEND * (row + 1))
 
@@ -158,7 +173,7 @@ def _grid(x_axis: _Axis | None, y_axis: _Axis, top: float) -> list[str]:
     return out
 
 
-def _curve(i: int, s: Series, x_axis: _Axis, y_axis: _Axis) -> str:
+def _curve(place: int, s: Series, x_axis: _Axis, y_axis: _Axis) -> str:
     dots = sorted((d for d in s.dots if math.isfinite(d.y)), key=lambda d: float(d.x))
     if y_axis.log:
         dots = [d for d in dots if d.y > 0]
@@ -171,11 +186,11 @@ def _curve(i: int, s: Series, x_axis: _Axis, y_axis: _Axis) -> str:
         ""
         if not s.marks
         else "".join(
-            f"<g>{_tip(f'{s.name}: {engineering(float(d.x))}, {engineering(d.y)}')}{_mark(i, x, y)}</g>"
+            f"<g>{_tip(f'{s.name}: {engineering(float(d.x))}, {engineering(d.y)}')}{_mark(place, x, y)}</g>"
             for d, (x, y) in zip(dots, spots, strict=True)
         )
     )
-    return f'<g class="s{i % 6}">{band}<polyline points="{line}"/>{marks}</g>'
+    return f'<g class="{_class(place)}">{band}<polyline points="{line}"/>{marks}</g>'
 
 
 def _lines(chart: Chart, top: float) -> list[str]:
@@ -185,29 +200,34 @@ def _lines(chart: Chart, top: float) -> list[str]:
     )
     ys = _extent([v for d in dots for v in (d.y, d.low, d.high)], chart.log_y, True)
     y_axis = _Axis(ys, _HEIGHT - _BOTTOM, top, chart.log_y)
-    curves = [_curve(i, s, x_axis, y_axis) for i, s in enumerate(chart.series)]
+    curves = [_curve(place, s, x_axis, y_axis) for place, s in _places(chart.series)]
     # The first one is what the chart is about: on top.
     return [*_grid(x_axis, y_axis, top), *reversed(curves)]
 
 
 def _bars(chart: Chart, top: float) -> list[str]:
-    dots = [d for s in chart.series for d in s.dots]
+    dots = [d for s in chart.series for d in s.dots if math.isfinite(d.y)]
     groups = list(dict.fromkeys(d.x for d in dots))
-    ys = _extent([v for d in dots for v in (d.y, d.high)], chart.log_y, True)
-    y_axis = _Axis(ys, _HEIGHT - _BOTTOM, top, chart.log_y)
-    out = _grid(None, y_axis, top)
     room = (_WIDTH - _LEFT - _RIGHT) / max(1, len(groups))
     width = min(60.0, room * 0.8 / max(1, len(chart.series)))
+    longest = _CHARACTER * max((len(engineering(d.y)) for d in dots), default=0)
+    upright = longest > width
+    ys = _extent([v for d in dots for v in (d.y, d.high)], chart.log_y, True)
+    y_axis = _Axis(ys, _HEIGHT - _BOTTOM, top + (longest if upright else 0), chart.log_y)
+    out = _grid(None, y_axis, top)
     for g, group in enumerate(groups):
         middle = _LEFT + room * (g + 0.5)
         name = group if isinstance(group, str) else engineering(group)
         for line, text in enumerate(_wrapped(name, room)):
-            out.append(_text(middle, _HEIGHT - _BOTTOM + 16 + 15 * line, text))
-        for i, s in enumerate(chart.series):
+            out.append(_text(middle, _HEIGHT - _BOTTOM + 15 + 14 * line, text))
+        for i, (place, s) in enumerate(_places(chart.series)):
             x = middle + width * (i - len(chart.series) / 2)
-            out += [
-                _bar(i, s.name, d, x, width, y_axis) for d in s.dots if d.x == group and math.isfinite(d.y)
-            ]
+            for d in s.dots:
+                if d.x == group and math.isfinite(d.y):
+                    out += [
+                        _bar(place, s.name, d, x, width, y_axis),
+                        _value(d, x + width / 2, width, upright, y_axis),
+                    ]
     return out
 
 
@@ -220,18 +240,25 @@ def _wrapped(name: str, room: float) -> list[str]:
     return [name[:at], name[at + 1 :]]
 
 
-def _bar(i: int, name: str, d: Dot, x: float, width: float, y_axis: _Axis) -> str:
-    """A bar, the spread on it, and above it its value, if that is not wider."""
+def _bar(place: int, name: str, d: Dot, x: float, width: float, y_axis: _Axis) -> str:
+    """A bar, and the spread on it."""
     y, low, high = y_axis.at(d.y), y_axis.at(d.low), y_axis.at(d.high)
     height = max(0.5, _HEIGHT - _BOTTOM - y)
-    value = engineering(d.y)
-    fits = _CHARACTER * len(value) <= width
     return (
-        f'<g class="s{i % 6}">{_tip(f"{name}: {value}")}'
+        f'<g class="{_class(place)}">{_tip(f"{name}: {engineering(d.y)}")}'
         f'<rect x="{x + 1:.1f}" y="{y:.1f}" width="{width - 2:.1f}" height="{height:.1f}"/></g>'
         f'<path class="whisker" d="M{x + width / 2:.1f} {low:.1f}V{high:.1f}"/>'
-        f"{_text(x + width / 2, min(y, high) - 4, value) if fits else ''}"
     )
+
+
+def _value(d: Dot, x: float, width: float, upright: bool, y_axis: _Axis) -> str:
+    """A bar's value above it; upright where one is wider than its bar, and nowhere if it is so even then."""
+    y = min(y_axis.at(d.y), y_axis.at(d.high)) - 4
+    if not upright:
+        return _text(x, y, engineering(d.y))
+    if width < _LINE:
+        return ""
+    return _text(x + 5, y, engineering(d.y), "start", f' transform="rotate(-90 {x + 5:.1f} {y:.1f})"')
 
 
 #: What the classes in the drawing mean; for a page, once, or for a drawing that stands alone.
@@ -269,7 +296,7 @@ def svg(chart: Chart) -> str:
     legend, used = _legend(chart.series)
     top = _TOP + used + 4
     body = [*legend, *(_bars(chart, top) if chart.bars else _lines(chart, top))]
-    body.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, chart.x_label))
+    body.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 5, chart.x_label))
     middle = (top + _HEIGHT - _BOTTOM) / 2
     body.append(_text(14, middle, chart.y_label, extra=f' transform="rotate(-90 14 {middle:.1f})"'))
     return (

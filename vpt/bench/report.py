@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html import escape
+from itertools import count, islice
 
 from vpt.bench.chart import STYLE, Chart, Dot, Series, svg
+from vpt.bench.costs import Kind
 from vpt.bench.numbers import engineering
 from vpt.bench.result import Metric, Plot, Point, Result, ScenarioResult
 from vpt.bench.stats import Summary
 
-__all__ = ["charts", "page"]
+__all__ = ["charts", "coloured", "page"]
 
 #: A table of more points than this is folded away.
 _MANY = 12
@@ -50,6 +53,36 @@ def charts(scenario: ScenarioResult) -> list[Chart]:
     return [chart for chart in drawn if any(s.dots for s in chart.series)]
 
 
+def coloured(drawn: Sequence[Chart]) -> list[Chart]:
+    """For each name one place in the row of colours, on all charts, and for others on one chart others.
+
+    What follows a policy's own word (`adaptive 50 us`) tells it from no other, unless a chart has both.
+    """
+    names = [[s.name for s in chart.series] for chart in drawn]
+    doubled = {n for on_one in names for n in on_one if sum(_policy(n) == _policy(o) for o in on_one) > 1}
+
+    def key(name: str) -> str:
+        return name if name in doubled else _policy(name)
+
+    neighbours: dict[str, set[str]] = {}
+    for on_one in names:
+        for name in on_one:
+            neighbours.setdefault(key(name), set()).update(map(key, on_one))
+    places: dict[str, int] = {}
+    for name, others in neighbours.items():
+        taken = {places[other] for other in others if other in places}
+        places[name] = next(place for place in count() if place not in taken)
+    return [
+        replace(chart, series=[replace(s, place=places[key(s.name)]) for s in chart.series])
+        for chart in drawn
+    ]
+
+
+def _policy(name: str) -> str:
+    word = name.partition(" ")[0].rstrip(",")
+    return word if word in set(Kind) else name
+
+
 def _chart(scenario: ScenarioResult, plot: Plot) -> Chart:
     points = [p for p in scenario.points if plot.where.items() <= p.params.items()]
     names = dict.fromkeys(v.name for p in points for v in p.variants)
@@ -60,7 +93,8 @@ def _chart(scenario: ScenarioResult, plot: Plot) -> Chart:
             series.append(Series(name, dots))
             continue
         for y in plot.y:
-            title = name if len(plot.y) == 1 else f"{name}, {y}"
+            metric = scenario.metric(y)
+            title = name if len(plot.y) == 1 else f"{name}, {(metric and metric.title) or y}"
             series.append(Series(title, [d for p in points if (d := _dot(p, name, plot.x, y))]))
     # Of one place along x there is no curve to draw, and no axis.
     one = plot.style == "line" and len({d.x for s in series for d in s.dots}) == 1
@@ -123,13 +157,13 @@ def _table(scenario: ScenarioResult) -> str:
     return f"<details><summary>All {len(scenario.points)} points</summary>{table}</details>"
 
 
-def _scenario(scenario: ScenarioResult) -> str:
-    plots = "".join(f"<figure><h3>{escape(c.title)}</h3>{svg(c)}</figure>" for c in charts(scenario))
+def _scenario(scenario: ScenarioResult, drawn: Iterable[Chart], where: str) -> str:
+    plots = "".join(f"<figure><h3>{escape(c.title)}</h3>{svg(c)}</figure>" for c in drawn)
     notes = "".join(f"<li>{escape(n)}</li>" for n in scenario.notes)
     provenance = _facts(scenario.provenance.items()) if scenario.provenance else ""
     against = f"× is against “{escape(scenario.reference)}”, pair by pair." if scenario.reference else ""
     return (
-        f"<section><h2>{escape(scenario.name)}</h2><p>{escape(scenario.title)}.</p>{provenance}"
+        f"<section><h2>{escape(scenario.name)}</h2><p>{escape(scenario.title)}.{where}</p>{provenance}"
         f'<div class="plots">{plots}</div>{f"<ul>{notes}</ul>" if notes else ""}{_table(scenario)}'
         "<p><small>Medians; ± is half of what the middle half of the samples covers. "
         f"{against}</small></p></section>"
@@ -140,13 +174,16 @@ def _facts(facts: Iterable[tuple[str, object]]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts) + "</dl>"
 
 
+def _revision(result: Result) -> str:
+    commit = str(result.revision.get("commit") or "unknown")[:12]
+    return commit + (" (modified)" if result.revision.get("modified") else "")
+
+
 def _made(result: Result) -> str:
     """Where and with what one result was measured."""
-    commit = str(result.revision.get("commit") or "unknown")[:12]
-    modified = " (modified)" if result.revision.get("modified") else ""
     facts = [
         ("measured", result.created),
-        ("revision", commit + modified),
+        ("revision", _revision(result)),
         *result.machine.items(),
         *result.versions.items(),
         *result.settings.items(),
@@ -156,9 +193,19 @@ def _made(result: Result) -> str:
     return f"<h3>{escape(names)}</h3>{_facts(facts)}"
 
 
+def _told_apart(result: Result) -> str:
+    """Which of several results a section is of."""
+    return escape(f" Measured {result.created}, revision {_revision(result)}.")
+
+
 def page(*results: Result) -> str:
     """The whole page, of one result or several below each other."""
-    body = "".join(_scenario(s) for result in results for s in result.scenarios)
+    drawn = [(result, s, charts(s)) for result in results for s in result.scenarios]
+    left = iter(coloured([chart for _, _, of_one in drawn for chart in of_one]))
+    body = "".join(
+        _scenario(s, islice(left, len(of_one)), _told_apart(result) if len(results) > 1 else "")
+        for result, s, of_one in drawn
+    )
     made = "".join(_made(result) for result in results)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
