@@ -131,7 +131,8 @@ def test_damaged_metadata_is_told_in_a_sentence(
     assert damaged != xml
     done = run(hooks, "prepare", damaged)
     assert done.returncode == 1
-    assert done.stderr == f"vpt: the metadata of d1 is damaged: {says}; mend it: virsh edit d1\n"
+    uri = "qemu:///session" if os.geteuid() else "qemu:///system"
+    assert done.stderr == f"vpt: the metadata of d1 is damaged: {says}; mend it: virsh -c {uri} edit d1\n"
     assert run(hooks, "release", damaged).returncode == 0
     with pytest.raises(UsageError, match="metadata is damaged") as caught:
         plugs_in(damaged)

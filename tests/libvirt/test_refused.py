@@ -194,9 +194,9 @@ def attach(vm: str, *more: str, switch: str = "sw0") -> tuple[str, ...]:
 PASSTHROUGH = ("--kind", "passthrough")
 CASES = {
     "no such domain": Case(attach("nosuch"), 1, "no domain 'nosuch'", "list --all"),
-    "a paused domain": Case(attach("left"), 1, "left is paused", "virsh resume left", paused),
+    "a paused domain": Case(attach("left"), 1, "left is paused", "resume left", paused),
     "a domain that does not run, live": Case(
-        attach("stopped", "--live"), 1, "stopped does not run", "virsh start stopped", stopped
+        attach("stopped", "--live"), 1, "stopped does not run", "start stopped", stopped
     ),
     "memory that is not shared": Case(attach("private"), 1, "memory is not shared", "--config", private),
     "a configuration that QEMU would crash with": Case(
@@ -206,7 +206,7 @@ CASES = {
         attach("left", "--pairs", "2"), 1, "with several queue pairs", "one queue pair", old_qemu
     ),
     "a domain that ends meanwhile": Case(
-        attach("brief"), 1, "domain is not running", "virsh domstate", ends_meanwhile
+        attach("brief"), 1, "domain is not running", "domstate --reason brief", ends_meanwhile
     ),
     "a file at the socket's path": Case(
         attach("left"), 1, "exists and is not a socket", "another name for the port", taken_by_a_file
@@ -307,13 +307,13 @@ def test_a_domain_undefined_meanwhile_does_not_come_back(scene: Scene) -> None:
 
     scene.patch.setattr(rules, "validate", undefine)
     code, _, err = scene.vpt(*attach("brief"))
-    assert (code, "brief went away" in err, "virsh list" in err) == (1, True, True), err
+    assert (code, "brief went away" in err, "list --all" in err) == (1, True, True), err
     del before["domains"]["brief"]  # type: ignore[attr-defined]
     assert scene.state() == before
 
 
 DENIED = {
-    "vptd": (attach("left"), "no permission to use", "sudo"),
+    "vptd": (attach("left"), "no permission to use", "run as root"),
     "libvirt": (attach("left", "--connect", "{uri}"), "no permission to use libvirt", "group libvirt"),
     "a QMP socket": (attach("{folder}/vm.qmp"), "no permission", "root"),
 }

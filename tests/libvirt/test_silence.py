@@ -19,6 +19,7 @@ from support.waiting import PATIENCE_S, until
 from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
 from vpt.doctor import _libvirt as doctor
+from vpt.hints import virsh
 from vpt.libvirt_plugin import _answers, rules
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(240), pytest.mark.needs(*NEEDS, "libvirtd", "unshare")]
@@ -113,8 +114,8 @@ def test_a_qemu_that_does_not_answer_libvirt_is_named_and_its_ports_stay_for_it(
             True,
             True,
         )
-        undo = "virsh detach-device-alias stuck ua-vpt-p2 --live; vpt port del p2"
-        assert undo in err.partition("hint:")[2]
+        undo = virsh(libvirtd.uri, "detach-device-alias", "stuck", "ua-vpt-p2", "--live")
+        assert f"{undo}; vpt port del p2" in err.partition("hint:")[2]
         code, _, err = vpt("detach", "stuck", "p1", uri=libvirtd.uri)
         assert (code, "QEMU did not answer libvirt within 2 s" in err, "kill -CONT" in err) == (1, True, True)
         assert [port["name"] for port in vptd.call("port.list")["ports"]] == ["p1", "p2"]

@@ -125,7 +125,7 @@ def _connect_error(path: str, error: OSError) -> VptError:
         return not_running(os.path.dirname(path), f"nothing listens on {path}")
     if isinstance(error, PermissionError):
         return MissingError(
-            f"no permission to use {path}", hint="use sudo, or join the group that ls -l shows"
+            f"no permission to use {path}", hint="run as root, or join the group that ls -l shows"
         )
     return DaemonError(f"can't connect to {path}: {error.strerror or error}", hint=_log_hint(path))
 

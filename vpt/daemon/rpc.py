@@ -234,7 +234,9 @@ class RpcServer:
             if self._strangers.admit() is not None:
                 self._log.warning("refused a control connection pid=%d uid=%d", peer.pid, peer.uid)
             return _refuse(
-                f"user {peer.uid} may not control this vptd", "use sudo, or join the socket's group", "denied"
+                f"user {peer.uid} may not control this vptd",
+                "run as root, or join the socket's group",
+                "denied",
             )
         if len(self._clients) >= _MAX_CLIENTS:
             return _refuse(

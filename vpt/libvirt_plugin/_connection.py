@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from vpt.daemon.owners import of_domain
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
+from vpt.hints import virsh
 from vpt.libvirt_plugin._answers import close, open_within
 
 __all__ = [
@@ -139,9 +140,9 @@ def find_domain(connection: Any, name: str) -> Any:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             raise NotFoundError(
                 f"libvirt has no domain {name!r}",
-                hint=f"virsh -c {connection.getURI()} list --all; a QMP socket is named with its folder",
+                hint=f"{virsh(connection.getURI(), 'list', '--all')}; a QMP socket is named with its folder",
             ) from None
-        raise translate(error, name, "look it up") from error
+        raise translate(error, name, "look it up", connection.getURI()) from error
 
 
 def which(connection: Any) -> str:
@@ -199,13 +200,13 @@ def owner_of(connection: Any, domain: Any) -> str:
     return of_domain(which(connection), domain.UUIDString())
 
 
-def translate(error: Exception, name: str, what: str) -> VptError:
-    """The exception for what libvirt refused. `what` is in words what was tried."""
+def translate(error: Exception, name: str, what: str, uri: str | None) -> VptError:
+    """The exception for what the libvirt of that URI refused. `what` is in words what was tried."""
     libvirt = binding()
     code = error.get_error_code() if isinstance(error, libvirt.libvirtError) else None
     text = str(error)
     if code == libvirt.VIR_ERR_NO_DOMAIN:
-        return ConflictError(f"{name} went away before vpt could {what}", hint="virsh list --all")
+        return ConflictError(f"{name} went away before vpt could {what}", hint=virsh(uri, "list", "--all"))
     if code in (libvirt.VIR_ERR_OPERATION_DENIED, libvirt.VIR_ERR_ACCESS_DENIED):
         return MissingError(f"libvirt does not let you {what}: {text}", hint="run as root")
     if "Permission denied" in text:
@@ -222,4 +223,6 @@ def translate(error: Exception, name: str, what: str) -> VptError:
         return ConflictError(
             f"{name} has no PCI slot left", hint="attach with --config, and restart the domain"
         )
-    return GuestError(f"libvirt could not {what} ({name}): {text}", hint=f"virsh domstate --reason {name}")
+    return GuestError(
+        f"libvirt could not {what} ({name}): {text}", hint=virsh(uri, "domstate", "--reason", name)
+    )

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from vpt.errors import ConflictError, GuestError
+from vpt.hints import virsh
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._answers import SilentVmError, asked, within
 from vpt.libvirt_plugin._connection import binding, find_domain, owner_of, translate
@@ -42,16 +43,20 @@ class Target:
         """What ports made for it are marked with in vptd."""
         return owner_of(self.connection, self.domain)
 
+    def virsh(self, command: str, *more: str) -> str:
+        """For a hint: what to type to have that done to it. more: what follows its name."""
+        return virsh(self.connection.getURI(), command, self.name, *more)
+
     @contextmanager
     def asking(self, what: str) -> Iterator[None]:
         try:
             yield
         except self.lib.libvirtError as error:
-            raise translate(error, self.name, what) from error
+            raise translate(error, self.name, what, self.connection.getURI()) from error
         except SilentVmError as error:
             raise SilentVmError(
                 f"{error}, which was to {what} ({self.name})",
-                hint=f"see what holds it: virsh domcontrol {self.name}; one that was stopped: kill -CONT PID",
+                hint=f"see what holds it: {self.virsh('domcontrol')}; one that was stopped: kill -CONT PID",
             ) from None
 
     def live_xml(self) -> str:
@@ -72,20 +77,21 @@ class Target:
         with self.asking("change its configuration"):
             # One that somebody has undefined meanwhile must not come back.
             if not self.domain.isPersistent():
-                raise ConflictError(f"{self.name} has been undefined meanwhile", hint="virsh list --all")
+                hint = virsh(self.connection.getURI(), "list", "--all")
+                raise ConflictError(f"{self.name} has been undefined meanwhile", hint=hint)
             self.connection.defineXML(xml)
 
     def require_live(self) -> None:
         if not self.active:
             raise ConflictError(
                 f"{self.name} does not run",
-                hint=f"virsh start {self.name}; or change its configuration: --config",
+                hint=f"{self.virsh('start')}; or change its configuration: --config",
             )
         if self.state != self.lib.VIR_DOMAIN_RUNNING:
             # It could take a new device now, but never let one go.
             raise ConflictError(
                 f"{self.name} is paused, and only a running guest takes or lets go of a device",
-                hint=f"virsh resume {self.name}",
+                hint=self.virsh("resume"),
             )
 
     def has_ended(self) -> bool:
@@ -114,7 +120,7 @@ class Target:
             if not changed(lambda: rules.alias_in(self.live_xml(), plug.name)):
                 raise GuestError(
                     f"libvirt says that {plug.name} is attached, and {self.name} does not have it",
-                    hint=f"virsh dumpxml {self.name}",
+                    hint=self.virsh("dumpxml"),
                 )
         others = [other for other in plugs_in(before) if other.name != plug.name]
         self.note_live([*others, plug], spent=rules.is_spent(before))

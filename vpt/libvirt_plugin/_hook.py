@@ -61,7 +61,7 @@ def settings_in(name: str, element: ElementTree.Element) -> dict[str, Any]:
         port = found.get("name", "?")
         raise HookError(
             f"the metadata of {name} is damaged: vpt port {port} has {', '.join(wrong)};"
-            f" mend it: virsh edit {name}"
+            f" mend it: virsh -c qemu:///{'session' if os.geteuid() else 'system'} edit {name}"
         )
     return found | {key: int(value) for key, value in numbers.items()}
 

@@ -258,7 +258,7 @@ def _attach(connection: Any, vptd: Client, request: Request) -> Attached:
             undo.callback(_quietly, lambda: target.define(plan.before))
             if plug not in rules.plugged_in(target.config_xml()):
                 raise GuestError(
-                    f"libvirt did not keep {plug.name} in {target.name}", hint=f"virsh dumpxml {target.name}"
+                    f"libvirt did not keep {plug.name} in {target.name}", hint=target.virsh("dumpxml")
                 )
         if plan.live:
             before = plugs_in(target.live_xml())
@@ -278,7 +278,8 @@ def _left_in(plan: _Plan, why: str) -> SilentVmError:
     again = f"vpt detach {vm} {port}"
     if not plan.config:
         # Nothing else knows of the device yet.
-        again = f"virsh detach-device-alias {vm} {alias_of(port)} --live; vpt port del {port}"
+        device = plan.target.virsh("detach-device-alias", alias_of(port), "--live")
+        again = f"{device}; vpt port del {port}"
     return SilentVmError(
         f"{why}; the port {port} stays, for {vm} may get it yet",
         hint=f"once QEMU goes on (kill -CONT PID, if it was stopped), take it out again: {again}",

@@ -122,7 +122,7 @@ class Watch:
                         self._look_after(connection, once)
                 except lib.libvirtError as error:
                     if once:
-                        raise translate(error, "libvirt", "look at its domains") from error
+                        raise translate(error, "libvirt", "look at its domains", self._uri) from error
                     self._complain(f"libvirt is gone: {error}")
                 except VptError as error:
                     if once or not (error.code == NO_LIBVIRT or isinstance(error, TimeoutExpired)):

@@ -10,6 +10,7 @@ from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from vpt.errors import ConflictError, GuestError, NotFoundError
+from vpt.hints import virsh
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import binding, find_domain, open_libvirt, translate
 from vpt.libvirt_plugin.metadata import Plug
@@ -109,7 +110,7 @@ def _asking(record: Record, what: str) -> Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as error:
-        raise translate(error, record.name, what) from error
+        raise translate(error, record.name, what, record.config.connect) from error
 
 
 def start(record: Record, machine: Machine, ports: list[Port], folder: Folder) -> None:
@@ -161,7 +162,8 @@ def stop(record: Record, folder: Folder, *, grace_s: float) -> None:
         if domain.isActive():
             domain.destroy()
         if domain.isActive():
-            raise GuestError(f"libvirt did not stop {record.name}", hint=f"virsh domstate {record.name}")
+            hint = virsh(record.config.connect, "domstate", record.name)
+            raise GuestError(f"libvirt did not stop {record.name}", hint=hint)
 
 
 def remove(record: Record, folder: Folder) -> None:

@@ -94,14 +94,14 @@ class _Search:
                 # One that runs has what another one's configuration may name as well.
                 domains = sorted(connection.listAllDomains(), key=lambda one: not one.isActive())
             except lib.libvirtError as error:
-                raise translate(error, "libvirt", "look at its domains") from error
+                raise translate(error, "libvirt", "look at its domains", uri) from error
             for domain in domains:
                 try:
                     self._look_at(connection, domain, libvirt, uri)
                 except lib.libvirtError as error:
                     # One that has gone meanwhile has no ports.
                     if error.get_error_code() != lib.VIR_ERR_NO_DOMAIN:
-                        raise translate(error, "a domain", "look at it") from error
+                        raise translate(error, domain.name(), "look at it", uri) from error
 
     def _look_at(self, connection: Any, domain: Any, libvirt: str, uri: str) -> None:
         name = domain.name()

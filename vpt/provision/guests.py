@@ -16,6 +16,7 @@ from vpt.daemon.client import Client
 from vpt.daemon.models import PortConfig
 from vpt.daemon.runtime import RuntimePaths
 from vpt.errors import ConflictError, ExistsError, MissingError, NotFoundError, VptError
+from vpt.hints import virsh
 from vpt.libvirt_plugin.attach import free_name, random_mac
 from vpt.provision import _attached, _domain, _qemu, ready
 from vpt.provision._found import found_domains
@@ -57,6 +58,14 @@ def boot_time_limit(record: Record) -> float:
 
 def _quiet(_text: str) -> None:
     pass
+
+
+def _not_ours(config: VmConfig, verb: str) -> ConflictError:
+    """verb: virsh's, for what was to be done."""
+    assert config.domain is not None
+    return ConflictError(
+        f"{config.name} is a domain that libvirt looks after", hint=virsh(config.connect, verb, config.domain)
+    )
 
 
 class Guests:
@@ -202,9 +211,7 @@ class Guests:
         with self.store.changing():
             record = self.store.load(name)
             if record.config.domain is not None:
-                raise ConflictError(
-                    f"{name} is a domain that libvirt looks after", hint=f"virsh start {record.config.domain}"
-                )
+                raise _not_ours(record.config, "start")
             if self._is_running(record):
                 return record
             with self._vptd(needed=bool(record.config.ports)) as vptd:
@@ -266,9 +273,7 @@ class Guests:
         """Shut it down. False if it did not run. grace_s: as long as it may take; then the plug is pulled."""
         record = self.store.load(name)
         if record.config.domain is not None:
-            raise ConflictError(
-                f"{name} is a domain that libvirt looks after", hint=f"virsh shutdown {record.config.domain}"
-            )
+            raise _not_ours(record.config, "shutdown")
         if not self._is_running(record):
             return False
         # The tiny guest runs from memory, and has nobody who would hear a power button.

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from contextlib import ExitStack
 from typing import Any
 from xml.etree import ElementTree
@@ -12,6 +11,7 @@ from xml.etree import ElementTree
 from vpt.errors import GuestError, MissingError, NotFoundError, TimeoutExpired
 from vpt.exits.meter import COUNTERS
 from vpt.exits.sources.base import Source, Units
+from vpt.hints import virsh
 from vpt.libvirt_plugin._answers import SilentVmError, bare, within
 from vpt.libvirt_plugin._connection import binding, open_libvirt
 from vpt.qemu import domain_pid
@@ -35,7 +35,7 @@ class Domain:
         self.name = name
         # Why libvirt can't say how the domain is, since it can't: what comes after a silence says less.
         self._unsaid: Exception | None = None
-        self._virsh = f"virsh -c {shlex.quote(uri)}" if uri else "virsh"
+        self._uri = uri
         with ExitStack() as stack:
             # The embedded driver has no read-only connections.
             read_only = uri is None or "/embed" not in uri
@@ -51,19 +51,22 @@ class Domain:
         except self._lib.libvirtError as exc:
             raise NotFoundError(
                 f"libvirt has no VM {name!r}: {exc}",
-                hint=f"{self._virsh} list --all; a QMP socket is named with its folder",
+                hint=f"{self._virsh('list', '--all')}; a QMP socket is named with its folder",
             ) from exc
         if not active:
-            raise NotFoundError(f"the VM {name!r} is not running", hint=f"{self._virsh} start {name}")
+            raise NotFoundError(f"the VM {name!r} is not running", hint=self._virsh("start", name))
         # A transient domain that ends is gone from libvirt altogether, and can't be started there.
-        again = f"{self._virsh} start {name}"
+        again = self._virsh("start", name)
         if not persistent:
-            again = f"it was transient: {self._virsh} create XMLFILE"
+            again = f"it was transient: {self._virsh('create', 'XMLFILE')}"
         self.again = f"{again}; measure again while it runs"
-        self.resume = f"{self._virsh} resume {name}"
+        self.resume = self._virsh("resume", name)
         self.type = tree.get("type", "")
         self.uuid = tree.findtext("uuid", "")
         self.pid = domain_pid(self.uuid, name)
+
+    def _virsh(self, *words: str) -> str:
+        return virsh(self._uri, *words)
 
     def stats(self) -> dict[str, Any]:
         """The vCPU group of the domain's statistics. GuestError: the domain ended, or libvirt has none."""
@@ -102,7 +105,7 @@ class Domain:
             raise self._no_word(f"libvirt does not say whether {self.name} still runs", self._unsaid)
 
     def _no_word(self, what: str, why: Exception | None) -> GuestError:
-        hint = getattr(why, "hint", None) or f"{self._virsh} domstate {self.name}"
+        hint = getattr(why, "hint", None) or self._virsh("domstate", self.name)
         return GuestError(f"{what}: {why}", hint=hint)
 
     def _ended(self) -> GuestError:
