@@ -119,7 +119,10 @@ def held(libvirtd: Libvirtd, vptd: Vptd) -> Iterator[DomainGuest]:
         yield guest
     finally:
         libvirtd.libvirt.remove(guest)
-        hook.install(libvirtd.hooks)
+        if hook.install(libvirtd.hooks):
+            # One of these tests has started it while there was none, and it looks for hooks then only.
+            libvirtd.stop()
+            libvirtd.start()
 
 
 def attach(libvirtd: Libvirtd, vptd: Vptd, name: str, *options: str) -> str:
