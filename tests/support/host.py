@@ -16,11 +16,11 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from support.leaks import open_things
 from support.waiting import until
+from vpt.closing import Closing
 from vpt.daemon.ratelimit import PortLog
 from vpt.daemon.sockets import PeerCredentials
 from vpt.daemon.transports.base import Settings
@@ -96,7 +96,7 @@ class VhostPort:
         return self.host.counters(self.port)
 
 
-class Host:
+class Host(Closing):
     """One engine and one switch. workers: how many threads move packets."""
 
     def __init__(self, directory: Path, *, workers: int = 1) -> None:
@@ -111,14 +111,6 @@ class Host:
         self.switch: Switch = self.call(lambda: self.engine.add_switch("sw0"))
         self.stats = StatsReader(self.engine.stats_fd)
         self._loop.call_soon_threadsafe(self._loop.add_reader, self.engine.event_fd, self._on_events)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the loop's thread."""

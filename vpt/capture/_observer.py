@@ -12,10 +12,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from vpt.capture._pcapng import interface_description, interface_statistics, section_header
+from vpt.closing import Closing
 from vpt.daemon.captures import GREETING
 from vpt.daemon.client import Client
 from vpt.daemon.sockets import connect_unix
@@ -29,7 +29,7 @@ _CONNECT_S = 5.0
 _LOOK_MS = 10
 
 
-class Observer:
+class Observer(Closing):
     """A capture of a port or of all ports of a switch, those to come included. Begins at once.
 
     target: name of a port or switch; buffer: bytes for each worker of vptd, a power of two; snaplen: bytes
@@ -66,14 +66,6 @@ class Observer:
             self._reader = undo.enter_context(_receive(self._conn))
             self._undo = undo.pop_all()
         self._described = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Hang up, which ends the capture. Harmless the second time."""

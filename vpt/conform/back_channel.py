@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import select
 import socket
-from types import TracebackType
-from typing import Self
 
+from vpt.closing import Closing
 from vpt.conform.front_end import TIMEOUT_S, FrontEnd
 from vpt.vhost_user import BACKEND_SPECS, U64, Decoder, Message, Request, encode, receive
 
 
-class BackChannel:
+class BackChannel(Closing):
     """Made with SET_BACKEND_REQ_FD. Requests are answered when asked for, or never, as a test likes it."""
 
     def __init__(self, fe: FrontEnd) -> None:
@@ -21,14 +20,6 @@ class BackChannel:
         self._decoder = Decoder(BACKEND_SPECS)
         with theirs:
             fe.do(Request.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Hang up."""

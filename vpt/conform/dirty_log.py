@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import mmap
 import os
-from types import TracebackType
-from typing import Self
 
+from vpt.closing import Closing
 from vpt.conform.front_end import FrontEnd
 from vpt.vhost_user import U64, Log, Request, VirtioFeature, VringAddr
 
 LOG_PAGE = 4096
 
 
-class DirtyLog:
+class DirtyLog(Closing):
     """A bit per 4 KiB page of guest-physical address space, in a memfd; `offset` bytes into it."""
 
     def __init__(self, end: int, *, offset: int = 0) -> None:
@@ -24,14 +23,6 @@ class DirtyLog:
         self.fd = os.memfd_create("log", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, offset + self.size)
         self._map = mmap.mmap(self.fd, offset + self.size)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Unmap and close."""

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
+from vpt.closing import Closing
 from vpt.conform.guest_memory import GuestMemory, GuestRegion
 from vpt.conform.packed_queue import PackedQueue
 from vpt.conform.split_queue import Buffer, SplitQueue, pieces
@@ -107,7 +107,7 @@ class _Pair:
     rx_pending: list[bytes] = field(default_factory=list)
 
 
-class FrontEnd:
+class FrontEnd(Closing):
     """One connection to a back-end.
 
     features are cut down to what is offered, unless exact. buffer_size: bytes of each receive and transmit
@@ -148,14 +148,6 @@ class FrontEnd:
         self._decoder = Decoder(replies=True)
         self._inbox: list[Message] = []
         self.protocol = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def set_timeout(self, timeout_s: float) -> None:
         """How long to wait for anything from now on."""

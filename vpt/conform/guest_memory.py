@@ -8,9 +8,8 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
+from vpt.closing import Closing
 from vpt.vhost_user import Region
 
 PAGE = 4096
@@ -83,21 +82,13 @@ class GuestRegion:
         return self._words[self.index(gpa) // 4]
 
 
-class GuestMemory:
+class GuestMemory(Closing):
     """All of a guest's memory, with a bump allocator over its first region."""
 
     def __init__(self, spans: Sequence[Span] = (Span(GPA_BASE, 16 * MIB),)) -> None:
         self.regions = [GuestRegion(span) for span in spans]
         self._guarded = spans[0].guard > 0
         self._next = spans[0].gpa
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free all regions."""

@@ -15,9 +15,9 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from vpt.closing import Closing
 from vpt.daemon.runtime import not_running
 from vpt.daemon.sockets import connect_unix, unix_path
 from vpt.errors import DaemonError, MissingError, TimeoutExpired, VptError, from_wire
@@ -25,7 +25,7 @@ from vpt.errors import DaemonError, MissingError, TimeoutExpired, VptError, from
 __all__ = ["Client"]
 
 
-class Client:
+class Client(Closing):
     """A connection to a vptd.
 
     Not for several threads at a time. timeout: seconds that one answer may take.
@@ -46,14 +46,6 @@ class Client:
             sock.close()
             raise _connect_error(self._path, error) from None
         return sock
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def fileno(self) -> int:
         """For poll(): readable between calls means that vptd has hung up."""

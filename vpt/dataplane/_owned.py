@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
+from vpt.closing import Closing
 from vpt.errors import ConflictError
 
 
-class Owned:
+class Owned(Closing):
     """An object of C's that close() frees; used after that, it raises ConflictError. A context manager.
 
     A subclass names it (_WHAT), says what frees it (_FREE), and calls _own() once it is open.
@@ -23,14 +23,6 @@ class Owned:
 
     def _own(self, handle: Any) -> None:
         self._h = handle
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not self.closed:

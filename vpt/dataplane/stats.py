@@ -12,9 +12,9 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from vpt.closing import Closing
 from vpt.dataplane._native import ffi, lib, text
 from vpt.dataplane._types import Kind
 from vpt.errors import ConflictError, ProtocolError
@@ -73,7 +73,7 @@ class Snapshot:
         return self.by_port().get(port_id, Counter())
 
 
-class StatsReader:
+class StatsReader(Closing):
     """A read-only view of a stats file, by path or by file descriptor (which stays the caller's)."""
 
     def __init__(self, source: int | str | Path) -> None:
@@ -105,14 +105,6 @@ class StatsReader:
             raise _not_stats("no magic")
         if s.version != lib.VPT_STATS_VERSION or s.size != ffi.sizeof("struct vpt_stats"):
             raise _not_stats(f"version {s.version}, {s.size} bytes")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Unmap. Harmless the second time."""

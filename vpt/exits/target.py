@@ -7,9 +7,9 @@ import itertools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from vpt.closing import Closing
 from vpt.errors import GuestError, MissingError, NotFoundError, UsageError
 from vpt.exits.model import Tier
 from vpt.exits.tier import kvm_tier, read_host_evidence
@@ -35,7 +35,7 @@ _RUNNING = {"running", "inmigrate"}
 
 
 @dataclass(slots=True)
-class Vm:
+class Vm(Closing):
     """A VM that is there, with the handles through which it can be asked. Close it."""
 
     name: str
@@ -58,14 +58,6 @@ class Vm:
             self.qmp.close()
         if self.domain:
             self.domain.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_vm(name: str, connect: str | None = None) -> Vm:

@@ -20,6 +20,7 @@ from typing import Any
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
+from vpt.closing import Closing
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError
 from vpt.processor import patience
 
@@ -72,7 +73,7 @@ class QmpMuteError(ConflictError):
     pid: int | None = None
 
 
-class QmpSession:
+class QmpSession(Closing):
     """One client of a QMP socket, which serves one at a time. Close it, or use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
@@ -164,12 +165,6 @@ class QmpSession:
             pass
         finally:
             self._runner.close()
-
-    def __enter__(self) -> QmpSession:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 @contextmanager

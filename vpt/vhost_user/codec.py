@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vpt.closing import Closing
 from vpt.vhost_user.messages import (
     HEADER,
     MAX_FDS,
@@ -49,7 +50,7 @@ def close_fds(fds: Iterable[int]) -> None:
 
 
 @dataclass(slots=True)
-class Message:
+class Message(Closing):
     """One message and the descriptors that came with it. As a context manager, closes those nobody took."""
 
     request: int
@@ -82,12 +83,6 @@ class Message:
         fds, self.fds = self.fds, []
         self.discard(fds)
 
-    def __enter__(self) -> Message:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
 
 def encode(
     request: int, payload: Payload | None = None, *, reply: bool = False, need_reply: bool = False
@@ -98,7 +93,7 @@ def encode(
     return HEADER.pack(request, flags, len(body)) + body
 
 
-class Decoder:
+class Decoder(Closing):
     """Incremental decoder of one direction of one connection.
 
     specs: the table of the side that asks, the front-end's by default. replies: decode what is answered
@@ -120,12 +115,6 @@ class Decoder:
         self._head: tuple[int, int, int] | None = None
         self._buffer = bytearray()
         self._fds: list[int] = []
-
-    def __enter__(self) -> Decoder:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     @property
     def want(self) -> int:

@@ -21,9 +21,9 @@ import select
 import socket
 import struct
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from vpt.closing import Closing
 from vpt.daemon.aio import receive_data, send
 from vpt.daemon.sockets import MAX_FDS, close_fds, connect_unix, unix_path
 from vpt.daemon.transports.peer import Bundle, PeerServer
@@ -96,20 +96,12 @@ def receive_bundle(conn: socket.socket) -> Bundle:
         raise
 
 
-class AppLink:
+class AppLink(Closing):
     """An app port in use: `app` moves packets, the connection claims the port until close()."""
 
     def __init__(self, app: App, conn: socket.socket) -> None:
         self.app = app
         self._conn = conn
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def hung_up(self) -> bool:
         """Has the port gone away, or vptd? Does not block."""

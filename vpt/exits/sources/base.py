@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar
 
+from vpt.closing import Closing
 from vpt.exits.model import Quantity
 
 __all__ = ["Source", "Units"]
@@ -15,7 +15,7 @@ Units = dict[str, dict[str, int]]
 """Unit ("vcpu0", "vm", "serial", a port) -> counter -> value since the VM started."""
 
 
-class Source(ABC):
+class Source(Closing, ABC):
     """Counters of one VM by one way. Made open; close it.
 
     A constructor raises MissingError where this host or this QEMU lacks what the source needs, so that
@@ -31,13 +31,5 @@ class Source(ABC):
     def read(self) -> Units:
         """All counters now."""
 
-    def close(self) -> None:  # noqa: B027 - most sources hold nothing
+    def close(self) -> None:
         """Give back what the source holds and undo what it changed in the VM."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
