@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from support.leaks import open_things
-from support.libvirt import NEEDS, DomainGuest, Libvirt, Vpt, lose_device, ok, qemu_pid, qmp
+from support.libvirt import NEEDS, DomainGuest, Libvirt, Vpt, lose_device, may_reset, ok, qemu_pid, qmp
 from support.waiting import until
 from vpt.daemon.client import Client
 from vpt.daemon.runtime import locate
@@ -26,7 +26,7 @@ from vpt.guest import Guest, ping
 from vpt.libvirt_plugin import _domain
 from vpt.libvirt_plugin._domain import Target
 from vpt.libvirt_plugin.attach import Request, attach
-from vpt.libvirt_plugin.metadata import plugs_in
+from vpt.libvirt_plugin.metadata import left_in, plugs_in
 from vpt.libvirt_plugin.rules import alias_in
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs(*NEEDS)]
@@ -224,6 +224,41 @@ def test_a_guest_that_does_not_let_go_keeps_its_port(
     finally:
         libvirt.remove(deaf)
         vptd.call("port.del", name="deaf", if_exists=True)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_guest_that_lets_go_late_is_plugged_into_again(
+    libvirt: Libvirt, vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    """Without ACPI it never lets go; a reset of the machine does. seen: QEMU's descriptors can be looked at.
+
+    What QEMU has left of the first port would be refused beside a vhost-user port.
+    """
+    if not seen:
+        monkeypatch.setattr(Target, "_eventfds", lambda *_: [])
+    late = may_reset(libvirt.define("late", append="acpi=off"), libvirt.connection)
+    try:
+        late.start()
+        ok(vpt("attach", "late", "--switch", "sw0", "--kind", "passthrough", "--port", "p1"))
+        monkeypatch.setattr(_domain, "_DEVICE_S", 1.0)
+        assert vpt("detach", "late")[0] == 1
+        late.domain.reset()
+        until(lambda: not alias_in(late.domain.XMLDesc(), "p1"), "the device to go")
+        assert late.domain.isActive()
+        code, _, err = vpt("attach", "late", "--switch", "sw0", "--port", "p2")
+        assert (code, "without KVM, QEMU could crash" in err) == (int(not seen), not seen)
+        ok(vpt("detach", "late", "p1"))
+        assert (plugs_in(late.domain.XMLDesc()) == [], "spent" in late.domain.XMLDesc()) == (
+            not seen,
+            not seen,
+        )
+        if seen:
+            ok(vpt("attach", "late", "--switch", "sw0", "--port", "p3"))
+            assert left_in(late.domain.XMLDesc()) == {}
+    finally:
+        libvirt.remove(late)
+        for name in ("p1", "p2", "p3"):
+            vptd.call("port.del", name=name, if_exists=True)
 
 
 @pytest.mark.parametrize("config", [False, True], ids=["live", "live and config"])

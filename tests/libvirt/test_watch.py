@@ -19,13 +19,16 @@ from support.libvirt import (
     DomainGuest,
     assert_traffic_between_its_interfaces,
     lose_device,
+    may_reset,
 )
 from support.libvirtd import Libvirtd, stopped
 from support.vptd import Vptd, run_vpt
 from support.waiting import until
+from vpt.cli import main
 from vpt.daemon.client import Client
-from vpt.libvirt_plugin import _answers, hook, watch
-from vpt.libvirt_plugin.metadata import Plug
+from vpt.libvirt_plugin import _answers, _domain, hook, watch
+from vpt.libvirt_plugin._connection import open_libvirt
+from vpt.libvirt_plugin.metadata import Plug, left_in
 from vpt.libvirt_plugin.watch import Domain, is_watched, left_over
 
 LIVE = [pytest.mark.vm, pytest.mark.timeout(240), pytest.mark.needs(*NEEDS, "libvirtd", "unshare")]
@@ -299,6 +302,31 @@ class TestTogether:
             libvirtd.libvirt.remove(guest)
             for name in ("taken", "stays"):
                 vptd.call("port.del", name=name, if_exists=True)
+
+    def test_a_device_that_goes_after_its_detach_was_given_up_is_seen_to(
+        self, libvirtd: Libvirtd, vptd: Vptd, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A guest without ACPI never lets go; a reset of the machine does. watch has QEMU forget the rest."""
+        monkeypatch.setattr(_domain, "_DEVICE_S", 0.5)
+        detach = ["--runtime-dir", str(vptd.paths.runtime), "detach", "--connect", libvirtd.uri, "late"]
+        # libvirtd hangs up on one that does not answer its pings, as libvirtd.libvirt's without event loop.
+        with open_libvirt(libvirtd.uri) as connection:
+            monkeypatch.setattr(libvirtd.libvirt, "connection", connection)
+            guest = may_reset(libvirtd.libvirt.define("late", append="acpi=off"), connection)
+            try:
+                guest.start()
+                attach(libvirtd, vptd, "late", "--live", "--kind", "passthrough")
+                assert main(detach) == 1
+                with watching(vptd, libvirtd.uri) as watch:
+                    watch.wait_says("following the domains")
+                    guest.domain.reset()
+                    watch.wait_says("late has let go of late since vpt detach gave up")
+                xml = guest.domain.XMLDesc()
+                assert (left_in(xml), "spent" in xml) == ({"late": []}, False)
+                assert main(detach) == 0
+            finally:
+                libvirtd.libvirt.remove(guest)
+                vptd.call("port.del", name="late", if_exists=True)
 
     def test_a_libvirt_that_is_not_there_yet_is_waited_for(
         self, libvirtd: Libvirtd, vptd: Vptd, tmp_path: Path

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from vpt.cli import main
 from vpt.errors import ConflictError, ExistsError, NotFoundError, UsageError
 from vpt.libvirt_plugin import _ram_folder, rules
+from vpt.libvirt_plugin._domain import Target
 from vpt.libvirt_plugin.attach import Request
-from vpt.libvirt_plugin.metadata import Plug, plugs_in
+from vpt.libvirt_plugin.metadata import Plug, left_in, plugs_in
 from vpt.libvirt_plugin.xml import add_port, device_xml, diff, remove_port
 
 DOMAIN = """<!-- made by hand -->
@@ -359,9 +361,45 @@ def test_what_crashes_qemu_under_tcg_is_refused_and_one_cpu_is_warned_of() -> No
     assert not rules.is_spent(late)
     assert rules.is_spent(late.replace(shmem, ""))
     assert not rules.is_spent(add_port(PC, SHMEM).replace(shmem, ""))
+    for eventfds in ("", "12-7 13-8"):
+        noted = f"<vpt:left port='s.1' eventfds='{eventfds}'/></vpt:ports>"
+        gone = late.replace(shmem, "").replace("</vpt:ports>", noted)
+        assert not rules.is_spent(gone), "seen to, or attach will do so"
+        assert rules.gone_late(gone) == ({"s.1": eventfds.split()} if eventfds else {})
+    assert rules.gone_late(late.replace("</vpt:ports>", noted)) == {}
     assert rules.warnings(tcg) == []
     assert "memory barriers" in rules.warnings(tcg.replace("<vcpu>2", "<vcpu>1"))[0]
     assert "memory barriers" in rules.warnings(tcg.replace("<vcpu>2</vcpu>", ""))[0]
+
+
+class Running:
+    """A running domain as far as its description goes. It says again what it was told to note."""
+
+    def __init__(self, xml: str) -> None:
+        self.xml = xml
+
+    def XMLDesc(self, _flags: int) -> str:  # noqa: N802 - libvirt's name
+        return self.xml
+
+    def setMetadata(self, _kind: int, text: str | None, key: str, uri: str, _flags: int) -> None:  # noqa: N802
+        named = re.sub(r"<(/?)", rf"<\1{key}:", text or "")
+        named = named.replace(f"<{key}:ports", f"<{key}:ports xmlns:{key}='{uri}'", 1)
+        self.xml = re.sub("<vpt:ports.*</vpt:ports>", named, self.xml, flags=re.DOTALL)
+
+
+def test_what_the_running_domain_notes_keeps_what_goes_with_the_last_port() -> None:
+    """Or who makes a configuration of it (virsh dumpxml, define) would keep the shared memory for good."""
+    target = object.__new__(Target)
+    target.lib = SimpleNamespace(VIR_DOMAIN_METADATA_ELEMENT=2, VIR_DOMAIN_AFFECT_LIVE=1)  # type: ignore[assignment]
+    target.name, target.domain = "web1", Running(add_port(PC, VHOST))
+    target.note_live([VHOST, SHMEM], left={"s.1": ["12-7"]})
+    assert plugs_in(target.domain.xml) == [VHOST, SHMEM]
+    assert left_in(target.domain.xml) == {"s.1": ["12-7"]}
+    target.note_live([VHOST])
+    assert left_in(target.domain.xml) == {}
+    assert remove_port(target.domain.xml, "v1") == PC
+    target.note_live([])
+    assert "vpt:" not in target.domain.xml
 
 
 def test_a_diff_shows_what_changes_and_no_more() -> None:

@@ -144,6 +144,15 @@ def live_xml(guest: DomainGuest) -> str:
     return re.sub("  <metadata/>\n|  <metadata>.*</metadata>\n", "", guest.domain.XMLDesc(), flags=re.DOTALL)
 
 
+def may_reset(guest: DomainGuest, connection: Any) -> DomainGuest:
+    """A reset is not its end."""
+    xml = guest.domain.XMLDesc(2)
+    guest.domain = connection.defineXML(
+        xml.replace("<on_reboot>destroy</on_reboot>", "<on_reboot>restart</on_reboot>")
+    )
+    return guest
+
+
 def lose_device(guest: DomainGuest, port: str, *, live: bool = True) -> None:
     """Take a port's device, and nothing else, out of the running domain, or else of its configuration."""
     guest.domain.detachDeviceAlias(alias_of(port), 1 if live else 2)

@@ -7,16 +7,27 @@ import importlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
+from vpt.daemon.client import Client
 from vpt.errors import ConflictError, GuestError
 from vpt.hints import virsh
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._answers import SilentVmError, asked, within
 from vpt.libvirt_plugin._connection import binding, find_domain, owner_of, translate
-from vpt.libvirt_plugin.metadata import NAMESPACE, PREFIX, Plug, metadata_xml, plugs_in
+from vpt.libvirt_plugin._there import holder_of
+from vpt.libvirt_plugin.metadata import (
+    NAMESPACE,
+    PREFIX,
+    Plug,
+    left_in,
+    made_in,
+    metadata_xml,
+    plugs_in,
+)
 from vpt.libvirt_plugin.xml import alias_of, device_xml
 
 __all__ = ["Target"]
@@ -123,17 +134,18 @@ class Target:
                     hint=self.virsh("dumpxml"),
                 )
         others = [other for other in plugs_in(before) if other.name != plug.name]
-        self.note_live([*others, plug], spent=rules.is_spent(before))
+        left = {port: eventfds for port, eventfds in left_in(before).items() if port != plug.name}
+        self.note_live([*others, plug], left=left, spent=rules.is_spent(before))
 
-    def unplug_live(self, name: str) -> None:
+    def unplug_live(self, name: str, vptd: Client) -> None:
         """Take a port's device out of the running domain, with what QEMU would keep of it, and its note."""
-        # Not for attach to load, which is to be quick.
-        from vpt.qemu import domain_pid
-        from vpt.qemu.stale import mended
-
         xml = self.live_xml()
-        pid = domain_pid(self.domain.UUIDString(), self.name) if rules.leaves_handlers(xml, name) else None
-        with _changes(self) as changed, mended(self.monitor, pid) as done:
+        leaves = rules.leaves_handlers(xml, name)
+        eventfds = self._eventfds(name, vptd) if leaves else []
+        if eventfds:
+            # Now, for the guest may let go of it when nobody waits any more.
+            self.note_live(plugs_in(xml), left={**left_in(xml), name: eventfds})
+        with _changes(self) as changed:
             with self.asking("detach the device"):
                 self.domain.detachDeviceAlias(alias_of(name), self.lib.VIR_DOMAIN_AFFECT_LIVE)
             if not changed(lambda: not rules.alias_in(self.live_xml(), name)):
@@ -142,14 +154,44 @@ class Target:
                     hint="a guest must be up, with PCI hotplug, to eject a device: try again later, or shut"
                     " it down after vpt detach --config",
                 )
-            clean = not rules.leaves_handlers(xml, name) or done()
+        self.mend_late()
         others = [plug for plug in plugs_in(self.live_xml()) if plug.name != name]
-        self.note_live(others, spent=not clean, mended=name if clean else "")
+        self.note_live(others, spent=leaves and not eventfds)
 
-    def note_live(self, plugs: list[Plug], *, spent: bool = False, mended: str = "") -> None:
-        """What the running domain has, in its metadata. mended: as of rules.is_spent()."""
-        kind = self.lib.VIR_DOMAIN_METADATA_ELEMENT
-        text = metadata_xml(plugs, spent=spent or rules.is_spent(self.live_xml(), mended))
+    def mend_late(self) -> list[str]:
+        """Mend QEMU after devices that have gone since somebody began to unplug them. Returns their ports."""
+        xml = self.live_xml()
+        late = rules.gone_late(xml)
+        if not late:
+            return []
+        # Not for attach to load, which is to be quick.
+        from vpt.qemu.stale import mend
+
+        clean = mend(self.monitor, self._pid(), chain(*late.values()))
+        seen_to: dict[str, list[str]] = {port: [] for port in late}
+        self.note_live(plugs_in(xml), left={**left_in(xml), **seen_to}, spent=not clean)
+        return list(late)
+
+    def _eventfds(self, name: str, vptd: Client) -> list[str]:
+        from vpt.qemu.stale import eventfds
+
+        pid = self._pid()
+        return eventfds(pid, holder_of(vptd, name, pid))
+
+    def _pid(self) -> int | None:
+        from vpt.qemu import domain_pid
+
+        return domain_pid(self.domain.UUIDString(), self.name)
+
+    def note_live(
+        self, plugs: list[Plug], *, left: Mapping[str, list[str]] | None = None, spent: bool = False
+    ) -> None:
+        """What the running domain has, in its metadata. left: as metadata.left_in(); None: what that has."""
+        kind, xml = self.lib.VIR_DOMAIN_METADATA_ELEMENT, self.live_xml()
+        if left is None:
+            names = {plug.name for plug in plugs}
+            left = {port: eventfds for port, eventfds in left_in(xml).items() if port in names}
+        text = metadata_xml(plugs, made=made_in(xml), left=left, spent=spent or rules.is_spent(xml))
         with self.asking("note the port in its metadata"):
             self.domain.setMetadata(kind, text, PREFIX, NAMESPACE, self.lib.VIR_DOMAIN_AFFECT_LIVE)
 

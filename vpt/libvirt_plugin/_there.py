@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vpt.daemon.client import Client
-from vpt.errors import ConflictError, ExistsError, UsageError
+from vpt.errors import ConflictError, ExistsError, NotFoundError, UsageError
 from vpt.libvirt_plugin.metadata import Plug
 
-__all__ = ["device_settings", "differing", "require_common", "require_free", "require_usable"]
+__all__ = ["device_settings", "differing", "holder_of", "require_common", "require_free", "require_usable"]
 
 # Of a port's settings, those that its device or the guest's window for it depends on.
 _OF_DEVICE = ("mac", "pairs", "slots", "buf_size")
@@ -24,6 +24,19 @@ def device_settings(vptd: Client, name: str) -> dict[str, Any]:
         for key in _OF_DEVICE
         if config[key] is not None and (key, config[key]) != ("pairs", 1)
     }
+
+
+def holder_of(vptd: Client, name: str, qemu: int | None) -> int | None:
+    """The process that has the eventfds of a passthrough port as that QEMU has them. None: not known."""
+    try:
+        peer = vptd.call("port.show", name=name)["peer"]
+    except NotFoundError:
+        return None
+    if peer is None or peer["pid"] != qemu:
+        return None
+    status = vptd.call("daemon.status")
+    keeper: dict[str, int | None] = status["keeper"] or {"pid": status["pid"]}
+    return keeper["pid"]
 
 
 def _config(vptd: Client, name: str) -> dict[str, Any]:

@@ -114,9 +114,8 @@ class _Plan:
     after: str
 
 
-def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
-    target = Target(connection, request.vm)
-    live = request.live or (target.active and not request.config)
+def _plan(target: Target, vptd: Client, request: Request) -> _Plan:
+    live = _means_live(target, request)
     config = request.config or not live
     where = tuple(name for name, wanted in (("live", live), ("config", config)) if wanted)
     live_plugs, config_plugs = _plugs_of(target, plugs_in)
@@ -152,6 +151,10 @@ def _plan(connection: Any, vptd: Client, request: Request) -> _Plan:
     after = _with_port(before, plug) if live or config else before
     rules.check_domain(after)
     return _Plan(target, plug, where, live, config, there is not None, before, after)
+
+
+def _means_live(target: Target, request: Request) -> bool:
+    return request.live or (target.active and not request.config)
 
 
 def _with_port(xml: str, plug: Plug) -> str:
@@ -231,7 +234,7 @@ def random_mac() -> str:
 
 def print_diff(connection: Any, vptd: Client, request: Request) -> str:
     """The change to the domain's XML as a diff; nothing is done."""
-    plan = _plan(connection, vptd, request)
+    plan = _plan(Target(connection, request.vm), vptd, request)
     return diff(plan.before, plan.after, request.vm)
 
 
@@ -245,8 +248,11 @@ def attach(connection: Any, vptd: Client, request: Request) -> Attached:
 
 
 def _attach(connection: Any, vptd: Client, request: Request) -> Attached:
-    plan = _plan(connection, vptd, request)
-    target, plug = plan.target, plan.plug
+    target = Target(connection, request.vm)
+    if target.active and _means_live(target, request):
+        target.mend_late()
+    plan = _plan(target, vptd, request)
+    plug = plan.plug
     with ExitStack() as undo:
         if not plan.port_there:
             add_to_vptd(vptd, plug, target.owner)
@@ -262,7 +268,7 @@ def _attach(connection: Any, vptd: Client, request: Request) -> Attached:
                 )
         if plan.live:
             before = plugs_in(target.live_xml())
-            undo.callback(_quietly, lambda: _unplug_again(target, plug.name, before))
+            undo.callback(_quietly, lambda: _unplug_again(target, vptd, plug.name, before))
             try:
                 target.plug_live(plug)
             except (SilentVmError, KeyboardInterrupt) as error:
@@ -335,9 +341,9 @@ def _quietly(action: Callable[[], object]) -> None:
         action()
 
 
-def _unplug_again(target: Target, name: str, before: list[Plug]) -> None:
+def _unplug_again(target: Target, vptd: Client, name: str, before: list[Plug]) -> None:
     if rules.alias_in(target.live_xml(), name):
-        target.unplug_live(name)
+        target.unplug_live(name, vptd)
     elif plugs_in(target.live_xml()) != before:
         target.note_live(before)
 
@@ -402,7 +408,7 @@ def _detach(
     with ExitStack() as stack:
         vptd = _client(stack, open_vptd, plug.runtime_dir, needed=do_live)
         try:
-            _take_out(target, plug, live=do_live, config=do_config)
+            _take_out(target, plug, vptd if do_live else None, config=do_config)
         except (ConflictError, GuestError, NotFoundError) as error:
             if not (do_live and target.has_ended()):
                 raise
@@ -457,15 +463,17 @@ def _choose(vm: str, port: str | None, found: list[Plug]) -> Plug:
     return next(iter(plugs.values()))
 
 
-def _take_out(target: Target, plug: Plug, *, live: bool, config: bool) -> None:
+def _take_out(target: Target, plug: Plug, vptd: Client | None, *, config: bool) -> None:
+    """vptd: out of the running domain as well."""
     with ExitStack() as undo:
         if config:
             before = target.config_xml()
             target.define(remove_port(before, plug.name))
             undo.callback(_quietly, lambda: target.define(before))
-        if live:
+        if vptd is not None:
             if rules.alias_in(target.live_xml(), plug.name):
-                target.unplug_live(plug.name)
+                target.unplug_live(plug.name, vptd)
             else:
+                target.mend_late()
                 target.note_live([other for other in plugs_in(target.live_xml()) if other.name != plug.name])
         undo.pop_all()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from vpt.errors import UsageError
@@ -20,7 +21,9 @@ __all__ = [
     "Kind",
     "Plug",
     "is_marked_spent",
+    "left_in",
     "made_by_us",
+    "made_in",
     "metadata_xml",
     "note",
     "plugs_in",
@@ -30,7 +33,7 @@ __all__ = [
 NAMESPACE = "urn:vpt:domain:1"
 PREFIX = "vpt"
 # Names of our elements, as Element.name has them.
-_PORTS, PORT, _MADE = (f"{NAMESPACE} {name}" for name in ("ports", "port", "made"))
+_PORTS, PORT, _MADE, _LEFT = (f"{NAMESPACE} {name}" for name in ("ports", "port", "made", "left"))
 
 Kind = Literal["vhost-user", "passthrough"]
 
@@ -78,6 +81,15 @@ def is_marked_spent(xml: str) -> bool:
     return ports is not None and ports.attrs.get("spent") == "yes"
 
 
+def left_in(xml: str) -> dict[str, list[str]]:
+    """What vpt.qemu.stale.eventfds() found when ports were to be unplugged from this running domain, by port.
+
+    Nothing: the device has gone, and QEMU was seen to.
+    """
+    elements = domain_element(xml)[1].all(("metadata", _PORTS, _LEFT))
+    return {each.attrs.get("port", ""): each.attrs.get("eventfds", "").split() for each in elements}
+
+
 def plugs_in(xml: str) -> list[Plug]:
     """The ports that a domain's metadata names."""
     _, domain = domain_element(xml)
@@ -107,6 +119,12 @@ def _damaged(what: str) -> UsageError:
     )
 
 
+def made_in(xml: str) -> dict[str, str]:
+    """The same, of a domain."""
+    ours = ports_element(domain_element(xml)[1])
+    return {} if ours is None else made_by_us(ours)
+
+
 def made_by_us(ours: Element) -> dict[str, str]:
     """What was made for the ports, by path, and what was written there before; see note()."""
     return {element.attrs.get("element", ""): element.attrs.get("was", "") for element in ours.all((_MADE,))}
@@ -115,15 +133,25 @@ def made_by_us(ours: Element) -> dict[str, str]:
 # ---- written ----
 
 
-def metadata_xml(plugs: list[Plug], *, spent: bool = False) -> str | None:
+def metadata_xml(
+    plugs: list[Plug],
+    *,
+    made: Mapping[str, str] = MappingProxyType({}),
+    left: Mapping[str, list[str]] = MappingProxyType({}),
+    spent: bool = False,
+) -> str | None:
     """Our metadata element for these ports, as libvirt's set-metadata takes it: without the namespace.
 
+    made: what goes with the last of them. left: as of left_in().
     spent: the running QEMU must not get another vhost-user device; see rules.check_spent().
     """
-    if not plugs and not spent:
+    if not plugs and not left and not spent:
         return None
+    lines = [_port_line(plug, "") for plug in plugs]
+    lines += [_made_line(*item, "") for item in made.items() if plugs]
+    lines += [_left_line(*item) for item in left.items()]
     mark = " spent='yes'" if spent else ""
-    return f"<ports{mark}>" + "".join(_port_line(plug, "") for plug in plugs) + "</ports>"
+    return f"<ports{mark}>{''.join(lines)}</ports>"
 
 
 def note(document: Document, domain: Element, plug: Plug, made: list[tuple[str, str]]) -> None:
@@ -162,6 +190,10 @@ def _port_line(plug: Plug, prefix: str) -> str:
 
 def _made_line(element: str, was: str, prefix: str) -> str:
     return f"<{prefix}made element={quote(element)}{f' was={quote(was)}' if was else ''}/>"
+
+
+def _left_line(port: str, eventfds: list[str]) -> str:
+    return f"<left port={quote(port)} eventfds={quote(' '.join(eventfds))}/>"
 
 
 def _attrs(pairs: Mapping[str, Any]) -> str:

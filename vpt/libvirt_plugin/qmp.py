@@ -12,9 +12,10 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,24 @@ from vpt.daemon.client import Client
 from vpt.daemon.owners import PATTERN, of_qmp
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import _ram_folder, rules
-from vpt.libvirt_plugin._there import device_settings, differing, require_common
+from vpt.libvirt_plugin._there import device_settings, differing, holder_of, require_common
 from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, make_plug
 from vpt.libvirt_plugin.metadata import Plug
 from vpt.qemu import RECONNECT_MS
 from vpt.qemu.qmp import QmpClosedError, QmpCommandError, QmpSession, QmpSilentError, listener_pid
-from vpt.qemu.stale import mended
+from vpt.qemu.stale import eventfds, mend
 
 __all__ = ["attach", "detach", "print_diff"]
 
 _DEVICE_S = 15.0
+_EVENTFDS_S, _LOOK_S = 5.0, 0.01
 _TCG_MSIX_WORKS = (10, 0, 0)
 # A chardev without use, by which QEMU remembers that rules.check_spent() applies to it.
 _SPENT = "vpt-spent"
+# And the likes of vpt-NAME-left.12-7.13-8, by which it remembers what eventfds() found when NAME was to be
+# unplugged; vpt-NAME-left: the device has gone, and QEMU was seen to.
+_LEFT = re.compile(r"vpt-(.+?)-left((?:\.\d+-\d*)*)")
 _GONE = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
 
 
@@ -96,15 +101,17 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
     with in_turn(vptd.call("daemon.status")["runtime_dir"]), QmpSession(path) as qemu, ExitStack() as undo:
         if (there := _there(qemu, path, vptd, request)) is not None:
             return Attached(str(path), there, ("live",), changed=False)
+        _mend_late(qemu, path)
         plan = _plan(qemu, path, vptd, request)
         plug = plan.plug
         if not plan.port_there:
             add_to_vptd(vptd, plug, of_qmp(path))
             undo.callback(_quietly, lambda: vptd.call("port.del", name=plug.name, if_exists=True))
         try:
-            for add, remove in plan.steps:
-                _execute(qemu, *add)
-                undo.callback(_quietly, partial(_undo, qemu, path, *remove))
+            with _all_eventfds(qemu, path, plug):
+                for add, remove in plan.steps:
+                    _execute(qemu, *add)
+                    undo.callback(_quietly, partial(_undo, qemu, path, vptd, *remove))
             if plug.name not in _devices_of(qemu):
                 raise GuestError(f"QEMU says that {plug.name} is plugged in, and does not have it")
         except QmpSilentError as error:
@@ -116,6 +123,25 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
             ) from error
         undo.pop_all()
     return Attached(str(path), plug, ("live",), plan.warnings)
+
+
+@contextmanager
+def _all_eventfds(qemu: QmpSession, path: Path, plug: Plug) -> Iterator[None]:
+    """Wait, in the end, until the device has what QEMU reads of it after device_add: eventfds.
+
+    One that came when this connection is closed could get its number; and should the device go when nobody
+    mends QEMU, so would the next connection, whose first word would call into freed memory (vpt.qemu.stale).
+    """
+    if plug.kind != "passthrough" or qemu.execute("query-kvm")["enabled"]:
+        yield
+        return
+    pid = listener_pid(path)
+    before = len(eventfds(pid))
+    yield
+    end = time.monotonic() + _EVENTFDS_S
+    # Its own and its peer's, of each vector. Where none can be seen, none can be waited for.
+    while before and len(eventfds(pid)) < before + 2 * (2 * plug.pairs + 1) and time.monotonic() < end:
+        time.sleep(_LOOK_S)
 
 
 def _require_text(path: Path) -> None:
@@ -181,9 +207,9 @@ def _execute(qemu: QmpSession, command: str, arguments: dict[str, Any]) -> None:
         raise GuestError(str(error), hint="the VM and the switch are as before") from error
 
 
-def _undo(qemu: QmpSession, path: Path, command: str, arguments: dict[str, Any]) -> None:
+def _undo(qemu: QmpSession, path: Path, vptd: Client, command: str, arguments: dict[str, Any]) -> None:
     if command == "device_del":
-        _delete_device(qemu, path, arguments["id"])
+        _delete_device(qemu, path, vptd, arguments["id"])
     else:
         qemu.execute(command, **arguments)
 
@@ -319,20 +345,23 @@ def detach(path: Path, vptd: Client, port: str | None = None) -> Detached:
             with session as qemu:
                 name = _choose(path, port, list(dict.fromkeys([*_names(qemu), *owned])))
                 try:
-                    _unplug(qemu, path, name)
+                    _unplug(qemu, path, vptd, name)
                 except QmpClosedError:
                     ended = True
         return Detached(str(path), name, () if ended else ("live",), _delete_port(path, vptd, name))
 
 
-def _unplug(qemu: QmpSession, path: Path, name: str) -> None:
+def _unplug(qemu: QmpSession, path: Path, vptd: Client, name: str) -> None:
     """Take out what QEMU has of the port; where the guest has let go of the device already, the rest."""
     device, chardev = f"vpt-{name}", f"vpt-{name}-chr"
     if device in _devices(qemu):
         _require_running(qemu, path)
-        _delete_device(qemu, path, device)
-    elif chardev in _unused(qemu) and not qemu.execute("query-kvm")["enabled"]:
-        _mark_spent(qemu)
+        _delete_device(qemu, path, vptd, device)
+    else:
+        _mend_late(qemu, path)
+        if chardev in _unseen(qemu) and not qemu.execute("query-kvm")["enabled"]:
+            _mark_spent(qemu)
+    _forget_left(qemu, name)
     # Which of these there are depends on the kind; and a vhost-user netdev takes its chardev along.
     for command, ident in (("netdev_del", f"vpt-{name}-net"), ("chardev-remove", chardev)):
         with suppress(QmpCommandError):
@@ -346,7 +375,11 @@ def _unplug(qemu: QmpSession, path: Path, name: str) -> None:
 
 def _mark_spent(qemu: QmpSession) -> None:
     if _SPENT not in _chardevs(qemu):
-        qemu.execute("chardev-add", id=_SPENT, backend={"type": "null", "data": {}})
+        _add_null(qemu, _SPENT)
+
+
+def _add_null(qemu: QmpSession, ident: str) -> None:
+    qemu.execute("chardev-add", id=ident, backend={"type": "null", "data": {}})
 
 
 def _delete_port(path: Path, vptd: Client, name: str) -> str:
@@ -399,9 +432,15 @@ def _netdevs(qemu: QmpSession) -> list[str]:
     return re.findall(r"([\w.-]+): index=", qemu.hmp("info network"))
 
 
+def _unseen(qemu: QmpSession) -> list[str]:
+    """Of _unused(), those whose device was taken out without vpt."""
+    left = _left(qemu)
+    return [chardev for chardev in _unused(qemu) if _port_of(chardev) not in left]
+
+
 def _is_spent(qemu: QmpSession, *, tcg: bool) -> bool:
-    """See rules.check_spent(). What let go of a device after its detach was given up, nobody has marked."""
-    return _SPENT in _chardevs(qemu) or (tcg and bool(_unused(qemu)))
+    """See rules.check_spent(). After what was taken out without vpt, nobody has marked it."""
+    return _SPENT in _chardevs(qemu) or (tcg and bool(_unseen(qemu)))
 
 
 def _has_vhost_user(qemu: QmpSession) -> bool:
@@ -422,15 +461,49 @@ def _choose(path: Path, port: str | None, names: list[str]) -> str:
     return names[0]
 
 
-def _delete_device(qemu: QmpSession, path: Path, device: str) -> None:
+def _delete_device(qemu: QmpSession, path: Path, vptd: Client, device: str) -> None:
     """Take it out, and see to what QEMU leaves behind of it."""
     if not _is_ivshmem(qemu, device) or qemu.execute("query-kvm")["enabled"]:
         _ask_guest(qemu, device)
         return
-    with mended(qemu.execute, listener_pid(path)) as done:
-        _ask_guest(qemu, device)
-        if not done():
-            _mark_spent(qemu)
+    pid, port = listener_pid(path), device.removeprefix("vpt-")
+    were = eventfds(pid, holder_of(vptd, port, pid))
+    if were:
+        # Now, for the guest may let go of it when nobody waits any more.
+        _note_left(qemu, port, were)
+    _ask_guest(qemu, device)
+    _mend_late(qemu, path, port)
+    if not were:
+        _mark_spent(qemu)
+
+
+def _mend_late(qemu: QmpSession, path: Path, gone: str = "") -> None:
+    """Mend QEMU after devices that have gone since somebody began to unplug them. gone: a port's that has."""
+    there = {*_devices_of(qemu)} - {gone}
+    late = {port: were for port, were in _left(qemu).items() if were and port not in there}
+    if not late:
+        return
+    if not mend(qemu.execute, listener_pid(path), chain(*late.values())):
+        _mark_spent(qemu)
+    for port in late:
+        _note_left(qemu, port, [])
+
+
+def _left(qemu: QmpSession) -> dict[str, list[str]]:
+    """As metadata.left_in()."""
+    found = (_LEFT.fullmatch(label) for label in _chardevs(qemu))
+    return {match[1]: match[2].split(".")[1:] for match in found if match}
+
+
+def _note_left(qemu: QmpSession, port: str, were: list[str]) -> None:
+    _forget_left(qemu, port)
+    _add_null(qemu, ".".join([f"vpt-{port}-left", *were]))
+
+
+def _forget_left(qemu: QmpSession, port: str) -> None:
+    for label in _chardevs(qemu):
+        if (match := _LEFT.fullmatch(label)) and match[1] == port:
+            qemu.execute("chardev-remove", id=label)
 
 
 def _is_ivshmem(qemu: QmpSession, device: str) -> bool:

@@ -16,7 +16,7 @@ from vpt.daemon.sockets import unix_path
 from vpt.errors import ConflictError, MissingError, UsageError
 from vpt.libvirt_plugin import _ram_folder
 from vpt.libvirt_plugin._document import Element, domain_element
-from vpt.libvirt_plugin.metadata import Kind, Plug, is_marked_spent, plugs_in
+from vpt.libvirt_plugin.metadata import Kind, Plug, is_marked_spent, left_in, plugs_in
 from vpt.libvirt_plugin.xml import alias_of
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "check_plug",
     "check_spent",
     "check_window",
+    "gone_late",
     "is_spent",
     "leaves_handlers",
     "live_slots",
@@ -215,17 +216,22 @@ def _check_tcg_msix(domain: Element, plug: Plug, qemu_version: int) -> None:
         )
 
 
-def is_spent(xml: str, mended: str = "") -> bool:
+def is_spent(xml: str) -> bool:
     """Has the running domain's QEMU been left with what check_spent() is about?
 
-    A guest may let go of a device after its detach was given up: then nobody has mended QEMU, or marked the
-    domain. mended: a port whose device has gone without that.
+    A device that was taken out without vpt has left it so, and nobody has marked the domain.
     """
-    late = any(
-        plug.kind == "passthrough" and plug.name != mended and not alias_in(xml, plug.name)
+    left = left_in(xml)
+    unseen = any(
+        plug.kind == "passthrough" and plug.name not in left and not alias_in(xml, plug.name)
         for plug in plugs_in(xml)
     )
-    return is_marked_spent(xml) or (late and _is_emulated(xml))
+    return is_marked_spent(xml) or (unseen and _is_emulated(xml))
+
+
+def gone_late(xml: str) -> dict[str, list[str]]:
+    """Of metadata.left_in(), ports whose device has gone since, and after which QEMU has to be mended."""
+    return {port: were for port, were in left_in(xml).items() if were and not alias_in(xml, port)}
 
 
 def leaves_handlers(xml: str, name: str) -> bool:

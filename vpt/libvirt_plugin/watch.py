@@ -31,9 +31,10 @@ from vpt.libvirt_plugin._connection import (
     which,
 )
 from vpt.libvirt_plugin._domain import Target
-from vpt.libvirt_plugin.metadata import Plug
+from vpt.libvirt_plugin._turns import in_turn
+from vpt.libvirt_plugin.metadata import Plug, plugs_in
 from vpt.libvirt_plugin.reconnect import lost, reconnect
-from vpt.libvirt_plugin.rules import plugged_in
+from vpt.libvirt_plugin.rules import gone_late, plugged_in
 
 __all__ = ["Watch", "is_watched", "left_over"]
 
@@ -47,12 +48,16 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """What a domain of libvirt's has of us: ports whose devices it has. owner: as Target.owner."""
+    """What a domain of libvirt's has of us: ports whose devices it has. owner: as Target.owner.
+
+    late: a port of ours has gone since its detach was given up, and QEMU is to be mended.
+    """
 
     name: str
     owner: str
     active: bool
     plugs: tuple[Plug, ...]
+    late: bool = False
 
 
 def left_over(ports: Iterable[dict[str, Any]], domains: Iterable[Domain], libvirt: str) -> list[str]:
@@ -202,6 +207,7 @@ class Watch:
             domains = self._domains(connection)
             self._sweep(domains, which(connection))
             self._reconnect(connection, domains)
+            self._mend(connection, domains)
         except DaemonError as error:
             self._hang_up()
             if once:
@@ -221,10 +227,18 @@ class Watch:
                 texts = [target.live_xml()] if target.active else []
                 texts += [target.config_xml()] if target.persistent else []
                 plugs = {plug.name: plug for text in texts for plug in plugged_in(text)}
-                ours = [plug for plug in plugs.values() if plug.runtime_dir == str(self._paths.runtime)]
-                seen = Domain(name, target.owner, target.active, tuple(ours))
+                ours = filter(self._is_ours, plugs.values())
+                late = target.active and self._is_late(texts[0])
+                seen = Domain(name, target.owner, target.active, tuple(ours), late)
             found.append(seen)
         return found
+
+    def _is_ours(self, plug: Plug) -> bool:
+        return plug.runtime_dir == str(self._paths.runtime)
+
+    def _is_late(self, xml: str) -> bool:
+        late = gone_late(xml)
+        return any(plug.name in late for plug in filter(self._is_ours, plugs_in(xml)))
 
     def _sweep(self, domains: list[Domain], libvirt: str) -> None:
         assert self._vptd is not None
@@ -246,6 +260,14 @@ class Watch:
             with self._going_on():
                 if reconnect(Target(connection, key[0]), self._vptd, waiting[key]):
                     self._say(f"port {key[1]} connected again to {key[0]}")
+
+    def _mend(self, connection: Any, domains: list[Domain]) -> None:
+        """Not while a detach is at it, which would do so itself."""
+        for domain in domains:
+            if domain.late:
+                with self._going_on(), in_turn(str(self._paths.runtime)):
+                    for port in Target(connection, domain.name).mend_late():
+                        self._say(f"{domain.name} has let go of {port} since vpt detach gave up")
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
