@@ -71,12 +71,13 @@ def test_domstats_count_the_guests_port_writes(start: Callable[[str], tuple[str,
 
 def test_a_domain_under_tcg_has_no_exits(start: Callable[[str], tuple[str, Path]]) -> None:
     uri, _ = start("qemu")
-    with (
-        pytest.raises(MissingError, match="this VM has none") as caught,
-        open_session("exits", "libvirt", uri),
-    ):
-        pass
-    assert "qemu-trace" in str(caught.value.hint)
+    for source, said in (("libvirt", "this VM has none"), ("auto", "no source of exit counts works")):
+        with pytest.raises(MissingError, match=said) as caught, open_session("exits", source, uri):
+            pass
+        hint = str(caught.value.hint)
+        assert ("--source qemu-trace" in hint) == (source == "libvirt")
+        assert "--source vpt counts the kicks" in hint
+        assert "-qmp unix:PATH" in hint
 
 
 def test_an_unknown_domain_is_named(start: Callable[[str], tuple[str, Path]]) -> None:
