@@ -31,8 +31,9 @@ from vpt.bench.scenarios._testpmd import (
     parse_rates,
     parse_totals,
 )
-from vpt.bench.scenarios._vhost_backs import cpu_ns
+from vpt.bench.scenarios._vhost_backs import Vptd, cpu_ns
 from vpt.daemon.models import PortAdd, PortName
+from vpt.daemon.runtime import private
 from vpt.errors import ConflictError, GuestError
 from vpt.exits.model import Quantity, Tier
 from vpt.exits.session import Session
@@ -105,6 +106,19 @@ def test_full_has_every_combination_and_the_short_set_each_ring() -> None:
     assert all(point in full for point in short)
     assert {p["ring"] for p in short} == {p["ring"] for p in full}
     assert {p["path"] for p in short} == {"guest-host", "guest-guest"}
+
+
+def test_what_the_user_keeps_elsewhere_is_neither_loaded_nor_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment names the user's own vptd, which a benchmark or a demo is none of."""
+    monkeypatch.setenv("VPT_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("VPT_STATE_DIR", str(tmp_path / "state"))
+    with ExitStack() as stack:
+        Vptd(stack, 0, 1)
+        with rig(Settings(), Accel("tcg", "no guest here")):
+            assert list(tmp_path.iterdir()) == []
+    assert private(tmp_path / "own").state == tmp_path / "own" / "state"
 
 
 @pytest.mark.native  # it starts a libvirtd where there is one

@@ -109,6 +109,11 @@ def locate(
     return RuntimePaths(runtime, runtime / "state" if chosen else _default_state_dir())
 
 
+def private(folder: str | os.PathLike[str]) -> RuntimePaths:
+    """The paths of a vptd that has all of its own in a folder, whatever the environment says of another."""
+    return locate(folder, Path(folder) / "state")
+
+
 def command(runtime: str | os.PathLike[str], words: str) -> str:
     """What to type, in any shell, to have `vpt WORDS` mean the vptd of that folder."""
     folder = Path(runtime).absolute()

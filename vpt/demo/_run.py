@@ -15,7 +15,7 @@ from typing import Literal
 from vpt.daemon.daemon import Settings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.models import PortAdd, SwitchAdd
-from vpt.daemon.runtime import locate
+from vpt.daemon.runtime import private
 from vpt.dataplane import vec_count
 from vpt.demo._report import FlowReport, PortReport, Report, port_report
 from vpt.errors import TimeoutExpired
@@ -219,7 +219,7 @@ def run(options: Options, progress: Progress = lambda _: None) -> Report:
         folder = Path(tempfile.mkdtemp(prefix="vpt-demo-"))
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         progress("starting vptd with one switch and two ports")
-        settings = Settings(locate(str(folder)), keep=False)
+        settings = Settings(private(folder), keep=False)
         daemon = undo.enter_context(EmbeddedDaemon(settings))
         daemon.call(lambda d: d.switches.add(SwitchAdd(name=_SWITCH)))
         guests = []

@@ -39,6 +39,8 @@ class OpenVSwitch:
             raise MissingError(
                 "Open vSwitch with DPDK is not installed", hint="apt-get install openvswitch-switch-dpdk"
             )
+        if not memory_is_huge():  # it adds --legacy-mem to --no-huge, which DPDK does not take in memory
+            raise MissingError("it needs huge pages", hint="sysctl vm.nr_hugepages=700")
         folder = stack.enter_context(TemporaryDirectory(prefix="vpt-ovs-"))
         self._folder = Path(folder)
         self._log = self._folder / "log"
@@ -47,8 +49,7 @@ class OpenVSwitch:
         self._tool("ovsdb-tool", "create", "conf.db", str(_SCHEMA))
         self._spawn(stack, "ovsdb-server", "conf.db", "--remote=punix:db.sock", "--unixctl=ovsdb.ctl")
         self._until((self._folder / "db.sock").exists, "its database")
-        memory = ["--single-file-segments"] if memory_is_huge() else ["--no-huge"]
-        dpdk = " ".join(["--no-pci", "--in-memory", "--iova-mode=va", f"-m {_MEMORY_MIB}", *memory])
+        dpdk = f"--no-pci --in-memory --iova-mode=va -m {_MEMORY_MIB} --single-file-segments"
         self._vsctl("--no-wait", "init")
         self._vsctl(
             "--no-wait",

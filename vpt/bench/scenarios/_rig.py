@@ -18,7 +18,7 @@ from vpt.bench.scenarios._ports import mac_of, tasks, thread_name, worker_cpu
 from vpt.daemon.daemon import Settings as DaemonSettings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.models import PortAdd, PortSet, SwitchAdd
-from vpt.daemon.runtime import locate
+from vpt.daemon.runtime import private
 from vpt.dataplane import Feature, StatsReader, vec_count
 from vpt.errors import MissingError
 from vpt.exits.model import Tier
@@ -72,7 +72,7 @@ class Rig:
         self._folder = folder
         self._accel = accel
         self._guest_cpu = cpu
-        self._stats = stack.enter_context(StatsReader(locate(folder).stats))
+        self._stats = stack.enter_context(StatsReader(private(folder).stats))
         self._plugged = 0
 
     def null_port(self) -> None:
@@ -142,7 +142,7 @@ def rig(settings: Settings, accel: Accel) -> Iterator[Rig]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
         daemon = stack.enter_context(
-            EmbeddedDaemon(DaemonSettings(locate(str(folder)), cpus=(cpu,), keeper=False))
+            EmbeddedDaemon(DaemonSettings(private(folder), cpus=(cpu,), keeper=False))
         )
         daemon.call(lambda d: d.switches.add(SwitchAdd(name=_SWITCH)))
         yield Rig(stack, daemon, folder, accel, first)

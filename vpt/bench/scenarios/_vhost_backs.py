@@ -17,7 +17,7 @@ from vpt.bench.scenarios._testpmd import Testpmd
 from vpt.daemon.daemon import Settings as DaemonSettings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.models import PolicyConfig, PortAdd, SwitchAdd
-from vpt.daemon.runtime import locate
+from vpt.daemon.runtime import private
 
 __all__ = ["MTU", "BackEnd", "Moves", "TestpmdBack", "Vptd", "cpu_ns", "testpmd_backs"]
 
@@ -74,7 +74,7 @@ class Vptd:
         sink: bool = False,
         policy: PolicyConfig | None = None,
     ) -> None:
-        paths = locate(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
+        paths = private(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
         before = tasks().keys()
         self.daemon = stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, cpus=(cpu,), keeper=False)))
         self.moving = _workers(tasks().keys() - before)

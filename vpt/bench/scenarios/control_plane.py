@@ -27,7 +27,7 @@ from vpt.bench.scenarios._attach import Command, attach_to_domain, attach_to_qem
 from vpt.daemon.client import Client
 from vpt.daemon.daemon import Settings as DaemonSettings
 from vpt.daemon.embedded import EmbeddedDaemon
-from vpt.daemon.runtime import ENV_RUNTIME_DIR, locate
+from vpt.daemon.runtime import ENV_RUNTIME_DIR, private
 from vpt.errors import MissingError, TimeoutExpired, VptError
 
 __all__ = ["SCENARIO"]
@@ -67,7 +67,7 @@ class _ControlPlane(Scenario):
     def session(self, params: Params, settings: Settings) -> Iterator[Mapping[str, Runnable]]:  # noqa: ARG002
         ports = int(params["ports"])
         with ExitStack() as stack:
-            paths = locate(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
+            paths = private(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
             stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, keeper=False)))
             vptd = stack.enter_context(Client(paths.control))
             for switch in ("s", "other"):

@@ -20,7 +20,7 @@ from vpt.bench.scenarios._ports import app_port, tasks
 from vpt.daemon.daemon import Settings as DaemonSettings
 from vpt.daemon.embedded import EmbeddedDaemon
 from vpt.daemon.models import PortAdd, SwitchAdd
-from vpt.daemon.runtime import locate
+from vpt.daemon.runtime import private
 from vpt.daemon.transports.unix import open_app
 from vpt.dataplane import Engine, Policy, StatsReader
 
@@ -90,7 +90,7 @@ def _engine(policy: Policy, ports: int) -> Iterator[Counters]:
 def _vptd(ports: int) -> Iterator[Counters]:
     """The whole daemon in a thread of its own, its sockets included; ports as it makes them by default."""
     with ExitStack() as stack:
-        paths = locate(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
+        paths = private(stack.enter_context(TemporaryDirectory(prefix="vpt-bench-")))
         daemon = stack.enter_context(EmbeddedDaemon(DaemonSettings(paths, keeper=False)))
         daemon.call(lambda d: d.switches.add(SwitchAdd(name="s")))
         for i in range(ports):

@@ -32,7 +32,7 @@ from vpt.bench.scenarios._ports import mac_of, other_cpus, undisturbed, worker_c
 from vpt.bench.scenarios._testpmd import Testpmd, memory_is_huge
 from vpt.bench.scenarios._vhost_backs import BackEnd, Moves, Vptd, cpu_ns, testpmd_backs
 from vpt.dataplane import line_ns
-from vpt.errors import MissingError, TimeoutExpired
+from vpt.errors import MissingError, TimeoutExpired, VptError
 
 __all__ = ["SCENARIO"]
 
@@ -190,6 +190,10 @@ def _measure(
     return Measured({"rate": pps / 1e6, "ns": 1e9 / pps, "gbit": 8 * point.size * pps / 1e9, **values})
 
 
+def _with_hint(why: VptError) -> str:
+    return f"{why} ({why.hint})" if why.hint else str(why)
+
+
 def _beside_the_line(measure: Runnable, front: int, back: int) -> Measured:
     """Also what a cache line takes from one's CPU to the other's, on which all rates depend.
 
@@ -268,7 +272,7 @@ class _VhostUser(Scenario):
         try:
             return Instructions(stack, back.moving)
         except MissingError as why:
-            self._uncounted = f"Instructions per packet are not counted: {why} ({why.hint})."
+            self._uncounted = f"Instructions per packet are not counted: {_with_hint(why)}."
             return None
 
     def _openvswitch(self, stack: ExitStack, cpu: int, here: int, point: _Point) -> dict[str, BackEnd]:
@@ -276,7 +280,7 @@ class _VhostUser(Scenario):
         try:
             return {"Open vSwitch": OpenVSwitch(stack, cpu, here, point.devices)}
         except (MissingError, TimeoutExpired) as why:
-            self._missing = f"Not compared with Open vSwitch: {why} ({why.hint})."
+            self._missing = f"Not compared with Open vSwitch: {_with_hint(why)}."
             return {}
 
     def notes(self, settings: Settings, points: Sequence[Point]) -> Sequence[str]:  # noqa: ARG002
@@ -284,8 +288,10 @@ class _VhostUser(Scenario):
         return [
             *filter(None, (self._missing, self._uncounted)),
             f"Rates are the front-end's. Its memory, which both back-ends map, is of {pages}.",
-            "vpt takes up to 64 packets at a time: where it took fewer, it had emptied the ring, and the"
-            " front-end was the slower side.",
+            "vpt takes up to 64 packets at a time: where it took fewer, it had emptied the ring, and waited"
+            " for the front-end.",
+            "Rates depend on what a cache line takes from CPU to CPU, and a hypervisor may change that in the"
+            " middle of a run.",
         ]
 
 
