@@ -146,12 +146,15 @@ def _await_packets(front: _FrontEnd) -> bool:
     return False
 
 
-def _why_none(front: _FrontEnd, back: BackEnd, cpu: Sequence[int], point: _Point) -> TimeoutExpired:
+def _why_none(
+    front: _FrontEnd, back: BackEnd, cpu: Sequence[int], point: _Point, *, any_before: bool
+) -> TimeoutExpired:
     """No packet came: what either side has seen, and whether its thread could run at all."""
+    what = "no packet came" if not any_before else "packets came and then no more"
     sides: tuple[Moves, ...] = (front, back)
     ms = [(cpu_ns(who) - before) / 1e6 for who, before in zip(sides, cpu, strict=True)]
     return TimeoutExpired(
-        f"no packet came through the back-end at {point.words}\n"
+        f"{what} through the back-end at {point.words}\n"
         f"front-end: {front.tell()}; {ms[0]:.0f} ms of CPU time\n"
         f"back-end: {back.tell()}; {ms[1]:.0f} ms of CPU time",
         hint="who had no CPU time waited for another process's real-time threads: ps -eLo tid,cls,rtprio,comm"
@@ -170,7 +173,7 @@ def _measure(
     back.start()
     front.start()
     pps = 0.0
-    if _await_packets(front):
+    if flowed := _await_packets(front):
         with undisturbed(front.moving | back.moving, settings.realtime, front.ahead | back.ahead):
             time.sleep(_SETTLE_S)
             front.rate()
@@ -182,7 +185,7 @@ def _measure(
     time.sleep(_DRAIN_S)
     values = back.stop()
     if not pps:
-        raise _why_none(front, back, cpu, point)
+        raise _why_none(front, back, cpu, point, any_before=flowed)
     if instructions:
         values["instructions"] = (after - before) / (pps * seconds)
     if point.path == _HOST:
