@@ -154,14 +154,23 @@ def test_under_tcg_kicks_are_judged_and_exits_are_not() -> None:
     assert lines[-1].startswith("Undecided")
 
 
-def test_on_an_emulated_processor_exits_are_judged_and_times_are_not() -> None:
+@pytest.mark.parametrize(
+    ("exits", "verdict"),
+    [(0.0001, "Reached"), (0.00104, "Undecided"), (1 / 64, "Undecided"), (0.02, "MISSED")],
+)
+def test_on_an_emulated_processor_exits_are_judged_beyond_a_kick_per_burst_and_times_are_not(
+    exits: float, verdict: str
+) -> None:
+    """There, worker and guest wait for each other's turns. Elsewhere nothing is excused."""
     points = [
-        point({"device": "passthrough", "load": "saturation"}, adaptive={"exits": 0.0001, "mpps": 1}),
+        point({"device": "passthrough", "load": "saturation"}, adaptive={"exits": exits, "mpps": 1}),
         point({"device": "passthrough", "rate": 1000}, adaptive={"p99": 9}, notify={"p99": 1}),
     ]
     lines = verdicts(points, native=True, timed=False)
-    assert [line.partition(":")[0] for line in lines] == ["Reached", "Undecided"]
+    assert [line.partition(":")[0] for line in lines] == [verdict, "Undecided"]
     assert "emulated" in lines[-1]
+    (line,) = said(points, "0.001 exits per packet")
+    assert line.startswith("Reached" if verdict == "Reached" else "MISSED")
 
 
 def _beside_model(threads: dict[str, float], model: dict[str, float], wp: int = 2500) -> Point:

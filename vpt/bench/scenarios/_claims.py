@@ -15,6 +15,8 @@ from vpt.bench.stats import LEAST_SAMPLES, Summary
 __all__ = ["verdicts"]
 
 _MOST_EXITS = 0.001
+#: On an emulated processor worker and guest wait for each other's turns: a kick per burst of 64 says nothing.
+_TURNS = 1 / 64
 _LEAST_MPPS = 20.0
 _BATCH_WITHIN = 0.05
 #: Below this, per packet, a difference is a handful of packets in a run.
@@ -32,7 +34,7 @@ def verdicts(points: Sequence[Point], *, native: bool, timed: bool = True) -> li
     lines = [*_control(found, counted), *_batches(found, counted)]
     if not native:
         return [*lines, "Undecided: exits, rates and latencies of the other claims, which tcg can't measure."]
-    lines += _few_exits(found)
+    lines += _few_exits(found, _MOST_EXITS if timed else _TURNS)
     if not timed:
         return [
             *lines,
@@ -110,12 +112,13 @@ def _batches(found: _Points, counted: str) -> Iterator[str]:
             yield _said(abs(off) <= _BATCH_WITHIN, claim, f"{engineering(seen.median)} ({_off(off)})")
 
 
-def _few_exits(found: _Points) -> Iterator[str]:
+def _few_exits(found: _Points, missed_above: float) -> Iterator[str]:
     for policy in ("adaptive", "poll"):
         exits = found.get(policy, "exits", device=_RING, load="saturation")
         if exits is not None:
             claim = f"passthrough at saturation, {policy}, <= {_MOST_EXITS} exits per packet"
-            yield _said(exits.median <= _MOST_EXITS, claim, beside(exits.median, _MOST_EXITS))
+            reached = exits.median <= _MOST_EXITS or (None if exits.median <= missed_above else False)
+            yield _said(reached, claim, beside(exits.median, _MOST_EXITS))
 
 
 def _rates(found: _Points) -> Iterator[str]:
