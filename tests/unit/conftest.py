@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -26,3 +27,12 @@ def shared() -> Iterator[Vptd]:
     daemon.call("switch.add", name="lab")
     yield daemon
     daemon.close()
+
+
+@pytest.fixture(scope="module")
+def cpus() -> tuple[int, int]:
+    """Two that this process may use."""
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 2:
+        pytest.skip("needs two CPUs")
+    return usable[0], usable[1]

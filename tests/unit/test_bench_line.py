@@ -14,14 +14,6 @@ from vpt.errors import DataplaneError
 pytestmark = pytest.mark.native
 
 
-@pytest.fixture
-def cpus() -> tuple[int, int]:
-    usable = sorted(os.sched_getaffinity(0))
-    if len(usable) < 2:
-        pytest.skip("needs two CPUs")
-    return usable[0], usable[1]
-
-
 def test_a_line_takes_time_and_leaves_the_caller_as_it_was(cpus: tuple[int, int]) -> None:
     before, threads = os.sched_getaffinity(0), threading.active_count()
     assert line_ns(*cpus) > 0

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 
 import pytest
@@ -14,14 +13,6 @@ pytestmark = pytest.mark.native
 
 ROUNDS = 10_000_000
 TRIES = 6
-
-
-@pytest.fixture(scope="module")
-def cpus() -> tuple[int, int]:
-    usable = sorted(os.sched_getaffinity(0))
-    if len(usable) < 2:
-        pytest.skip("needs two CPUs")
-    return usable[0], usable[1]
 
 
 def test_q27_no_wakeup_is_lost_with_the_fence(cpus: tuple[int, int]) -> None:
