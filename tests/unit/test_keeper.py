@@ -570,6 +570,30 @@ def test_the_loss_of_the_keeper_is_noticed(folder: Path) -> None:
     in_loop(run())
 
 
+def test_a_keeper_that_is_ending_is_not_the_one_to_speak_to(folder: Path) -> None:
+    """The kernel closes a process's connections before its listening socket; until then one connects.
+
+    A listening socket whose connections end stands for it, as that moment can't be met at will.
+    """
+
+    async def run() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as ending:
+            ending.bind(str(folder / "keeper.sock"))
+            ending.listen()
+            ending.setblocking(False)
+            keeper = Connection(folder)
+            connecting = asyncio.create_task(keeper.connect())
+            conn, _ = await asyncio.get_running_loop().sock_accept(ending)
+        conn.close()
+        await connecting
+        assert keeper.pid != os.getpid()
+        assert keeper.lost == 0, "who never answered is no loss"
+        assert await keeper.names() == []
+        await keeper.stop_keeper()
+
+    in_loop(run())
+
+
 def test_the_next_keeper_has_nothing_before_it_has_said_so(folder: Path, bundle: Bundle) -> None:
     """Who looks at the status in between, and then ends vptd, would lose what the former one had."""
 

@@ -41,8 +41,8 @@ class _Peers:
 class KeeperClient:
     """A Holder whose shelf is in the keeper.
 
-    on_change(name): a peer has come or gone. on_lost(): the connection broke; call connect() and put
-    everything again.
+    on_change(name): a peer has come or gone. on_lost(): a keeper that had answered is gone; call
+    connect() and put everything again.
     """
 
     def __init__(
@@ -77,14 +77,30 @@ class KeeperClient:
 
     async def connect(self) -> None:
         """Connect to the keeper of our runtime dir, and start one if there is none."""
-        sock = _try_connect(self._paths)
-        if sock is None:
+        if not await self._find():
             await asyncio.to_thread(_spawn, self._paths, self._linger_s)
             sock = _try_connect(self._paths)
+            if sock is None:
+                raise DaemonError(
+                    "the keeper ended as soon as it was started", hint=f"see {self._paths.keeper_log}"
+                )
+            await self._greet(sock)
+        await self.names()
+
+    async def _find(self) -> bool:
+        """Whether there was a keeper already, and it answers."""
+        sock = _try_connect(self._paths)
         if sock is None:
-            raise DaemonError(
-                "the keeper ended as soon as it was started", hint=f"see {self._paths.keeper_log}"
-            )
+            return False
+        try:
+            await self._greet(sock)
+        except DaemonError:
+            # One that is ending: the kernel closes its listening socket a moment after its connections.
+            return False
+        return True
+
+    async def _greet(self, sock: socket.socket) -> None:
+        """Make `sock` ours, which speaks to a keeper, once that has answered."""
         self._sock = sock
         self._reader = asyncio.create_task(self._read_all(sock))
         try:
@@ -93,7 +109,6 @@ class KeeperClient:
             await self.close()
             raise
         self.pid = hello["pid"]
-        await self.names()
 
     async def close(self) -> None:
         """Hang up. The keeper stays."""
@@ -182,8 +197,10 @@ class KeeperClient:
                 self._received(json.loads(data), fds)
         except (OSError, ValueError, VptError) as error:
             self._log.warning("keeper: %s", error)
+        had_answered = self.pid is not None
         self._drop_connection()
-        self._on_lost()
+        if had_answered:
+            self._on_lost()
 
     def _received(self, message: dict[str, Any], fds: list[int]) -> None:
         if message.get("event") == "peer":
