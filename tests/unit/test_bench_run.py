@@ -54,9 +54,15 @@ class Toy(Scenario):
     )
 
     def __init__(
-        self, slow: float = 1.0, copies: float = 1.0, failing: int = 0, broken: Sequence[int] = ()
+        self,
+        slow: float = 1.0,
+        copies: float = 1.0,
+        failing: int = 0,
+        broken: Sequence[int] = (),
+        dying: int = 0,
     ) -> None:
         self.slow, self.copies, self.failing = slow, copies, failing
+        self.dying = dying  # sessions in which what all stand on dies with the first repetition
         self.broken = list(broken)  # the next sessions at these points, in this order
         self.order: list[str] = []
         self.open = 0
@@ -70,9 +76,12 @@ class Toy(Scenario):
             del self.broken[0]
             raise GuestError("no guest")
         self.open += 1
+        dies, self.dying = self.dying > 0, max(0, self.dying - 1)
 
         def once(name: str, ns: float) -> Measured:
             self.order.append(name)
+            if dies:
+                raise GuestError("the guest has died")
             if name == "switch" and self.failing:
                 self.failing -= 1
                 raise GuestError("not all were taken")
@@ -220,6 +229,31 @@ def test_a_point_that_does_not_stand_up_at_once_is_set_up_again_and_that_is_said
         "Set up again, toy: bytes 1500: no guest.",
     ]
     assert scenario.failed == 0
+
+
+def test_a_point_at_which_nothing_is_left_to_measure_is_set_up_again_and_that_is_said() -> None:
+    steps: list[tuple[int, int]] = []
+    toy = Toy(dying=1)
+    done = run([toy], Settings(repetitions=2), lambda now, total, _: steps.append((now, total)))
+    scenario = done.scenarios[0]
+    assert [[v.name for v in point.variants] for point in scenario.points] == [["switch", "plain"]] * 2
+    assert {len(v.samples) for point in scenario.points for v in point.variants} == {2}
+    assert [n for n in scenario.notes if "Set up again" in n] == [
+        "Set up again, toy: bytes 64: the guest has died."
+    ]
+    assert scenario.failed == 0
+    assert toy.open == 0
+    assert [now for now, _ in steps] == [0, 1, 2, *range(6)], "progress goes back, and never past the end"
+
+
+def test_a_point_at_which_all_die_each_time_is_left_out() -> None:
+    scenario = run([Toy(dying=3)], Settings(repetitions=1)).scenarios[0]
+    assert [point.params for point in scenario.points] == [{"bytes": 1500}]
+    assert [n for n in scenario.notes if n.startswith("NOT")] == [
+        "NOT MEASURED: toy: bytes 64: plain: the guest has died.",
+        "NOT MEASURED: toy: bytes 64: switch: the guest has died.",
+    ]
+    assert scenario.failed == 2
 
 
 def test_a_point_that_does_not_stand_up_is_left_out() -> None:

@@ -3,8 +3,8 @@
 
 The order of the variants turns with each repetition, so that none always runs in the wake of the same other.
 One repetition goes before those that count, to warm caches and to let page faults happen. One that could not
-be measured (the host was too busy, say) is taken again, with all variants, and a note says so; so is setting
-up a point. A variant that can't be measured at all at some point is left out there: nobody's fault costs an
+be measured (the host was too busy, say) is taken again, with all variants, and a note says so; a point is set
+up again if it does not stand up, or if none of its variants could be measured. A variant that can't be measured at all at some point is left out there: nobody's fault costs an
 hour's run.
 """
 
@@ -49,6 +49,14 @@ class _Steps:
         if self.progress:
             self.progress(self.done, self.total, what)
         self.done += 1
+
+    def mark(self) -> tuple[int, int]:
+        """For back_to(), where a point is begun once more."""
+        return self.done, len(self.failed)
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        self.done, failed = mark
+        del self.failed[failed:]
 
     def give_up(self, what: str, error: VptError) -> None:
         self.failed.append(f"NOT MEASURED: {what}: {error.message}.")
@@ -124,25 +132,37 @@ def _point(
     return Point(params=dict(params), variants=[Variant(name=n, samples=samples[n]) for n in left])
 
 
+def _set_up_and_measure(
+    params: Params, settings: Settings, steps: _Steps, scenario: Scenario
+) -> tuple[Point | None, VptError | None]:
+    """The point, if it stood up, and why it did not, or left something behind."""
+    point = None
+    try:
+        with scenario.session(params, settings) as variants:
+            point = _point(params, variants, settings, steps, scenario)
+    except _ENDS:
+        raise
+    except VptError as error:
+        return point, error
+    return point, None
+
+
 def _measured(params: Params, settings: Settings, steps: _Steps, scenario: Scenario) -> list[Point]:
-    """The point, if it could be set up; that is tried as often as a repetition is."""
-    measured: list[Point] = []
+    """The point, set up as often as a repetition is tried, until some variant could be measured."""
     label = _label(scenario, params)
     for left in reversed(range(_TRIES)):
-        standing = False
-        try:
-            with scenario.session(params, settings) as variants:
-                standing = True
-                measured.append(_point(params, variants, settings, steps, scenario))
-        except _ENDS:
-            raise
-        except VptError as error:
-            if left and not standing:
-                steps.again.append(f"Set up again, {label}: {error.message}.")
-                continue
-            steps.give_up(label, error)  # it does not stand up, or left something
+        before = steps.mark()
+        point, error = _set_up_and_measure(params, settings, steps, scenario)
+        if left and not (point and point.variants):
+            # It did not stand up; or all that stood on it fell, as when a guest that they share has died.
+            why = error or steps.error
+            steps.back_to(before)
+            steps.again.append(f"Set up again, {label}: {why.message if why else 'nothing to measure'}.")
+            continue
+        if error:
+            steps.give_up(label, error)
         break
-    return measured
+    return [point] if point else []
 
 
 def _label(scenario: Scenario, params: Params) -> str:
