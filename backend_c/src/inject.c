@@ -101,3 +101,12 @@ int vpt_port_learn(vpt_port *p, const struct vpt_heard *heard, uint32_t n)
 	}
 	return learned;
 }
+
+void vpt_port_forget(vpt_port *p)
+{
+	uint32_t i;
+
+	vpti_mac_purge(&p->sw->macs, p->slot, false);
+	for (i = 0; i < p->opts.pairs; i++) /* what its queues remember of having learned */
+		VPTI_WRITE(p->txq[i]->last_src, UINT64_MAX);
+}

@@ -152,16 +152,6 @@ void vpti_rules_fini(struct vpt_port *p)
 	vlans_free(p->vlans);
 }
 
-/* What was learned in VLANs that the port may have left, and what its queues remember of having learned. */
-static void forget_sources(struct vpt_port *p)
-{
-	uint32_t i;
-
-	vpti_mac_purge(&p->sw->macs, p->slot, false);
-	for (i = 0; i < p->opts.pairs; i++)
-		VPTI_WRITE(p->txq[i]->last_src, UINT64_MAX);
-}
-
 int vpt_port_set_rules(vpt_port *p, const struct vpt_rules *r)
 {
 	uint64_t only_mac = r->flags & VPT_RULE_ANTI_SPOOFING ? vpti_mac48(p->opts.mac) : 0;
@@ -186,7 +176,7 @@ int vpt_port_set_rules(vpt_port *p, const struct vpt_rules *r)
 	vpti_synchronize();
 	vlans_free(old);
 	if (other_sources)
-		forget_sources(p); /* after the last packet that was learned from by the old rules */
+		vpt_port_forget(p); /* after the last packet that was learned from by the old rules */
 	vpti_port_replan(p); /* wakes them: what waited for tokens may go */
 	return 0;
 }

@@ -64,6 +64,23 @@ def test_an_address_moves_with_its_owner(three: tuple[list[VhostPort], list[Fron
     assert numbers(two) == []
 
 
+def test_addresses_go_with_the_front_end_that_was_heard_from_them(
+    host: Host, three: tuple[list[VhostPort], list[FrontEnd]]
+) -> None:
+    """As with a cable that is pulled out: what is sent there is flooded, and may reach them elsewhere."""
+    ports, (one, two, other) = three
+    own = host.vhost("own", mac=MAC_C)
+    two.transmit(frame(BROADCAST, MAC_B, 1))
+    one.receive()
+    two.close()
+    ports[1].until_left()
+    assert [entry.mac for entry in host.call(host.switch.macs)] == [MAC_C.hex(":")], "given, not learned"
+    assert own.path.exists()
+    other.poll()
+    one.transmit(frame(MAC_B, MAC_A, 2))
+    assert number(other.receive()[0].frame) == 2
+
+
 def test_addresses_are_listed_with_their_port(
     host: Host, three: tuple[list[VhostPort], list[FrontEnd]]
 ) -> None:

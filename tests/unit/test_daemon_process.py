@@ -457,6 +457,9 @@ def test_counters_are_the_same_asked_for_and_read(shared: Vptd) -> None:
         open_app(shared.socket("c2"), timeout=PATIENCE_S) as b,
     ):
         exchange(a, b, 10, b"x")
+        learned = shared.call("switch.macs", name="lab")["macs"]
+        assert [(entry["mac"], entry["port"]) for entry in learned] == [("52:54:00:00:00:01", "c1")]
+    until(lambda: not shared.call("switch.macs", name="lab")["macs"], "what was heard of one that left to go")
     asked = shared.call("stats")
     assert asked["ports"]["c1"]["tx_packets"] == 10
     assert asked["ports"]["c2"]["rx_packets"] == 10
@@ -464,8 +467,6 @@ def test_counters_are_the_same_asked_for_and_read(shared: Vptd) -> None:
         read = {queue.port: queue.counters for queue in reader.read().queues}
     assert read["c1"]["tx_packets"] == 10
     assert shared.call("port.show", name="c2")["counters"]["copies"] == 10
-    learned = shared.call("switch.macs", name="lab")["macs"]
-    assert [(entry["mac"], entry["port"]) for entry in learned] == [("52:54:00:00:00:01", "c1")]
     for name in ("c1", "c2"):
         shared.call("port.del", name=name)
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Run scenarios: at each point, the variants in turn, as often as asked for.
 
-The order of the variants turns with each repetition, so that none always runs in the wake of the same other.
-One repetition goes before those that count, to warm caches and to let page faults happen. One that could not
-be measured (the host was too busy, say) is taken again, with all variants, and a note says so; a point is set
-up again if it does not stand up, or if none of its variants could be measured. A variant that can't be measured at all at some point is left out there: nobody's fault costs an
-hour's run.
+The order of the variants turns with each repetition, so that none always runs in the wake of the same
+other. One repetition goes before those that count, to warm caches and to let page faults happen. One that
+could not be measured (the host was too busy, say) is taken again, with all variants, and a note says so;
+a point is set up again if it does not stand up, or if none of its variants could be measured. A variant
+that can't be measured at all at some point is left out there: nobody's fault costs an hour's run.
 """
 
 from __future__ import annotations

@@ -106,8 +106,7 @@ class Keeping:
     def _peer_changed(self, name: str) -> None:
         managed = self._there.ports.get(name)
         if managed is not None and managed.ring is not None:
-            peer = self.holder.peer(name)
-            managed.log.info("peer %s", f"connected pid={peer.pid}" if peer else "disconnected")
+            managed.ring.peer_changed()
 
     def _lost(self) -> None:
         if not self._settled:

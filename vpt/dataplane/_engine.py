@@ -304,6 +304,10 @@ class Port:
         table = new("struct vpt_heard[]", [(mac_bytes(mac), vlan) for mac, vlan in heard])
         return self._check(lib.vpt_port_learn(self._handle(), table, len(heard)), f"learn {len(heard)}")
 
+    def forget(self) -> None:
+        """Forget the addresses that were heard here; not those that the port was given."""
+        lib.vpt_port_forget(self._handle())
+
     def macs(self, most: int) -> list[tuple[str, int]]:
         """Addresses that were heard here, `most` at most, each with its VLAN (0: without tag)."""
         table = ffi.new("struct vpt_mac_entry[]", most)

@@ -255,6 +255,8 @@ struct vpt_heard {
  * that the port does not carry, is another port's own, not this one's only one, or has no room.
  */
 int vpt_port_learn(vpt_port *p, const struct vpt_heard *heard, uint32_t n);
+/* Forget the addresses that were heard there: whoever sent from them has gone. Those that the port was given stay. */
+void vpt_port_forget(vpt_port *p);
 /* Up to max addresses that were heard there and are remembered into *out; returns how many there are. */
 int vpt_port_macs(const vpt_port *p, struct vpt_mac_entry *out, uint32_t max);
 

@@ -133,6 +133,13 @@ class RingTransport:
             self._log.info("driver reset")
         self._ready = ready
 
+    def peer_changed(self) -> None:
+        """Of the holder: a peer has connected, or gone."""
+        peer = self.peer
+        self._log.info("peer %s", f"connected pid={peer.pid}" if peer else "disconnected")
+        if peer is None:
+            self._port.forget()  # as with a cable that is pulled out
+
     def adapt(self, settings: Settings) -> None:
         """Nothing to add to what the data plane does."""
 

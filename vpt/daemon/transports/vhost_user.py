@@ -296,6 +296,8 @@ class VhostUserTransport:
     def _end(self, client: _Connection) -> None:
         self._client = None
         self._port.vhost_reset()  # lets go of the descriptors before the session does
+        # What is at its addresses from now on is elsewhere, if anywhere: as with a cable that is pulled out.
+        self._port.forget()
         client.close()
 
     def _accept(self, listener: socket.socket) -> None:
