@@ -47,18 +47,31 @@ FEW = (
     "load=saturation", "load=", "rate=1000", "rate=10000", "rate=100000", "rate=",
     "bytes=64", "bytes=1500", "bytes=",
 )  # fmt: skip
-#: A virtual machine in L1 that does nothing. KVM rewrites the scheduler's code when the first one comes
-#: and when the last one goes, and the TCG of Debian's QEMU (7.2) may go on with what it has translated
-#: meanwhile: then both CPUs meet, for ever, a breakpoint that is not there any more. With this one there
-#: is no first and no last.
-IDLE_VM = """\
+#: What keeps an L1 going that the TCG of Debian's QEMU (7.2) emulates. A virtual machine that does
+#: nothing: KVM rewrites the scheduler's code when the first one comes and when the last one goes, and
+#: TCG may go on with what it has translated meanwhile; then both CPUs meet, for ever, a breakpoint that
+#: is not there any more. And each CPU wakes the other now and then: VMRUN and #VMEXIT change a CPU's
+#: word of pending interrupts with no lock held, and what another thread has just set there may be lost,
+#: as the timer of a CPU that goes to sleep after it.
+COMPANY = """\
 import fcntl, os, time
 kvm = os.open("/dev/kvm", os.O_RDWR)
 vm = fcntl.ioctl(kvm, 0xAE01, 0)  # KVM_CREATE_VM
 fcntl.ioctl(vm, 0xAE60)  # KVM_CREATE_IRQCHIP
 vcpu = fcntl.ioctl(vm, 0xAE41, 0)  # KVM_CREATE_VCPU
+for cpu in 0, 1:
+    there, here = os.pipe()
+    if not os.fork():
+        os.sched_setaffinity(0, {cpu})
+        while True:
+            time.sleep(0.25)
+            os.write(here, b".")
+    if not os.fork():
+        os.sched_setaffinity(0, {1 - cpu})
+        while True:
+            os.read(there, 1)
 print("there", flush=True)
-time.sleep(1e9)
+os.wait()
 """
 #: It says each step that it begins. How long all of them take is up to what else this machine does.
 STEP_S = {"kvm": 300.0, "tcg": 600.0}
@@ -169,11 +182,11 @@ class NoKvmError(MissingError):
     """L1's guests would be emulated: exits would not exist there, and no count of them could get worse."""
 
 
-def keep_code_as_it_is(guest: Guest) -> None:
-    job = guest.spawn(f"{IN_L1} python3 -c {shlex.quote(IDLE_VM)}")
+def keep_company(guest: Guest) -> None:
+    job = guest.spawn(f"{IN_L1} python3 -c {shlex.quote(COMPANY)}")
     guest.wait_until(f"grep -q . {job.base}.out", BOOT_S, "an idle virtual machine in L1")
     if "there" not in (said := job.output()):
-        say(f"no idle virtual machine in L1: {said.strip()[-300:]}")
+        say(f"nothing keeps L1 going: {said.strip()[-300:]}")
 
 
 def require_kvm(guest: Guest, accel: Accel) -> None:
@@ -252,7 +265,7 @@ def measure(accel: Accel, image: Image, root: Path, payload: Path, output: Path)
         guest.run(root_tree)
         guest.run("tar x -C /l1/payload -f /dev/vdb", timeout_s=BOOT_S)
         if accel.name == "tcg":
-            keep_code_as_it_is(guest)
+            keep_company(guest)
         require_kvm(guest, accel)
         try:
             bench(guest, options, STEP_S[accel.name])

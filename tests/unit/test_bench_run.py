@@ -232,9 +232,9 @@ def test_a_point_that_does_not_stand_up_at_once_is_set_up_again_and_that_is_said
 
 
 def test_a_point_at_which_nothing_is_left_to_measure_is_set_up_again_and_that_is_said() -> None:
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[int, str]] = []
     toy = Toy(dying=1)
-    done = run([toy], Settings(repetitions=2), lambda now, total, _: steps.append((now, total)))
+    done = run([toy], Settings(repetitions=2), lambda now, _, what: steps.append((now, what)))
     scenario = done.scenarios[0]
     assert [[v.name for v in point.variants] for point in scenario.points] == [["switch", "plain"]] * 2
     assert {len(v.samples) for point in scenario.points for v in point.variants} == {2}
@@ -243,7 +243,9 @@ def test_a_point_at_which_nothing_is_left_to_measure_is_set_up_again_and_that_is
     ]
     assert scenario.failed == 0
     assert toy.open == 0
-    assert [now for now, _ in steps] == [0, 1, 2, *range(6)], "progress goes back, and never past the end"
+    begun = [now for now, what in steps if "again" not in what]
+    assert begun == [0, 1, 2, *range(6)], "progress goes back, and never past the end"
+    assert [what for _, what in steps if "again" in what] == [n for n in scenario.notes if "again" in n]
 
 
 def test_a_point_at_which_all_die_each_time_is_left_out() -> None:

@@ -58,6 +58,12 @@ class _Steps:
         self.done, failed = mark
         del self.failed[failed:]
 
+    def once_more(self, note: str) -> None:
+        """Something is done again, which is said at once, for it takes time."""
+        self.again.append(note)
+        if self.progress:
+            self.progress(max(0, self.done - 1), self.total, note)
+
     def give_up(self, what: str, error: VptError) -> None:
         self.failed.append(f"NOT MEASURED: {what}: {error.message}.")
         self.error = error
@@ -103,7 +109,7 @@ def _repetition(
     while isinstance(found := _in_turn(variants, order, steps), _Failure):
         tries += 1
         if tries < _TRIES:
-            steps.again.append(f"Taken again, {label}, repetition {number}: {found.error.message}.")
+            steps.once_more(f"Taken again, {label}, repetition {number}: {found.error.message}.")
             continue
         steps.give_up(f"{label}: {found.name}", found.error)
         order.remove(found.name)
@@ -157,7 +163,7 @@ def _measured(params: Params, settings: Settings, steps: _Steps, scenario: Scena
             # It did not stand up; or all that stood on it fell, as when a guest that they share has died.
             why = error or steps.error
             steps.back_to(before)
-            steps.again.append(f"Set up again, {label}: {why.message if why else 'nothing to measure'}.")
+            steps.once_more(f"Set up again, {label}: {why.message if why else 'nothing to measure'}.")
             continue
         if error:
             steps.give_up(label, error)
