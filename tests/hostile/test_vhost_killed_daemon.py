@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -21,7 +22,7 @@ from vpt.vhost_user import ProtocolFeature, VirtioFeature
 F = VirtioFeature
 PROTOCOL = int(ProtocolFeature.INFLIGHT_SHMFD)
 NUM = 256
-ENDS = 5  # of vptd, each way, for each layout
+ENDS = int(os.environ.get("VPT_TEST_ENDS", "5"))  # of vptd, each way, for each layout
 LAYOUTS = {"split": 0, "packed": int(F.RING_PACKED), "packed in order": int(F.RING_PACKED | F.IN_ORDER)}
 
 
