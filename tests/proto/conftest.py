@@ -12,6 +12,7 @@ import pytest
 
 from support.host import Host, VhostPort
 from support.scene import FAULTS, MAX_LOG_LINES, Neighbours, logged, most_of_a_level
+from support.stream import HostStream
 from vpt.conform.frames import MAC_C
 from vpt.conform.front_end import FrontEnd
 
@@ -39,9 +40,14 @@ MAC_D = b"\x52\x54\0\0\0\x04"
 
 @pytest.fixture
 def bystanders(host: Host) -> Iterator[Neighbours]:
-    """Two ports at work beside those of the test, which its acts must not concern: for what is hostile."""
-    with logged() as lines, closing(Neighbours(host, ("one", "other"), (MAC_C, MAC_D))) as neighbours:
+    """Ports at work beside those of the test, which its acts must not concern: for what is hostile."""
+    with (
+        logged() as lines,
+        closing(HostStream(host)) as stream,
+        closing(Neighbours(host, ("one", "other"), (MAC_C, MAC_D))) as neighbours,
+    ):
         yield neighbours
+        stream.check()
         neighbours.forward()
         assert not [line for line in lines if "internal error" in line]
         for port in host.vhost_ports:

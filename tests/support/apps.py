@@ -12,6 +12,7 @@ from support.waiting import PATIENCE_S, until
 from vpt.dataplane import App, Engine, EventType, Kind, Port, RegionOptions, Switch, region_create, vec_count
 
 BROADCAST = b"\xff" * 6
+SLOTS = 256  # of a ring
 
 
 def mac(i: int) -> bytes:
@@ -50,7 +51,7 @@ class AppPeer:
 
     def options(self, name: str, pairs: int) -> RegionOptions:
         """The region's shape."""
-        return RegionOptions(name, pairs=pairs, num_slots=256)
+        return RegionOptions(name, pairs=pairs, num_slots=SLOTS)
 
     @staticmethod
     def _eventfd(undo: contextlib.ExitStack) -> int:
@@ -63,12 +64,17 @@ class AppPeer:
         assert self._app is not None, "connect() first"
         return self._app
 
-    def connect(self, features: int = 0) -> App:
-        """Open the application's side and go through the handshake."""
+    def open(self, features: int = 0) -> App:
+        """Open the application's side; the handshake is to come."""
         self._app = App(self.region_fd, self.kick_fds, self.intr_fds, features)
         self._undo.callback(self._app.close)
-        self.handshake()
         return self._app
+
+    def connect(self, features: int = 0) -> App:
+        """Open the application's side and go through the handshake."""
+        app = self.open(features)
+        self.handshake()
+        return app
 
     def handshake(self) -> None:
         def done() -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from support.apps import AppPeer
 from support.leaks import open_things
 from support.waiting import until
 from vpt.closing import Closing
@@ -26,7 +27,19 @@ from vpt.daemon.sockets import PeerCredentials
 from vpt.daemon.transports.base import Settings
 from vpt.daemon.transports.vhost import Memory
 from vpt.daemon.transports.vhost_user import VhostUserTransport
-from vpt.dataplane import Engine, Event, Kind, Policy, PolicyKind, Port, PortState, Rules, StatsReader, Switch
+from vpt.dataplane import (
+    Engine,
+    Event,
+    EventType,
+    Kind,
+    Policy,
+    PolicyKind,
+    Port,
+    PortState,
+    Rules,
+    StatsReader,
+    Switch,
+)
 
 T = TypeVar("T")
 LOG = logging.getLogger("vpt.test")
@@ -97,7 +110,10 @@ class VhostPort:
 
 
 class Host(Closing):
-    """One engine and one switch. workers: how many threads move packets."""
+    """One engine and one switch. workers: how many threads move packets.
+
+    events: of the vhost-user ports, so far.
+    """
 
     def __init__(self, directory: Path, *, workers: int = 1) -> None:
         self._directory = directory
@@ -105,6 +121,7 @@ class Host(Closing):
         self._thread = threading.Thread(target=self._loop.run_forever, name="host")
         self._thread.start()
         self._transports: dict[int, VhostUserTransport] = {}
+        self._apps: dict[int, AppPeer] = {}
         self.vhost_ports: list[VhostPort] = []
         self.events: list[Event] = []
         self.engine: Engine = self.call(lambda: Engine(workers))
@@ -183,6 +200,24 @@ class Host(Closing):
         self.vhost_ports.append(VhostPort(self, p, transport, path, settings))
         return self.vhost_ports[-1]
 
+    def app(self, name: str, **port: Any) -> AppPeer:
+        """Add an app port with an application that is ready."""
+        port.setdefault("policy", Policy.adaptive(20))
+
+        def add() -> AppPeer:
+            peer = AppPeer(self.switch, name, **port)
+            self._apps[peer.port.id] = peer
+            return peer
+
+        peer = self.call(add)
+        until(peer.open().step, f"the handshake of {name}")
+        return peer
+
+    def remove_app(self, peer: AppPeer) -> None:
+        """Take an app port and its application away."""
+        del self._apps[peer.port.id]
+        self.call(peer.close)
+
     def null(self, name: str) -> Port:
         """Add a port that swallows all."""
         return self.call(lambda: self.switch.add_port(name, Kind.NULL, touch=True))
@@ -219,6 +254,10 @@ class Host(Closing):
 
     def _on_events(self) -> None:
         for event in self.engine.events():
+            if event.port_id in self._apps:
+                if event.type is EventType.STATUS:
+                    self._apps[event.port_id].port.ring_status()
+                continue
             self.events.append(event)
             transport = self._transports.get(event.port_id)
             if transport is not None:

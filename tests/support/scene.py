@@ -2,7 +2,8 @@
 """A stage for hostile acts: one port for the villain, two for neighbours who must not notice.
 
 Every act is followed by the same questions: do the neighbours' packets still all arrive, has anything leaked,
-is there a log line but no flood of them, and is the port's state one of those it may be in.
+is there a log line but no flood of them, and is the port's state one of those it may be in. Beside it, from
+the first moment of the scene to its last, a stream flows whose every packet must have come at its time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from support.host import LOG, Host, VhostPort
 from support.leaks import until_open
+from support.stream import HostStream
 from support.waiting import until
 from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import USUAL, VNET_HDR, FrontEnd
@@ -141,7 +143,9 @@ class Scene:
         stack = contextlib.ExitStack()
         host = stack.enter_context(Host(directory))
         lines = stack.enter_context(logged())
+        stream = stack.enter_context(contextlib.closing(HostStream(host)))
         neighbours = stack.enter_context(contextlib.closing(Neighbours(host)))
+        stack.callback(stream.check)
         scene = cls(host, host.vhost("x", **villain), neighbours, lines, _stack=stack)
         scene._open = host.open_things()
         return scene
