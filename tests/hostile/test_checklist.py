@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Each line of the checklist of hostile inputs has a test that bears its number, or a reason why it has none.
 
-A test bears a number by its name (test_s15_..., test_m12_m14_...) or by the name of one of its parameters
-("S21 NUM of ring 0x100").
+docs/hostile-checklist.md has the lines. A test bears a number by its name (test_s15_..., test_m12_m14_...) or
+by the name of one of its parameters ("S21 NUM of ring 0x100").
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
+PAGE = TESTS.parent / "docs/hostile-checklist.md"
 WHERE = ("hostile", "proto")
 COUNTS = {"S": 33, "M": 20, "Q": 31, "P": 12, "L": 10}
 LINES = [f"{letter}{n}" for letter, last in COUNTS.items() for n in range(1, last + 1)]
@@ -67,6 +68,13 @@ def bearers(request: pytest.FixtureRequest) -> dict[str, list[str]]:
 
 def test_the_checklist_has_106_lines() -> None:
     assert len(LINES) == 106
+
+
+def test_the_page_that_says_what_they_are_has_each_line_once_and_in_order() -> None:
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in PAGE.read_text().splitlines()]
+    lines = [row for row in rows if row and NUMBER.fullmatch(row[0])]
+    assert [row[0] for row in lines] == LINES
+    assert all(len(row) == 3 and all(row) for row in lines), "what the peer does, and what vpt does"
 
 
 @pytest.mark.parametrize("line", LINES)
