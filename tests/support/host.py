@@ -200,12 +200,12 @@ class Host(Closing):
         self.vhost_ports.append(VhostPort(self, p, transport, path, settings))
         return self.vhost_ports[-1]
 
-    def app(self, name: str, **port: Any) -> AppPeer:
-        """Add an app port with an application that is ready."""
+    def app(self, name: str, *, switch: Switch | None = None, **port: Any) -> AppPeer:
+        """Add an app port with an application that is ready, to the first switch if to no other."""
         port.setdefault("policy", Policy.adaptive(20))
 
         def add() -> AppPeer:
-            peer = AppPeer(self.switch, name, **port)
+            peer = AppPeer(switch or self.switch, name, **port)
             self._apps[peer.port.id] = peer
             return peer
 

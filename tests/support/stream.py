@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from support.host import Host
 from support.waiting import until
-from vpt.dataplane import App, Receiver, Rules, Sender
+from vpt.dataplane import App, Receiver, Sender
 
 PACE = 400  # packets per second
 _SLICE_S = 0.004  # of sending, after which all that has come is taken
 _LOOK_S = 1e-6
-_VLAN = 4094  # their own: what others flood is not theirs to take
 _MACS = ("52:54:00:00:01:01", "52:54:00:00:01:02")
 
 
@@ -63,13 +62,15 @@ class Stream:
 
 
 class HostStream(Stream):
-    """Between two ports of their own, on the switch and the worker of all the others."""
+    """Between two ports by the worker of all the others, through a switch of their own.
+
+    Of their own, for what the others flood is not theirs to take, and has to be switched as without them.
+    """
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._peers = [host.app(f"stream{i}", mac=mac) for i, mac in enumerate(_MACS)]
-        for peer in self._peers:
-            host.call(lambda peer=peer: peer.port.set_rules(Rules(access=_VLAN)))  # type: ignore[misc]
+        self._switch = host.call(lambda: host.engine.add_switch("stream"))
+        self._peers = [host.app(f"stream{i}", switch=self._switch, mac=mac) for i, mac in enumerate(_MACS)]
         super().__init__(*(peer.app for peer in self._peers))
         self.check()
 
@@ -78,3 +79,4 @@ class HostStream(Stream):
         super().close()
         for peer in self._peers:
             self._host.remove_app(peer)
+        self._host.call(self._switch.delete)
