@@ -1,17 +1,29 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Commands of others' in hints, as whoever reads them can type them."""
+"""Commands in hints, as whoever reads them can type them."""
 
 from __future__ import annotations
 
 import os
 import shlex
 
-__all__ = ["virsh"]
+from vpt.daemon.runtime import command
+
+__all__ = ["virsh", "vpt"]
 
 
 def virsh(uri: str | None, *words: str) -> str:
     """`virsh WORDS`, asking the libvirt of that URI. None: the one that virsh asks by itself."""
+    return shlex.join(["virsh", *_asking("-c", uri), *words])
+
+
+def vpt(*words: str, runtime: str | os.PathLike[str] | None = None, uri: str | None = None) -> str:
+    """`vpt WORDS`, asking the vptd of that folder and the libvirt of that URI. None: it asks none."""
+    typed = shlex.join([*words, *_asking("--connect", uri)])
+    return f"vpt {typed}" if runtime is None else command(runtime, typed)
+
+
+def _asking(option: str, uri: str | None) -> list[str]:
     by_itself = f"qemu:///{'session' if os.geteuid() else 'system'}"
-    if uri == (os.environ.get("LIBVIRT_DEFAULT_URI") or by_itself):
-        uri = None
-    return shlex.join(["virsh", *(["-c", uri] if uri else []), *words])
+    if uri in (None, os.environ.get("LIBVIRT_DEFAULT_URI") or by_itself):
+        return []
+    return [option, str(uri)]

@@ -263,7 +263,12 @@ def test_a_guest_that_lets_go_late_is_plugged_into_again(
 
 @pytest.mark.parametrize("config", [False, True], ids=["live", "live and config"])
 def test_a_domain_that_ends_during_a_detach_is_said_to_have_ended(
-    libvirt: Libvirt, vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch, config: bool
+    libvirt: Libvirt,
+    vpt: Vpt,
+    vptd: Client,
+    runtime: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: bool,
 ) -> None:
     """`virsh destroy`, while the guest is waited for. The hint gets rid of the port."""
     guest = libvirt.define("brief")
@@ -296,7 +301,7 @@ def test_a_domain_that_ends_during_a_detach_is_said_to_have_ended(
             ok(vpt("detach", "brief", "brief"))
             assert vptd.call("port.list")["ports"] == []
         else:
-            assert "vpt port del brief --if-exists" in err
+            assert f"vpt --runtime-dir {runtime} port del brief --if-exists" in err
         assert guest.domain.XMLDesc(2) == unplugged
     finally:
         libvirt.remove(guest)
@@ -429,7 +434,8 @@ def test_a_port_leaves_a_configuration_without_vptd(
         finally:
             control.with_suffix(".away").rename(control)
         assert (code, "deleted" in out) == (0, False)
-        assert "the port is still there: vptd does not run; once it does: vpt port del alone" in out
+        again = f"vpt --runtime-dir {runtime} port del alone"
+        assert f"the port is still there: vptd does not run; once it does: {again}" in out
         assert guest.domain.XMLDesc(2) == before
     finally:
         libvirt.remove(guest)
@@ -459,7 +465,7 @@ def test_a_port_that_was_not_made_for_the_domain_outlives_its_detach(
 
 @pytest.mark.usefixtures("untouched")
 def test_a_port_made_by_hand_is_plugged_in_as_it_is_and_outlives_its_detach(
-    guests: SimpleNamespace, vpt: Vpt, vptd: Client
+    guests: SimpleNamespace, vpt: Vpt, vptd: Client, runtime: Path
 ) -> None:
     """Where it is what was asked for, and nobody is plugged into it."""
     mac = "52:54:00:00:07:09"
@@ -486,7 +492,8 @@ def test_a_port_made_by_hand_is_plugged_in_as_it_is_and_outlives_its_detach(
     vptd.call("port.del", name="common")
     vptd.call("port.add", switch="sw0", name="common", kind="passthrough")
     code, _, err = vpt("attach", "left", *named, "--kind", "passthrough")
-    assert (code, "vpt port add sw0 common --kind passthrough --mac" in err) == (2, True), err
+    again = f"vpt --runtime-dir {runtime} port add sw0 common --kind passthrough --mac"
+    assert (code, again in err) == (2, True), err
     vptd.call("port.del", name="common")
     guests.left.wait_until("[ ! -e /sys/class/net/eth0 ]", 10, "the interface to go")
 

@@ -168,6 +168,7 @@ def test_what_a_guest_lets_go_of_after_the_time_out_is_taken_out_by_a_second_det
     boot: Callable[..., tuple[Guest, str]],
     vpt: Vpt,
     vptd: Client,
+    runtime: Path,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     seen: bool,
@@ -185,7 +186,7 @@ def test_what_a_guest_lets_go_of_after_the_time_out_is_taken_out_by_a_second_det
         qemu.execute("system_reset")
     until(lambda: of_ports(qmp) == ["vpt-p1-chr"], "the device to go")
     code, _, err = vpt(*named)
-    assert (code, f"vpt detach {qmp} p1" in err) == (1, True)
+    assert (code, f"vpt --runtime-dir {runtime} detach {qmp} p1" in err) == (1, True)
     code, _, err = vpt("attach", qmp, "--switch", "sw0", "--print-diff")
     assert (code, "without KVM, QEMU could crash" in err) == (int(not seen), not seen)
     with QmpSession(Path(qmp)) as qemu:
@@ -270,7 +271,7 @@ def test_a_qemu_that_ends_while_its_guest_is_waited_for_has_ended(
 
 
 def test_a_port_that_was_made_for_no_vm_is_plugged_in_as_it_is_and_stays(
-    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client
+    boot: Callable[..., tuple[Guest, str]], vpt: Vpt, vptd: Client, runtime: Path
 ) -> None:
     guest, qmp = boot("common", *PORTS)
     made = vptd.call("port.add", switch="sw0", name="p1", kind="vhost-user", mac="52:54:00:00:00:71")
@@ -289,7 +290,7 @@ def test_a_port_that_was_made_for_no_vm_is_plugged_in_as_it_is_and_stays(
     code, out, err = vpt("detach", qmp)
     assert (code, err) == (0, "")
     assert f"the port is still there: it was not made for {qmp}" in out
-    assert "vpt port del p1" in out
+    assert f"vpt --runtime-dir {runtime} port del p1" in out
     assert leftovers(qmp) == []
     assert vptd.call("port.show", name="p1")["socket"] == made["socket"]
     vptd.call("port.del", name="p1")
@@ -365,6 +366,7 @@ def test_what_a_qemu_did_not_answer_is_named_and_its_port_stays_for_it(
     boot: Callable[..., tuple[Guest, str]],
     vpt: Vpt,
     vptd: Client,
+    runtime: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: str,
 ) -> None:
@@ -382,7 +384,7 @@ def test_what_a_qemu_did_not_answer_is_named_and_its_port_stays_for_it(
         patch.setattr(QmpSession, "execute", stops)
         code, _, err = vpt("attach", qmp, "--switch", "sw0", "--port", "p1")
     assert (code, f"QEMU did not answer {command} within" in err) == (1, True), err
-    assert f"vpt detach {qmp} p1" in err.partition("hint:")[2]
+    assert f"vpt --runtime-dir {runtime} detach {qmp} p1" in err.partition("hint:")[2]
     os.kill(guest.pid, signal.SIGCONT)
     monkeypatch.setattr(plain, "_DEVICE_S", 0.5)
     if vpt("detach", qmp)[0]:

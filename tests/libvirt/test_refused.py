@@ -265,7 +265,7 @@ CASES = {
     "more slots than fit": Case(
         attach("right", *PASSTHROUGH, "--slots", "4096"), 1, "do not fit", "--slots"
     ),
-    "detach: no port at all": Case(("detach", "left"), 1, "no vpt port", "vpt attach left"),
+    "detach: no port at all": Case(("detach", "left"), 1, "no vpt port", "vpt attach plugs one in"),
     "detach: no such port": Case(("detach", "left", "nosuch"), 1, "no port 'nosuch'", "its vpt ports"),
     "detach: no such domain": Case(("detach", "nosuch"), 1, "no domain 'nosuch'", "list --all"),
 }  # fmt: skip

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def test_silence_in_the_middle_of_an_attach_is_named_and_undone(
 
 
 def test_a_qemu_that_does_not_answer_libvirt_is_named_and_its_ports_stay_for_it(
-    libvirtd: Libvirtd, vpt: Vpt, vptd: Client, monkeypatch: pytest.MonkeyPatch
+    libvirtd: Libvirtd, vpt: Vpt, vptd: Client, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does what it was told once it goes on, and would hang for good if the port had gone."""
     guest = libvirtd.libvirt.define("stuck")
@@ -115,7 +116,10 @@ def test_a_qemu_that_does_not_answer_libvirt_is_named_and_its_ports_stay_for_it(
             True,
         )
         undo = virsh(libvirtd.uri, "detach-device-alias", "stuck", "ua-vpt-p2", "--live")
-        assert f"{undo}; vpt port del p2" in err.partition("hint:")[2]
+        assert f"{undo}; vpt --runtime-dir {runtime} port del p2" in err.partition("hint:")[2]
+        code, _, err = vpt(*named, "p1", "--packed", uri=libvirtd.uri)
+        detach = shlex.join(["vpt", "detach", "stuck", "p1", "--connect", libvirtd.uri])
+        assert (code, detach in err) == (1, True), err
         code, _, err = vpt("detach", "stuck", "p1", uri=libvirtd.uri)
         assert (code, "QEMU did not answer libvirt within 2 s" in err, "kill -CONT" in err) == (1, True, True)
         assert [port["name"] for port in vptd.call("port.list")["ports"]] == ["p1", "p2"]

@@ -32,5 +32,23 @@ def test_virsh_is_told_which_libvirt_where_it_would_ask_another(
     assert hints.virsh(uri, "start", "web1") == says
 
 
+@pytest.mark.parametrize(
+    ("runtime", "uri", "says"),
+    [
+        (None, None, "vpt detach web1"),
+        ("/run/vpt", SYSTEM, "vpt detach web1"),
+        ("/run/b", None, "vpt --runtime-dir /run/b detach web1"),
+        ("/my b", SESSION, f"vpt --runtime-dir '/my b' detach web1 --connect {SESSION}"),
+        (None, "qemu+unix:///system?socket=/s", "vpt detach web1 --connect 'qemu+unix:///system?socket=/s'"),
+    ],
+)
+def test_vpt_is_told_which_vptd_and_libvirt_where_it_would_ask_others(
+    monkeypatch: pytest.MonkeyPatch, runtime: str | None, uri: str | None, says: str
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
+    assert hints.vpt("detach", "web1", runtime=runtime, uri=uri) == says
+
+
 def test_a_name_with_a_space_is_one_word() -> None:
     assert hints.virsh(None, "start", "my vm") == "virsh start 'my vm'"

@@ -14,6 +14,7 @@ from typing import get_args
 from vpt.daemon.runtime import RuntimePaths, as_root
 from vpt.doctor._check import Check
 from vpt.errors import MissingError, VptError
+from vpt.hints import vpt
 from vpt.libvirt_plugin import hook as hooks
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import NO_LIBVIRT, binding, open_libvirt, session_runs, which
@@ -74,7 +75,7 @@ def _look(paths: RuntimePaths, name: str, uri: str) -> list[Check]:
                     name,
                     "note",
                     f"{what}; this version keeps QEMU from connecting again to ports attached while it runs",
-                    f"vpt libvirt watch --connect {uri}",
+                    vpt("libvirt", "watch", runtime=paths.runtime, uri=uri),
                 )
             ]
         return [*found, *(_running(Target(connection, domain), qemu) for domain in sorted(running))]

@@ -14,7 +14,7 @@ from typing import Any
 
 from vpt.daemon.client import Client
 from vpt.errors import ConflictError, GuestError
-from vpt.hints import virsh
+from vpt.hints import virsh, vpt
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._answers import SilentVmError, asked, within
 from vpt.libvirt_plugin._connection import binding, find_domain, owner_of, translate
@@ -57,6 +57,10 @@ class Target:
     def virsh(self, command: str, *more: str) -> str:
         """For a hint: what to type to have that done to it. more: what follows its name."""
         return virsh(self.connection.getURI(), command, self.name, *more)
+
+    def detach(self, port: str) -> str:
+        """For a hint: what to type to take that port out. Which vptd has it, the domain knows."""
+        return vpt("detach", self.name, port, uri=self.connection.getURI())
 
     @contextmanager
     def asking(self, what: str) -> Iterator[None]:

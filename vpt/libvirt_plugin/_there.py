@@ -4,16 +4,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpt.daemon.client import Client
 from vpt.errors import ConflictError, ExistsError, NotFoundError, UsageError
+from vpt.hints import vpt
 from vpt.libvirt_plugin.metadata import Plug
 
-__all__ = ["device_settings", "differing", "holder_of", "require_common", "require_free", "require_usable"]
+if TYPE_CHECKING:
+    from vpt.libvirt_plugin._domain import Target
+
+__all__ = [
+    "device_settings",
+    "differing",
+    "holder_of",
+    "require_common",
+    "require_free",
+    "require_usable",
+    "typed",
+]
 
 # Of a port's settings, those that its device or the guest's window for it depends on.
 _OF_DEVICE = ("mac", "pairs", "slots", "buf_size")
+
+
+def typed(vptd: Client, *words: str) -> str:
+    """For a hint: what to type to have `vpt WORDS` ask that vptd."""
+    return vpt(*words, runtime=vptd.call("daemon.status")["runtime_dir"])
 
 
 def device_settings(vptd: Client, name: str) -> dict[str, Any]:
@@ -58,7 +75,7 @@ def require_common(
     if port["owner"] is not None:
         raise ExistsError(
             f"there is a port {name!r} already, and it was made for another VM",
-            hint=f"choose another name: --port; see whose it is: vpt show {name}",
+            hint=f"choose another name: --port; see whose it is: {typed(vptd, 'show', name)}",
         )
     if (port["switch"], port["kind"]) != (switch, kind):
         raise ConflictError(
@@ -74,8 +91,8 @@ def require_common(
     if kind == "passthrough" and _config(vptd, name)["mac"] is None:
         raise UsageError(
             f"the passthrough port {name} has no MAC address to know its interface by in the guest",
-            hint=f"make it anew with one: vpt port del {name}; vpt port add {switch} {name}"
-            " --kind passthrough --mac MAC",
+            hint=f"make it anew with one: {typed(vptd, 'port', 'del', name)};"
+            f" {typed(vptd, 'port', 'add', switch, name, '--kind', 'passthrough', '--mac', 'MAC')}",
         )
     require_free(vptd, port)
 
@@ -84,21 +101,24 @@ def require_free(vptd: Client, port: Mapping[str, Any]) -> None:
     """A port takes one peer."""
     name = port["name"]
     if port["state"] in ("failed", "broken"):
-        raise ConflictError(f"port {name} is {port['state']}: {port['reason']}", hint=f"vpt show {name}")
+        raise ConflictError(
+            f"port {name} is {port['state']}: {port['reason']}", hint=typed(vptd, "show", name)
+        )
     if vptd.call("port.show", name=name)["transport"].get("connected"):
         raise ConflictError(
             f"somebody is plugged into port {name} already",
-            hint=f"see which process: vpt show {name}; or choose another name: --port",
+            hint=f"see which process: {typed(vptd, 'show', name)}; or choose another name: --port",
         )
 
 
-def require_usable(port: Mapping[str, Any], plug: Plug, vm: str, owner: str, *, has: bool) -> None:
+def require_usable(port: Mapping[str, Any], plug: Plug, target: Target, *, has: bool) -> None:
     """Is vptd's port the one that the VM's device means, and no other VM's? has: the VM names it already."""
-    other = f"; to have another one: vpt detach {vm} {plug.name}, then attach with --port" if has else ""
-    hint = f"see whose it is: vpt show {plug.name}{other}"
-    if port["owner"] not in (None, owner):
-        raise ConflictError(f"port {plug.name!r} was made for another VM than {vm}", hint=hint)
+    other = f"; to have another one: {target.detach(plug.name)}, then attach with --port" if has else ""
+    hint = f"see whose it is: {vpt('show', plug.name, runtime=plug.runtime_dir)}{other}"
+    if port["owner"] not in (None, target.owner):
+        raise ConflictError(f"port {plug.name!r} was made for another VM than {target.name}", hint=hint)
     if (port["kind"], port["socket"]) != (plug.kind, plug.socket):
         raise ConflictError(
-            f"port {plug.name!r} is another one than {vm} has: {port['kind']} at {port['socket']}", hint=hint
+            f"port {plug.name!r} is another one than {target.name} has: {port['kind']} at {port['socket']}",
+            hint=hint,
         )

@@ -26,11 +26,18 @@ from vpt.errors import (
     UsageError,
     VptError,
 )
+from vpt.hints import vpt
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._answers import SilentVmError
 from vpt.libvirt_plugin._connection import which
 from vpt.libvirt_plugin._domain import Target
-from vpt.libvirt_plugin._there import device_settings, require_common, require_free, require_usable
+from vpt.libvirt_plugin._there import (
+    device_settings,
+    require_common,
+    require_free,
+    require_usable,
+    typed,
+)
 from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.metadata import Plug, plugs_in
 from vpt.libvirt_plugin.reconnect import SAYS_NO_RECONNECT
@@ -119,7 +126,7 @@ def _plan(target: Target, vptd: Client, request: Request) -> _Plan:
     config = request.config or not live
     where = tuple(name for name, wanted in (("live", live), ("config", config)) if wanted)
     live_plugs, config_plugs = _plugs_of(target, plugs_in)
-    plug = _plugged_in(request, [*config_plugs, *live_plugs])
+    plug = _plugged_in(target, request, [*config_plugs, *live_plugs])
     ports = {port["name"]: port for port in vptd.call("port.list")["ports"]}
     if plug is None:
         if request.port in ports and not request.existing:
@@ -134,7 +141,7 @@ def _plan(target: Target, vptd: Client, request: Request) -> _Plan:
     there = ports.get(plug.name)
     if there is not None:
         has = any(other.name == plug.name for other in (*config_plugs, *live_plugs))
-        require_usable(there, plug, request.vm, target.owner, has=has)
+        require_usable(there, plug, target, has=has)
         if live and there["owner"] is None:
             require_free(vptd, there)
     # Last, for what was asked for may be wrong whatever state the domain is in.
@@ -165,7 +172,7 @@ def _with_port(xml: str, plug: Plug) -> str:
     return add_port(xml, plug)
 
 
-def _plugged_in(request: Request, plugs: list[Plug]) -> Plug | None:
+def _plugged_in(target: Target, request: Request, plugs: list[Plug]) -> Plug | None:
     """The port, if part of the VM has it already: the other part gets the same one."""
     found = next((plug for plug in plugs if plug.name == request.port), None)
     if found is None:
@@ -178,7 +185,7 @@ def _plugged_in(request: Request, plugs: list[Plug]) -> Plug | None:
     ):
         raise ConflictError(
             f"{request.vm} has a port {found.name!r} already, with other settings",
-            hint=f"another name: --port; or take that one out first: vpt detach {request.vm} {found.name}",
+            hint=f"another name: --port; or take that one out first: {target.detach(found.name)}",
         )
     return found
 
@@ -197,7 +204,7 @@ def make_plug(vptd: Client, request: Request, vm: str, *, small: bool, has: Coll
     if name in taken and not request.existing:
         raise ExistsError(
             f"there is a {taken[name]} {name!r} already",
-            hint=f"choose another name: --port; see whose it is: vpt show {name}",
+            hint=f"choose another name: --port; see whose it is: {typed(vptd, 'show', name)}",
         )
     there = device_settings(vptd, name) if request.existing and name in taken else {}
     settings = {"mac": random_mac(), **request.settings, **there}
@@ -281,11 +288,11 @@ def _attach(connection: Any, vptd: Client, request: Request) -> Attached:
 
 def _left_in(plan: _Plan, why: str) -> SilentVmError:
     vm, port = plan.target.name, plan.plug.name
-    again = f"vpt detach {vm} {port}"
+    again = plan.target.detach(port)
     if not plan.config:
         # Nothing else knows of the device yet.
         device = plan.target.virsh("detach-device-alias", alias_of(port), "--live")
-        again = f"{device}; vpt port del {port}"
+        again = f"{device}; {vpt('port', 'del', port, runtime=plan.plug.runtime_dir)}"
     return SilentVmError(
         f"{why}; the port {port} stays, for {vm} may get it yet",
         hint=f"once QEMU goes on (kill -CONT PID, if it was stopped), take it out again: {again}",
@@ -303,7 +310,7 @@ def _warnings(plan: _Plan) -> list[str]:
     ):
         found.append(
             "this libvirt keeps QEMU from connecting again when vptd is restarted; to have that done, run:"
-            " vpt libvirt watch"
+            f" {vpt('libvirt', 'watch', runtime=plug.runtime_dir, uri=target.connection.getURI())}"
         )
     return found
 
@@ -367,7 +374,8 @@ def detach(
     open_vptd: gives the client for a runtime dir. keep_port: the port itself is somebody else's, and stays.
     A vptd that is not there keeps nobody from taking a port out of a configuration.
     """
-    plug = _choose(vm, port, list(chain(*_plugs_of(Target(connection, vm), plugs_in))))
+    found = Target(connection, vm)
+    plug = _choose(found, port, list(chain(*_plugs_of(found, plugs_in))))
     with in_turn(plug.runtime_dir):
         return _detach(
             Target(connection, vm), open_vptd, vm, port, live=live, config=config, keep_port=keep_port
@@ -393,7 +401,7 @@ def _detach(
     keep_port: bool,
 ) -> Detached:
     in_live, in_config = _plugs_of(target, plugs_in)
-    plug = _choose(vm, port, [*in_live, *in_config])
+    plug = _choose(target, port, [*in_live, *in_config])
     has_device = target.active and rules.alias_in(target.live_xml(), plug.name)
     # Once the device is gone, the port that was made for it is left, and the note of it.
     has_live = has_device or any(found.name == plug.name for found in in_live)
@@ -402,9 +410,11 @@ def _detach(
     do_live, do_config = has_live and (live or anywhere), has_config and (config or anywhere)
     if not (do_live or do_config):
         where = "its configuration" if config else "the running domain"
-        raise NotFoundError(f"{vm} has no port {plug.name!r} in {where}", hint=f"vpt detach {vm} {plug.name}")
+        raise NotFoundError(f"{vm} has no port {plug.name!r} in {where}", hint=target.detach(plug.name))
     if do_live and has_device:
         target.require_live()
+    delete = vpt("port", "del", plug.name, runtime=plug.runtime_dir)
+    delete_if_there = f"{delete} --if-exists"
     with ExitStack() as stack:
         vptd = _client(stack, open_vptd, plug.runtime_dir, needed=do_live)
         try:
@@ -412,7 +422,7 @@ def _detach(
         except (ConflictError, GuestError, NotFoundError) as error:
             if not (do_live and target.has_ended()):
                 raise
-            again = f"vpt detach {vm} {plug.name}" if has_config else f"vpt port del {plug.name} --if-exists"
+            again = target.detach(plug.name) if has_config else delete_if_there
             raise ConflictError(
                 f"{vm} ended while {plug.name} was taken out of it; the port is still there",
                 hint=f"to be rid of it: {again}",
@@ -421,9 +431,9 @@ def _detach(
         if (has_live and not do_live) or (has_config and not do_config):
             kept = "the rest of the VM has it"
         elif vptd is None:
-            kept = f"vptd does not run; once it does: vpt port del {plug.name} --if-exists"
+            kept = f"vptd does not run; once it does: {delete_if_there}"
         elif keep_port or _is_anothers(vptd, plug.name, target.owner):
-            kept = f"it was not made for {vm}; to be rid of it: vpt port del {plug.name}"
+            kept = f"it was not made for {vm}; to be rid of it: {delete}"
         else:
             vptd.call("port.del", name=plug.name, if_exists=True)
     where_done = tuple(name for name, done in (("live", do_live), ("config", do_config)) if done)
@@ -447,19 +457,17 @@ def _client(
         return None
 
 
-def _choose(vm: str, port: str | None, found: list[Plug]) -> Plug:
-    plugs = {plug.name: plug for plug in found}
+def _choose(target: Target, port: str | None, found: list[Plug]) -> Plug:
+    vm, plugs = target.name, {plug.name: plug for plug in found}
     if port is not None:
         if port not in plugs:
             names = ", ".join(plugs) or "none"
             raise NotFoundError(f"{vm} has no port {port!r}", hint=f"its vpt ports: {names}")
         return plugs[port]
     if not plugs:
-        raise NotFoundError(f"{vm} has no vpt port", hint=f"plug one in: vpt attach {vm} --switch SWITCH")
+        raise NotFoundError(f"{vm} has no vpt port", hint="vpt attach plugs one in")
     if len(plugs) > 1:
-        raise UsageError(
-            f"{vm} has several vpt ports: say which", hint=f"vpt detach {vm} {next(iter(plugs))}"
-        )
+        raise UsageError(f"{vm} has several vpt ports: say which", hint=target.detach(next(iter(plugs))))
     return next(iter(plugs.values()))
 
 

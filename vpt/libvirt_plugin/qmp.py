@@ -23,7 +23,7 @@ from vpt.daemon.client import Client
 from vpt.daemon.owners import PATTERN, of_qmp
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import _ram_folder, rules
-from vpt.libvirt_plugin._there import device_settings, differing, holder_of, require_common
+from vpt.libvirt_plugin._there import device_settings, differing, holder_of, require_common, typed
 from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, make_plug
 from vpt.libvirt_plugin.metadata import Plug
@@ -64,7 +64,7 @@ class _Plan:
 def _plan(qemu: QmpSession, path: Path, vptd: Client, request: Request) -> _Plan:
     names = _names(qemu)
     if request.port is not None:
-        _require_new(path, request.port, {*names, *_owned(path, vptd)})
+        _require_new(path, vptd, request.port, {*names, *_owned(path, vptd)})
         request = _with_port_there(vptd, request, request.port)
     express = "q35" in str(qemu.execute("qom-get", path="/machine", property="type"))
     plug = make_plug(vptd, request, path.stem, small=express, has=names)
@@ -119,7 +119,8 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
             undo.pop_all()
             raise GuestError(
                 f"{error}, so the port {plug.name} stays",
-                hint=f"once QEMU goes on (kill -CONT PID, if it was stopped): vpt detach {path} {plug.name}",
+                hint="once QEMU goes on (kill -CONT PID, if it was stopped):"
+                f" {typed(vptd, 'detach', str(path), plug.name)}",
             ) from error
         undo.pop_all()
     return Attached(str(path), plug, ("live",), plan.warnings)
@@ -246,12 +247,13 @@ def _there(qemu: QmpSession, path: Path, vptd: Client, request: Request) -> Plug
     )
 
 
-def _require_new(path: Path, name: str, names: Collection[str]) -> None:
+def _require_new(path: Path, vptd: Client, name: str, names: Collection[str]) -> None:
     """names: ports of the VM. One is there as well if only a part of it is."""
     if name in names:
         raise ConflictError(
             f"{path} has a port {name!r} already",
-            hint=f"choose another name: --port; or take that one out first: vpt detach {path} {name}",
+            hint="choose another name: --port; or take that one out first:"
+            f" {typed(vptd, 'detach', str(path), name)}",
         )
 
 
@@ -340,10 +342,10 @@ def detach(path: Path, vptd: Client, port: str | None = None) -> Detached:
         except (NotFoundError, QmpClosedError):
             if not owned:
                 raise
-            name, ended = _choose(path, port, owned), True
+            name, ended = _choose(path, vptd, port, owned), True
         else:
             with session as qemu:
-                name = _choose(path, port, list(dict.fromkeys([*_names(qemu), *owned])))
+                name = _choose(path, vptd, port, list(dict.fromkeys([*_names(qemu), *owned])))
                 try:
                     _unplug(qemu, path, vptd, name)
                 except QmpClosedError:
@@ -369,7 +371,7 @@ def _unplug(qemu: QmpSession, path: Path, vptd: Client, name: str) -> None:
     if chardev in _chardevs(qemu):
         raise GuestError(
             f"QEMU did not let go of the chardev {chardev}, so the port stays",
-            hint=f"try again: vpt detach {path} {name}",
+            hint=f"try again: {typed(vptd, 'detach', str(path), name)}",
         )
 
 
@@ -386,7 +388,7 @@ def _delete_port(path: Path, vptd: Client, name: str) -> str:
     """Delete what was made for the VM. Else: why it is kept."""
     for port in vptd.call("port.list")["ports"]:
         if port["name"] == name and port["owner"] != of_qmp(path):
-            return f"it was not made for {path}; to be rid of it: vpt port del {name}"
+            return f"it was not made for {path}; to be rid of it: {typed(vptd, 'port', 'del', name)}"
     vptd.call("port.del", name=name, if_exists=True)
     return ""
 
@@ -447,7 +449,7 @@ def _has_vhost_user(qemu: QmpSession) -> bool:
     return "type=vhost-user" in qemu.hmp("info network")
 
 
-def _choose(path: Path, port: str | None, names: list[str]) -> str:
+def _choose(path: Path, vptd: Client, port: str | None, names: list[str]) -> str:
     if port is not None:
         if port not in names:
             raise NotFoundError(
@@ -455,9 +457,12 @@ def _choose(path: Path, port: str | None, names: list[str]) -> str:
             )
         return port
     if not names:
-        raise NotFoundError(f"{path} has no vpt port", hint=f"plug one in: vpt attach {path} --switch SWITCH")
+        attach_one = typed(vptd, "attach", str(path), "--switch", "SWITCH")
+        raise NotFoundError(f"{path} has no vpt port", hint=f"plug one in: {attach_one}")
     if len(names) > 1:
-        raise UsageError(f"{path} has several vpt ports: say which", hint=f"vpt detach {path} {names[0]}")
+        raise UsageError(
+            f"{path} has several vpt ports: say which", hint=typed(vptd, "detach", str(path), names[0])
+        )
     return names[0]
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from vpt.daemon.client import Client
 from vpt.daemon.sockets import connect_unix
 from vpt.errors import GuestError, MissingError, NotFoundError, TimeoutExpired
+from vpt.hints import vpt
 from vpt.libvirt_plugin._domain import Target
 from vpt.libvirt_plugin.metadata import Plug
 from vpt.libvirt_plugin.xml import alias_of
@@ -58,7 +59,10 @@ def reconnect(target: Target, vptd: Client, plug: Plug) -> bool:
                 f"no permission to connect to {plug.socket}", hint="run as vptd's user, or as root"
             ) from None
         except OSError as error:
-            raise GuestError(f"can't connect to {plug.socket}: {error}", hint="vpt daemon status") from None
+            raise GuestError(
+                f"can't connect to {plug.socket}: {error}",
+                hint=vpt("daemon", "status", runtime=plug.runtime_dir),
+            ) from None
         # It is QEMU's from here on, which uses it as it comes: blocking or not is for QEMU to set.
         target.monitor("getfd", files=[connection.fileno()], fdname=chardev)
         target.monitor("add_client", protocol=chardev, fdname=chardev)
@@ -73,6 +77,6 @@ def _await_words(vptd: Client, plug: Plug) -> None:
         if time.monotonic() > end:
             raise TimeoutExpired(
                 f"QEMU took a connection to {plug.name} and said nothing within {_CONNECT_S:.0f} s",
-                hint=f"vpt show {plug.name}",
+                hint=vpt("show", plug.name, runtime=plug.runtime_dir),
             )
         time.sleep(0.05)
