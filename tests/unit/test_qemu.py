@@ -202,8 +202,8 @@ def test_who_may_not_open_kvm_is_told_what_helps(
     for name, value in (("open", refuse), ("geteuid", lambda: 1000), ("getegid", lambda: 1000)):
         monkeypatch.setattr(kvm_module.os, name, value)
     monkeypatch.setattr(kvm_module.os, "getgroups", lambda: ours)
-    monkeypatch.setattr(kvm_module.grp, "getgrgid", group)
-    monkeypatch.setattr(kvm_module.pwd, "getpwuid", lambda _: SimpleNamespace(pw_name="eve"))
+    monkeypatch.setattr("grp.getgrgid", group)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: SimpleNamespace(pw_name="eve"))
     assert kvm_fault() == KvmFault("no permission for /dev/kvm", fix)
 
 

@@ -6,14 +6,13 @@ Nothing here is missing for vpt's own guests: a host without libvirt gets notes.
 
 from __future__ import annotations
 
-import getpass
 import os
 from collections.abc import Iterator
 from typing import get_args
 
 from vpt.daemon.runtime import RuntimePaths, as_root
 from vpt.doctor._check import Check
-from vpt.errors import MissingError, VptError
+from vpt.errors import VptError
 from vpt.hints import vpt
 from vpt.libvirt_plugin import hook as hooks
 from vpt.libvirt_plugin import rules
@@ -55,9 +54,7 @@ def looked_at(paths: RuntimePaths, name: str, uri: str) -> list[Check]:
             return [
                 Check(name, "note", what, "apt-get install libvirt-daemon-system && systemctl start libvirtd")
             ]
-        join = f"sudo adduser {getpass.getuser()} libvirt; log in again"
-        fix = join if uri == _SYSTEM and isinstance(error, MissingError) else error.hint or ""
-        return [Check(name, "note", error.message, fix)]
+        return [Check(name, "note", error.message, error.hint or "")]
 
 
 def _look(paths: RuntimePaths, name: str, uri: str) -> list[Check]:

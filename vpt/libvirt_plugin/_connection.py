@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from vpt.daemon.owners import of_domain
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
+from vpt.groups import joining, user_name
 from vpt.hints import virsh
 from vpt.libvirt_plugin._answers import close, open_within
 
@@ -117,7 +120,7 @@ def _not_opened(uri: str | None, error: Any) -> VptError:
     if "ermission denied" in str(error) or error.get_error_code() == binding().VIR_ERR_AUTH_FAILED:
         return MissingError(
             f"no permission to use libvirt at {where}",
-            hint="run as root, or join the group libvirt; a user's own: --connect qemu:///session",
+            hint=f"{_permit(str(error))}; a user's own: --connect qemu:///session",
         )
     parts = urlsplit(chosen or "qemu:///")
     if parts.scheme.partition("+")[0] != "qemu":
@@ -129,6 +132,17 @@ def _not_opened(uri: str | None, error: Any) -> VptError:
     if parts.netloc:
         hint = "ports are for VMs of this host, and so is its libvirt: --connect qemu:///system"
     return MissingError(f"no libvirt at {where}: {error}", hint=hint, code=NO_LIBVIRT)
+
+
+def _permit(error: str) -> str:
+    """By the socket that was refused. Where libvirt itself refuses, Debian's rule lets its own group in."""
+    refused = re.search("'(/[^']+)'", error)
+    if refused is None:
+        return f"sudo adduser {user_name()} libvirt; log in again, or run as root"
+    with suppress(OSError):
+        if join := joining(os.stat(refused[1]), stat.S_IWGRP):
+            return f"{join}, or run as root"
+    return "run as root"
 
 
 def find_domain(connection: Any, name: str) -> Any:

@@ -7,12 +7,12 @@ One that opens is no promise: `probe_accel` runs Linux under it, the micro guest
 from __future__ import annotations
 
 import errno
-import grp
 import os
-import pwd
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+
+from vpt.groups import joining, user_name
 
 __all__ = ["KvmFault", "kvm_fault"]
 
@@ -48,29 +48,7 @@ def kvm_fault() -> KvmFault | None:
 
 def _permit(device: os.stat_result) -> str:
     """By the group that the device has here; `kvm` is only what udev's rules mostly give it."""
-    user, group, members = _user(), *_group(device.st_gid)
     in_it = device.st_gid in (os.getegid(), *os.getgroups())
     if os.geteuid() == 0 or (in_it and device.st_mode & _GROUP_MAY == _GROUP_MAY):
         return "a container needs the device: --device /dev/kvm"
-    # To be in root's group would allow more than that.
-    if device.st_gid == 0 or device.st_mode & _GROUP_MAY != _GROUP_MAY:
-        return f"sudo setfacl -m u:{user}:rw /dev/kvm"
-    if user in members:
-        return f"log in again: {user} is in the group {group} by now"
-    return f"sudo adduser {user} {group}; log in again"
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
-
-
-def _group(gid: int) -> tuple[str, list[str]]:
-    """Its name and who is in it; its number where nobody has named it."""
-    try:
-        found = grp.getgrgid(gid)
-    except KeyError:
-        return str(gid), []
-    return found.gr_name, found.gr_mem
+    return joining(device, _GROUP_MAY) or f"sudo setfacl -m u:{user_name()}:rw /dev/kvm"
