@@ -31,7 +31,7 @@ def lingering() -> Iterator[Callable[[int], Lingering]]:
 
     yield make
     for each in made:
-        each.end()
+        each.close()
 
 
 def send_fds(sock: socket.socket, data: bytes, fds: list[int], flags: int = 0) -> None:
@@ -164,7 +164,7 @@ def test_descriptors_that_do_not_close_hold_up_nobody(
     assert scene.villain.closing > 0, "it was not slow"
     said = [line for line in scene.lines if "closed in the background" in line]
     assert bool(said) == bool(seen)
-    slow.end()
+    slow.close()
     until(lambda: scene.villain.closing == 0, "the descriptors to be closed")
     scene.check(logged=False)
 
@@ -181,7 +181,7 @@ def test_s33_who_has_sent_too_many_of_them_is_not_served_until_they_are_closed(
     described = scene.villain.describe
     assert not described["connected"]
     assert "still being closed" in described["problem"]
-    slow.end()
+    slow.close()
     assert fe.reply().request == Request.GET_FEATURES
     assert scene.villain.describe["problem"] is None
     scene.check(logged=False)
@@ -203,7 +203,7 @@ def test_s33_a_port_goes_while_somebody_waits_with_them_to_be_accepted(
             gone = scene.host.begin_removal(other)
         gone.result(30)
     scene.neighbours_forward()
-    slow.end()
+    slow.close()
     scene.check(logged=False)
 
 

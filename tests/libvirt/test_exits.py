@@ -134,40 +134,33 @@ def test_a_domain_that_was_started_again_is_another_vm(
     assert not load(out).complete
 
 
-def test_a_libvirtd_that_is_stopped_does_not_hold_a_recording_for_ever(
+@pytest.mark.parametrize(
+    ("whose", "says", "helps"),
+    [
+        ("libvirtd", "does not answer: waited", "systemctl restart libvirtd"),
+        ("QEMU", "process {pid} is stopped", "kill -CONT {pid}"),
+    ],
+)
+def test_one_that_is_stopped_is_named_and_does_not_hold_a_recording_for_ever(
     libvirtd: Libvirtd,
     xml: Callable[[str], str],
     record: Callable[[str, str], tuple[Result, Path]],
     monkeypatch: pytest.MonkeyPatch,
+    whose: str,
+    says: str,
+    helps: str,
 ) -> None:
-    """Its calls wait in C, where Ctrl-C is not heard."""
-    monkeypatch.setattr(_answers, "_ASK_S", 1)
-    monkeypatch.setattr(_answers, "_SILENT", 1)
+    """Calls of libvirt wait in C, where Ctrl-C is not heard."""
     libvirtd.libvirt.connection.createXML(xml("kvm"))
-    try:
-        result, out = record("libvirt", f"kill -STOP {libvirtd.pid}; exec sleep 60")
-    finally:
-        os.kill(libvirtd.pid, signal.SIGCONT)
-    assert isinstance(result.exception, GuestError), (result.exception, result.output)
-    assert "does not answer: waited" in str(result.exception)
-    assert "systemctl restart libvirtd" in str(result.exception.hint)
-    assert not load(out).complete
-
-
-def test_a_qemu_that_is_stopped_is_named_and_not_its_libvirt(
-    libvirtd: Libvirtd,
-    xml: Callable[[str], str],
-    record: Callable[[str, str], tuple[Result, Path]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(_answers, "_VM_S", 2.0)
-    libvirtd.libvirt.connection.createXML(xml("kvm"))
-    pid = libvirtd.qemu_pid(NAME)
+    pid = libvirtd.pid if whose == "libvirtd" else libvirtd.qemu_pid(NAME)
+    limits = {"_ASK_S": 1, "_SILENT": 1} if whose == "libvirtd" else {"_VM_S": 2.0}
+    for name, limit in limits.items():
+        monkeypatch.setattr(_answers, name, limit)
     try:
         result, out = record("libvirt", f"kill -STOP {pid}; exec sleep 60")
     finally:
         os.kill(pid, signal.SIGCONT)
     assert isinstance(result.exception, GuestError), (result.exception, result.output)
-    assert f"process {pid} is stopped" in str(result.exception)
-    assert f"kill -CONT {pid}" in str(result.exception.hint)
+    assert says.format(pid=pid) in str(result.exception)
+    assert helps.format(pid=pid) in str(result.exception.hint)
     assert not load(out).complete

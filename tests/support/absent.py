@@ -10,10 +10,10 @@ import os
 import select
 import struct
 import threading
-from types import TracebackType
-from typing import Self
 
 import pytest
+
+from vpt.closing import Closing
 
 _SYS_USERFAULTFD = 323  # x86-64
 _UFFDIO_API = 0xC018AA3F
@@ -22,8 +22,8 @@ _MISSING = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class AbsentMemory:
-    """A page that is not there until end(), and threads of this process that wait for it."""
+class AbsentMemory(Closing):
+    """A page that is not there until close(), and threads of this process that wait for it."""
 
     def __init__(self) -> None:
         self._uffd = _libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
@@ -37,15 +37,7 @@ class AbsentMemory:
         self._threads: list[threading.Thread] = []
         self._epolls: list[select.epoll] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.end()
-
-    def end(self) -> None:
+    def close(self) -> None:
         """The page comes; who waited goes on."""
         if self._uffd >= 0:
             os.close(self._uffd)

@@ -11,10 +11,10 @@ import stat
 import struct
 import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pytest
+
+from vpt.closing import Closing
 
 _IN = struct.Struct("=IIQQIIII")
 _OUT = struct.Struct("=IiQ")
@@ -27,7 +27,7 @@ _SIZE = 1 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class SilentFile:
+class SilentFile(Closing):
     """A file of 1 MiB. Its server has answered what it takes to open it, and answers nothing more."""
 
     def __init__(self, where: Path) -> None:
@@ -47,15 +47,7 @@ class SilentFile:
         self.fd = os.open(where / "file", os.O_RDWR | os.O_CLOEXEC)
         answering.join()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.end()
-
-    def end(self) -> None:
+    def close(self) -> None:
         """All that wait are told that the server is gone."""
         _libc.umount2(self._where, _MNT_FORCE | _MNT_DETACH)
         os.close(self._server)

@@ -6,14 +6,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from types import TracebackType
-from typing import Self
+
+from vpt.closing import Closing
 
 _LINGER_S = 60
 
 
-class Lingering:
-    """That many sockets to give away. Who has them then waits in close() for a minute, or until end()."""
+class Lingering(Closing):
+    """That many sockets to give away. Who has them then waits a minute to close each, or until close()."""
 
     def __init__(self, count: int) -> None:
         self._given: list[socket.socket] = []
@@ -22,14 +22,6 @@ class Lingering:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             for _ in range(count):
                 self._connect(server)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.end()
 
     def _connect(self, server: socket.socket) -> None:
         sock = socket.socket()
@@ -54,7 +46,7 @@ class Lingering:
         for sock in given:
             sock.close()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Their peers reset them: nobody waits any longer."""
         for peer in self._peers:
             peer.close()

@@ -146,7 +146,7 @@ def test_nobody_waits_for_a_descriptor_that_does_not_close(closer: Closer, slow:
     closer.close(fds)
     assert closer.pending == 2
     assert not closer.full
-    slow.end()
+    slow.close()
     until(lambda: closer.pending == 0, "both to be closed")
 
 
@@ -161,7 +161,7 @@ def test_what_is_closed_by_one_does_not_hold_up_what_is_closed_by_another(
     closer.close([made("pipe")])
     until(lambda: closer.pending == 0, "the pipe to be closed")
     assert stuck.pending == 2
-    slow.end()
+    slow.close()
     until(lambda: stuck.pending == 0, "the others to be closed")
 
 
@@ -191,7 +191,7 @@ def test_a_connection_ends_at_once_for_its_peer_whatever_waits_in_it(
         with contextlib.suppress(ConnectionResetError):  # a stream that was closed with something unread
             assert theirs.recv(1) == b""
         assert closer.pending == 1
-        slow.end()
+        slow.close()
 
 
 def test_a_stream_with_nothing_in_it_is_closed_at_once(closer: Closer) -> None:

@@ -371,7 +371,7 @@ class TestOnePeer:
                     with pytest.raises(BlockingIOError):
                         again.recv(1)
                     again.settimeout(20)
-                    slow.end()
+                    slow.close()
                     if protocol == "app":
                         receive_bundle(again).close()
                     else:
