@@ -28,6 +28,7 @@ from vpt.libvirt_plugin._domain import Target
 from vpt.libvirt_plugin.attach import Request, attach
 from vpt.libvirt_plugin.metadata import left_in, plugs_in
 from vpt.libvirt_plugin.rules import alias_in
+from vpt.libvirt_plugin.xml import alias_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.needs(*NEEDS)]
 
@@ -363,6 +364,25 @@ def test_a_port_whose_device_has_gone_can_be_plugged_in_again_and_detached(
     assert "live and config; the port is deleted" in ok(vpt("detach", "left"))
     assert plugs_in(left.domain.XMLDesc()) == []
     assert vptd.call("port.list")["ports"] == []
+
+
+@pytest.mark.parametrize("kind", ["vhost-user", "passthrough"])
+def test_detach_cleans_up_after_a_device_that_virsh_took_out_of_a_configuration(
+    libvirt: Libvirt, vpt: Vpt, vptd: Client, kind: str
+) -> None:
+    guest = libvirt.define("guest", machine="q35")
+    before = guest.domain.XMLDesc(2)
+    try:
+        ok(vpt("attach", "guest", "--switch", "sw0", "--kind", kind))
+        guest.domain.detachDeviceAlias(alias_of("guest"), 2)
+        assert [plug.name for plug in plugs_in(guest.domain.XMLDesc(2))] == ["guest"]
+        assert "config; the port is deleted" in ok(vpt("detach", "guest"))
+        assert plugs_in(guest.domain.XMLDesc(2)) == []
+        assert guest.domain.XMLDesc(2) == before
+        assert vptd.call("port.list")["ports"] == []
+    finally:
+        libvirt.remove(guest)
+        vptd.call("port.del", name="guest", if_exists=True)
 
 
 @pytest.mark.usefixtures("untouched")
