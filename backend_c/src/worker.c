@@ -30,7 +30,9 @@
 #define POLLED_US 50u            /* how often to look at a peer that cannot kick */
 #define TICK_ROUNDS 256u         /* busy rounds between two looks at the clock */
 #define DATA_ROUNDS 32u          /* rounds between two looks at descriptors that packets come from */
-#define KICK_ROUNDS 1024u        /* ... at those of peers whose rings are looked at anyway: a system call is a packet's latency */
+#define KICK_ROUNDS 8192u        /* ... at those of peers whose rings are looked at anyway: a system call is a packet's latency */
+#define SLOW_LOOKS 16u           /* in vain, after work, with the clock and a pause each: see run() */
+#define CLOCK_LOOKS 8u           /* looks in vain between two at the clock, after those */
 #define BREATHER 6u              /* pauses, 40 ns each where they are longest */
 #define WATCH_WAKE UINT64_MAX
 
@@ -259,15 +261,14 @@ static void spun(struct vpti_worker *w, struct vpti_spin *spin, bool paid)
 static void run(struct vpti_worker *w)
 {
 	struct vpti_spin spin = { 0 };
-	uint64_t idle_since = 0;
-	uint32_t round = 0;
+	uint64_t idle_since = 0, now = 0;
+	uint32_t round = 0, looks = 0; /* looks: in vain, since there was something to do */
 	bool late = false, slept = false, spins = false;
 
 	while (!VPTI_READ(w->stop)) {
 		const struct vpti_plan *plan = vpti_rcu_get(w->plan);
 		uint32_t taken;
 		bool blocked;
-		uint64_t now;
 
 		count(w, VPT_W_LOOPS, 1);
 		if (vpti_unlikely(VPTI_LOAD_ACQUIRE(w->chore) != NULL)) { /* pairs with vpti_worker_do() */
@@ -287,6 +288,7 @@ static void run(struct vpti_worker *w)
 				spun(w, &spin, true);
 			spins = false;
 			idle_since = 0;
+			looks = 0;
 			if (++round % TICK_ROUNDS == 0)
 				look_at_clock(w, plan, vpti_now_ns());
 			if (taken < VPTI_BURST)
@@ -294,9 +296,19 @@ static void run(struct vpti_worker *w)
 			if (plan->has_data_fds && round % DATA_ROUNDS == 0)
 				poll_events(w, 0);
 		} else {
+			/*
+			 * A look costs 70 ns with the clock and a pause, and 20 without. At full rate the slow one is right: what it
+			 * would look at is what the peers are writing. After a microsecond it is a lone packet that is waited
+			 * for, whose latency is that of a look. One every 2 us, against testpmd, 99th percentile: 0.46 and
+			 * 0.39 us with slow looks alone, 0.39 and 0.39 with these.
+			 */
+			bool slow = looks++ < SLOW_LOOKS;
+
 			late = false;
-			now = vpti_now_ns();
-			look_at_clock(w, plan, now);
+			if (slow || looks % CLOCK_LOOKS == 0) {
+				now = vpti_now_ns();
+				look_at_clock(w, plan, now);
+			}
 			if (!idle_since) {
 				idle_since = now;
 				spins = plan->spin_ns && vpti_spin_wanted(&spin);
@@ -304,7 +316,8 @@ static void run(struct vpti_worker *w)
 			if (plan->poll || (spins && now - idle_since < plan->spin_ns)) {
 				if (++round % (plan->has_data_fds ? DATA_ROUNDS : KICK_ROUNDS) == 0)
 					poll_events(w, 0);
-				vpti_cpu_relax();
+				if (slow)
+					vpti_cpu_relax();
 			} else {
 				if (spins)
 					spun(w, &spin, false);
@@ -314,6 +327,7 @@ static void run(struct vpti_worker *w)
 					idle_since = 0;
 				late = sleep_until_work(w, plan, blocked); /* the plan may be gone afterwards */
 				slept = true;
+				looks = 0;
 			}
 		}
 		vpti_rcu_quiescent();
