@@ -29,6 +29,7 @@
 #define BLOCKED_NS 20000u        /* lossless: how long until the destination is tried again */
 #define POLLED_US 50u            /* how often to look at a peer that cannot kick */
 #define TICK_ROUNDS 256u         /* busy rounds between two looks at the clock */
+#define BUSY_ROUNDS 1024u        /* busy rounds between two looks at doorbells: of a driver that comes up, say */
 #define DATA_ROUNDS 32u          /* rounds between two looks at descriptors that packets come from */
 #define KICK_ROUNDS 8192u        /* ... at those of peers whose rings are looked at anyway: a system call is a packet's latency */
 #define SLOW_LOOKS 16u           /* in vain, after work, with the clock and a pause each: see run() */
@@ -293,7 +294,7 @@ static void run(struct vpti_worker *w)
 				look_at_clock(w, plan, vpti_now_ns());
 			if (taken < VPTI_BURST)
 				take_breath();
-			if (plan->has_data_fds && round % DATA_ROUNDS == 0)
+			if (round % (plan->has_data_fds ? DATA_ROUNDS : BUSY_ROUNDS) == 0)
 				poll_events(w, 0);
 		} else {
 			/*
