@@ -24,6 +24,7 @@ from support.libvirt import (
 from support.libvirtd import Libvirtd, stopped
 from support.vptd import Vptd, run_vpt
 from support.waiting import until
+from vpt import hints
 from vpt.cli import main
 from vpt.daemon.client import Client
 from vpt.libvirt_plugin import _answers, _domain, hook, watch
@@ -180,7 +181,8 @@ class TestTogether:
     def test_attach_warns_where_nobody_watches(self, libvirtd: Libvirtd, vptd: Vptd) -> None:
         live = ("held", "--live", "--port", "more")
         detach = ("detach", "held", "more", "--connect", libvirtd.uri)
-        assert "vpt libvirt watch" in attach(libvirtd, vptd, *live)
+        watch_it = hints.vpt("libvirt", "watch", runtime=vptd.paths.runtime, uri=libvirtd.uri)
+        assert watch_it in attach(libvirtd, vptd, *live)
         assert run_vpt(vptd.paths.runtime, *detach).returncode == 0
         with watching(vptd, libvirtd.uri) as watch:
             watch.wait_says("following the domains")
