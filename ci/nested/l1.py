@@ -50,9 +50,9 @@ FEW = (
 #: What keeps an L1 going that the TCG of Debian's QEMU (7.2) emulates. A virtual machine that does
 #: nothing: KVM rewrites the scheduler's code when the first one comes and when the last one goes, and
 #: TCG may go on with what it has translated meanwhile; then both CPUs meet, for ever, a breakpoint that
-#: is not there any more. And each CPU wakes the other now and then: VMRUN and #VMEXIT change a CPU's
-#: word of pending interrupts with no lock held, and what another thread has just set there may be lost,
-#: as the timer of a CPU that goes to sleep after it.
+#: is not there any more. And each CPU wakes the other now and then, for one that slept was seen not to
+#: wake: interrupts that come while a guest is entered or left seem to get lost, and any later one brings
+#: them back.
 COMPANY = """\
 import fcntl, os, time
 kvm = os.open("/dev/kvm", os.O_RDWR)

@@ -24,8 +24,9 @@ _MACS = ("52:54:00:00:01:01", "52:54:00:00:01:02")
 class Stream:
     """Packets from one application to another, from now on until close()."""
 
-    def __init__(self, sender: App, receiver: App, macs: tuple[str, str] = _MACS) -> None:
-        self._sender = Sender(sender, src=macs[0], dst=macs[1], burst=1, pps=PACE)
+    def __init__(self, sender: App, receiver: App) -> None:
+        src, dst = _MACS
+        self._sender = Sender(sender, src=src, dst=dst, burst=1, pps=PACE)
         self._receiver = Receiver(receiver, only=self._sender.run_id)
         self._enough = threading.Event()
         self._pool = ThreadPoolExecutor(1, "stream")
