@@ -65,10 +65,13 @@ static inline uint8_t *vpti_mem_gpa(const struct vpti_mem *m, uint64_t gpa, uint
 /* Host address of [gpa, gpa + len) if all of it is in one range, NULL if not. */
 static inline uint8_t *vpti_mem_span(const struct vpti_mem *m, uint64_t gpa, uint32_t len, struct vpti_mem_near *near)
 {
-	uint64_t contig;
-	uint8_t *p = vpti_mem_gpa(m, gpa, &contig, near);
+	uint64_t contig, ofs = gpa - near->gpa;
+	uint8_t *p;
 
-	return vpti_likely(p && contig >= len) ? p : NULL;
+	if (vpti_likely(ofs < near->size && near->size - ofs >= len))
+		return near->hva + ofs;
+	p = vpti_mem_gpa(m, gpa, &contig, near);
+	return p && contig >= len ? p : NULL;
 }
 
 /* Host address of [uva, uva + len), which must lie in one region; NULL if not. */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "pkt.h"
+#include "util.h"
 
 /*
  * Segments of one packet. Linux never goes below an MSS of 48, of which timestamps leave 36: 64 KiB then make 1821
@@ -22,6 +23,12 @@ struct vpti_offload_scratch {
 	struct vpti_frag frag[VPTI_GSO_MAX_FRAGS];
 	uint8_t hdr[VPTI_GSO_MAX_SEGS * VPTI_GSO_MAX_HDR];
 };
+
+/* Does a vnet header ask for nothing? */
+static inline bool vpti_vnet_is_plain(uint8_t flags, uint8_t gso_type)
+{
+	return !((flags & VPT_VNET_NEEDS_CSUM) | gso_type);
+}
 
 bool vpti_vnet_check_offloads(struct vpti_pkt *p, uint64_t accepted);
 
@@ -39,7 +46,7 @@ bool vpti_vnet_check_offloads(struct vpti_pkt *p, uint64_t accepted);
  */
 static inline bool vpti_vnet_check(struct vpti_pkt *p, uint64_t accepted)
 {
-	if ((p->hdr.flags & VPT_VNET_NEEDS_CSUM) || p->hdr.gso_type != VPT_GSO_NONE)
+	if (!vpti_vnet_is_plain(p->hdr.flags, p->hdr.gso_type))
 		return vpti_vnet_check_offloads(p, accepted);
 	memset(&p->hdr, 0, sizeof(p->hdr));
 	return true;
@@ -50,7 +57,7 @@ static inline bool vpti_offload_needed(const struct vpti_pkt *p, uint64_t accept
 {
 	uint64_t need = 0;
 
-	if (!(p->hdr.flags & VPT_VNET_NEEDS_CSUM) && p->hdr.gso_type == VPT_GSO_NONE)
+	if (vpti_likely(vpti_vnet_is_plain(p->hdr.flags, p->hdr.gso_type)))
 		return false;
 	if (p->hdr.flags & VPT_VNET_NEEDS_CSUM)
 		need |= VPT_F_GUEST_CSUM;

@@ -52,11 +52,10 @@ struct vpti_run {
 	uint32_t len;
 };
 
-/* A chain of a packed ring that is to be marked used, once its buffers are filled. */
+/* A chain of a packed ring that is to be marked used, once its buffers are filled: where, and what is written there. */
 struct vpti_used_mark {
+	uint64_t half;
 	uint32_t position;
-	uint32_t len;
-	uint16_t id;
 };
 
 struct vpti_room {

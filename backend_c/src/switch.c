@@ -156,6 +156,19 @@ static bool may_flood(struct vpti_pass *pass, struct vpti_bucket *limit)
 	return vpti_bucket_pass(limit, pass->now);
 }
 
+/* Have two packets the same addresses and VLAN? */
+static bool same_way(const struct vpti_pkt *a, const struct vpti_pkt *b)
+{
+	uint64_t x, y;
+	uint32_t x_end, y_end;
+
+	memcpy(&x, a->eth, sizeof(x));
+	memcpy(&y, b->eth, sizeof(y));
+	memcpy(&x_end, a->eth + sizeof(x), sizeof(x_end));
+	memcpy(&y_end, b->eth + sizeof(y), sizeof(y_end));
+	return !((x ^ y) | (x_end ^ y_end) | (uint64_t)(vpti_vid(a) ^ vpti_vid(b)));
+}
+
 /**
  * classify() - First walk: learn, look up, group
  *
@@ -172,6 +185,7 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 	uint16_t last_slot = VPTI_MAC_NONE;
 	struct run *run = NULL;
 	enum vpt_counter cause = 0;
+	bool learned = false;
 	uint32_t i;
 
 	pass->ntouched = pass->nrun = 0;
@@ -180,12 +194,18 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 		struct vpti_pkt *p = &b->pkt[i];
 		uint64_t dst;
 
+		/* Another one of the run: all that was found for the one before holds. What can't be learned is counted each time. */
+		if (vpti_likely(run && learned && p->dst != VPTI_DST_DROP && same_way(p, p - 1))) {
+			run->n++;
+			continue;
+		}
 		if (vpti_unlikely(p->dst == VPTI_DST_DROP) || !learn(sw, q, p, tick)) {
 			run = NULL;
 			continue;
 		}
+		learned = vpti_pkt_src(p) == VPTI_READ(q->last_src);
 		dst = vpti_pkt_dst(p);
-		if (vpti_likely(run && dst == last_dst)) {
+		if (run && dst == last_dst) {
 			run->n++;
 			continue;
 		}
@@ -236,15 +256,14 @@ static uint32_t merge(struct vpti_pass *pass, struct vpti_burst *b, struct vpt_p
 {
 	uint16_t slot = to->slot;
 	uint8_t u = pass->to[slot].first, f = pass->flood.first;
-	uint32_t n = 0, i;
+	uint32_t n = 0;
 
 	while (u != NONE || f != NONE) {
 		uint8_t *from = f == NONE || (u != NONE && u < f) ? &u : &f;
 		const struct run *run = &pass->run[*from];
+		struct vpti_pkt *p = &b->pkt[run->first], *end = p + run->n;
 
-		for (i = 0; i < run->n; i++) {
-			struct vpti_pkt *p = &b->pkt[run->first + i];
-
+		for (; p != end; p++) {
 			if (vpti_likely(!pass->vlans) || leaves(to, p))
 				pass->list[n++] = p;
 		}

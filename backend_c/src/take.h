@@ -39,6 +39,28 @@ static inline void vpti_read_eth(struct vpti_pkt *p)
 	}
 }
 
+/* Drops what cannot be a frame, of the rest reads the Ethernet header. Returns whether it goes on. */
+static inline bool vpti_take_frame(struct vpti_txq *q, struct vpti_pkt *p, uint32_t max_len)
+{
+	p->dst = VPTI_DST_FLOOD;
+	p->cause = 0;
+	p->tci = 0;
+	p->tag = 0;
+	if (vpti_unlikely(p->len - VPTI_ETH_HLEN > max_len - VPTI_ETH_HLEN)) { /* one comparison: what is too short wraps around */
+		vpti_drop(q, p, p->len < VPTI_ETH_HLEN ? VPT_C_TX_DROP_RUNT : VPT_C_TX_DROP_OVERSIZE);
+		return false;
+	}
+	vpti_read_eth(p);
+	return true;
+}
+
+/* As vpti_take_check(), for a packet whose vnet header asks for nothing. max_len: its port's. */
+static inline void vpti_take_plain(struct vpti_txq *q, struct vpti_pkt *p, uint32_t max_len)
+{
+	memset(&p->hdr, 0, sizeof(p->hdr));
+	vpti_take_frame(q, p, max_len);
+}
+
 /**
  * vpti_take_check() - Finish one packet of a burst
  * @q:		where it came from
@@ -50,25 +72,13 @@ static inline void vpti_read_eth(struct vpti_pkt *p)
 static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
 {
 	const struct vpt_port *port = q->port;
-	bool plain = !(p->hdr.flags & VPT_VNET_NEEDS_CSUM) && p->hdr.gso_type == VPT_GSO_NONE;
 
-	p->dst = VPTI_DST_FLOOD;
-	p->cause = 0;
-	p->tci = 0;
-	p->tag = 0;
-	if (vpti_unlikely(p->len < VPTI_ETH_HLEN)) {
-		vpti_drop(q, p, VPT_C_TX_DROP_RUNT);
+	if (vpti_likely(vpti_vnet_is_plain(p->hdr.flags, p->hdr.gso_type))) {
+		vpti_take_plain(q, p, VPTI_READ(port->max_len));
 		return;
 	}
-	if (vpti_unlikely(p->len > (p->hdr.gso_type == VPT_GSO_NONE ? VPTI_READ(port->max_len) : VPT_MAX_FRAME))) {
-		vpti_drop(q, p, VPT_C_TX_DROP_OVERSIZE);
+	if (!vpti_take_frame(q, p, p->hdr.gso_type == VPT_GSO_NONE ? VPTI_READ(port->max_len) : VPT_MAX_FRAME))
 		return;
-	}
-	vpti_read_eth(p);
-	if (vpti_likely(plain)) {
-		memset(&p->hdr, 0, sizeof(p->hdr));
-		return;
-	}
 	p->hdr.num_buffers = 0;
 	p->hdr.flags &= VPT_VNET_NEEDS_CSUM;
 	if (p->hdr.gso_type == VPT_GSO_NONE)

@@ -69,38 +69,53 @@ static inline bool vpti_read_indirect(struct vpti_virtq *v, uint64_t table, uint
 
 /**
  * vpti_gather_one() - The packet that is one buffer in one piece of memory, as nearly every one is
- * @flags:	those of its descriptor that say otherwise
- * @header:	out: where its header is, for vpti_gather_end_all()
+ * @odd:	its descriptor says otherwise
  *
- * Return: whether it was one, and is in the burst
+ * Return: where its header is, for vpti_gather_end_all(); NULL if it is no such packet
  */
-VPTI_INLINE bool vpti_gather_one(struct vpti_virtq *v, struct vpti_burst *b, uint64_t addr, uint32_t len, uint32_t flags,
-				 struct vpti_mem_near *near, const uint8_t **header, uint32_t cookie)
+VPTI_INLINE const uint8_t *vpti_gather_one(const struct vpti_virtq *v, struct vpti_pkt *p, uint64_t addr, uint32_t len,
+					   bool odd, struct vpti_mem_near *near)
 {
-	const uint8_t *at = vpti_mem_span(v->mem, addr, len, near);
-	struct vpti_pkt *p = &b->pkt[b->n];
+	const uint8_t *at;
 
-	if (vpti_unlikely(flags || !at || len <= v->hdr_len))
-		return false;
+	if (vpti_unlikely(odd || len <= v->hdr_len))
+		return NULL;
+	at = vpti_mem_span(v->mem, addr, len, near);
+	if (vpti_unlikely(!at))
+		return NULL;
 	__builtin_prefetch(at);
 	__builtin_prefetch(at + v->hdr_len); /* often on a line of its own: drivers align the frame, not the header */
 	p->first = (struct vpti_frag){ at + v->hdr_len, len - v->hdr_len };
 	p->nmore = 0;
 	p->len = len - v->hdr_len;
-	*header = at;
-	b->cookie[b->n++] = cookie;
-	return true;
+	return at;
 }
 
-/* The last step: headers, those that no walk has copied yet, and checks. */
+/* Does a header that is still the driver's ask for nothing? It is not looked at again if so. */
+VPTI_INLINE bool vpti_header_is_plain(const uint8_t *header)
+{
+	uint8_t kind[2];
+
+	_Static_assert(offsetof(struct vpt_vnet_hdr, flags) == 0 && offsetof(struct vpt_vnet_hdr, gso_type) == 1, "its first bytes");
+	memcpy(kind, header, sizeof(kind));
+	return vpti_vnet_is_plain(kind[0], kind[1]);
+}
+
+/* The last step: headers, those that no walk has copied yet (NULL), and checks. */
 VPTI_INLINE void vpti_gather_end_all(struct vpti_txq *q, struct vpti_burst *b, const uint8_t *const *header)
 {
-	uint32_t i;
+	uint32_t max_len = VPTI_READ(q->port->max_len), n = b->n, i;
 
-	for (i = 0; i < b->n; i++) {
-		if (vpti_likely(header[i] != NULL))
-			memcpy(&b->pkt[i].hdr, header[i], VPTI_HDR_COMMON); /* a sender's num_buffers means nothing */
-		vpti_take_check(q, &b->pkt[i]);
+	for (i = 0; i < n; i++) {
+		struct vpti_pkt *p = &b->pkt[i];
+
+		if (vpti_likely(header[i] && vpti_header_is_plain(header[i]))) {
+			vpti_take_plain(q, p, max_len);
+			continue;
+		}
+		if (header[i])
+			memcpy(&p->hdr, header[i], VPTI_HDR_COMMON); /* a sender's num_buffers means nothing */
+		vpti_take_check(q, p);
 	}
 }
 
@@ -283,19 +298,20 @@ VPTI_INLINE void vpti_expect_write(const struct vpti_virtq *v, const uint8_t *p)
 }
 
 /**
- * vpti_fit_one() - Is this buffer room for packet i of the room, in one piece? Note it if so
+ * vpti_fit_one() - Is this buffer room for packet i of the room, in one piece? Note it as a run if so
+ * @run:	number of the run; the caller knows that there is room for it
  * @need:	bytes, header included
  */
-VPTI_INLINE bool vpti_fit_one(const struct vpti_virtq *v, struct vpti_room *room, uint32_t i, uint32_t need, uint64_t addr,
-			      uint32_t len, struct vpti_mem_near *near)
+VPTI_INLINE bool vpti_fit_one(const struct vpti_virtq *v, struct vpti_room *room, uint32_t i, uint32_t run, uint32_t need,
+			      uint64_t addr, uint32_t len, struct vpti_mem_near *near)
 {
 	uint8_t *p = vpti_mem_span(v->mem, addr, len, near);
 
-	if (vpti_unlikely(!p || len < need || room->nrun == VPTI_ROOM_FRAGS))
+	if (vpti_unlikely(!p || len < need))
 		return false;
 	vpti_expect_write(v, p);
-	room->first[i] = room->nrun;
-	room->run[room->nrun++] = (struct vpti_run){ p, need };
+	room->first[i] = run;
+	room->run[run] = (struct vpti_run){ p, need };
 	room->nbuf[i] = 1;
 	return true;
 }

@@ -92,12 +92,39 @@ static void packed_want_next(struct vpti_virtq *v)
 	log_wish(v);
 }
 
+/* Ask for the lines of n descriptors, to be owned: they will be marked used. */
+static inline void expect_marks(const struct vpti_virtq *v, uint32_t position, uint32_t n)
+{
+	uint32_t at = index_of(v, position), i;
+
+	for (i = 0; i < n; i += PER_LINE) {
+		vpti_prefetch_write(&v->packed[at]);
+		at += PER_LINE;
+		at = at < v->num ? at : 0;
+	}
+}
+
 /* ---- tx: the driver's buffers are read ---- */
 
 /* cookie: descriptors of the chain above 16 bits of its id */
 #define COOKIE(count, id) ((uint32_t)(count) << 16 | (id))
 #define COOKIE_ID(cookie) ((uint16_t)(cookie))
 #define COOKIE_COUNT(cookie) ((cookie) >> 16)
+
+/* The descriptors from a position on, all of one lap, as far as they are available, n at most; how many. */
+static inline uint32_t read_available(const struct vpti_virtq *v, uint32_t at, struct vpti_packed_desc *d, uint32_t n)
+{
+	struct vpti_packed_desc *from = &v->packed[index_of(v, at)];
+	uint16_t available = available_at(v, at);
+	uint32_t i;
+
+	for (i = 0; i < n; i++) {
+		read_desc(&from[i], &d[i]);
+		if ((d[i].flags & TURN) != available)
+			break;
+	}
+	return i;
+}
 
 /*
  * A burst's worth of descriptors, as far as they are available; how many. Few instructions per descriptor let the processor run
@@ -108,15 +135,12 @@ static void packed_want_next(struct vpti_virtq *v)
  */
 static uint32_t read_burst(const struct vpti_virtq *v, struct vpti_packed_desc *d)
 {
-	uint32_t at = v->next_avail, n, behind;
+	uint32_t at = v->next_avail, left = left_in_lap(v, at), n, behind;
 
-	for (n = 0; n < VPTI_BURST; n++) {
-		read_desc(v, at, &d[n]);
-		if (!is_available(v, at, d[n].flags))
-			break;
-		at = advance(v, at, 1);
-	}
-	behind = index_of(v, at) % PER_LINE;
+	n = read_available(v, at, d, VPTI_MIN(left, VPTI_BURST));
+	if (vpti_unlikely(n == left)) /* on into the next lap */
+		n += read_available(v, advance(v, at, n), d + n, VPTI_MIN(v->num, VPTI_BURST - n));
+	behind = index_of(v, advance(v, at, n)) % PER_LINE;
 	return n > behind ? n - behind : n;
 }
 
@@ -144,26 +168,28 @@ static void packed_take(struct vpti_txq *q, struct vpti_burst *b)
 	struct vpti_packed_desc d[VPTI_BURST];
 	const uint8_t *header[VPTI_BURST];
 	struct vpti_mem_near near = v->near;
-	uint32_t n = read_burst(v, d), at = v->next_avail, i, count;
+	uint32_t ndesc = read_burst(v, d), i, n, count;
 	int rc = 1;
 
-	for (i = 0; i < n; i += count) {
-		uint32_t odd = (d[i].flags & KIND) | (d[i].id >= v->num);
+	if (!v->in_order) /* each is going to be marked used */
+		expect_marks(v, v->next_avail, ndesc);
+	for (i = n = 0; i < ndesc; i += count, n++) {
+		bool odd = d[i].flags & KIND || d[i].id >= v->num;
 
 		count = 1;
-		if (!v->in_order) /* each is going to be marked used */
-			vpti_prefetch_write(&v->packed[index_of(v, at)]);
-		if (vpti_unlikely(!vpti_gather_one(v, b, d[i].addr, d[i].len, odd, &near, &header[b->n], COOKIE(1, d[i].id)))) {
-			header[b->n] = NULL;
-			rc = gather(v, b, at, d[i].flags, &count);
-			if (vpti_unlikely(rc <= 0))
-				break;
-		}
-		at = advance(v, at, count);
+		header[n] = vpti_gather_one(v, &b->pkt[n], d[i].addr, d[i].len, odd, &near);
+		b->cookie[n] = COOKIE(1, d[i].id);
+		if (vpti_likely(header[n] != NULL))
+			continue;
+		b->n = n;
+		rc = gather(v, b, advance(v, v->next_avail, i), d[i].flags, &count);
+		if (vpti_unlikely(rc <= 0))
+			break;
 	}
+	b->n = n;
 	v->near = near;
 	if (vpti_unlikely(rc < 0))
-		vpti_txq_break(q, (uint32_t)-rc, index_of(v, at));
+		vpti_txq_break(q, (uint32_t)-rc, index_of(v, advance(v, v->next_avail, i)));
 	vpti_gather_end_all(q, b, header);
 }
 
@@ -173,13 +199,16 @@ static void packed_release(struct vpti_txq *q, const struct vpti_burst *b, uint3
 	struct vpti_virtq *v = &vpti_virtq_txq(q)->v;
 	uint32_t at = v->next_used, from = v->published, i;
 
-	for (i = 0; i < n; i++) {
-		if (!v->in_order)
-			mark_used(v, at, COOKIE_ID(b->cookie[i]), 0, 0);
-		at = advance(v, at, COOKIE_COUNT(b->cookie[i]));
+	if (v->in_order) {
+		for (i = 0; i < n; i++)
+			at = advance(v, at, COOKIE_COUNT(b->cookie[i]));
+		mark_read(v, v->next_used, COOKIE_ID(b->cookie[n - 1]));
+	} else {
+		for (i = 0; i < n; i++) {
+			mark_read(v, at, COOKIE_ID(b->cookie[i]));
+			at = advance(v, at, COOKIE_COUNT(b->cookie[i]));
+		}
 	}
-	if (v->in_order)
-		mark_used(v, v->next_used, COOKIE_ID(b->cookie[n - 1]), 0, 0);
 	v->next_used = v->next_avail = v->published = at;
 	log_if_wanted(v, from);
 	count_untold(v);
@@ -235,13 +264,7 @@ static const struct vpti_txq_ops packed_txq_ops = {
  */
 static int packed_begin(const struct vpti_virtq *v, uint32_t n)
 {
-	uint32_t at = index_of(v, v->next_avail), i;
-
-	for (i = 0; i < VPTI_MIN(n, v->num); i += PER_LINE) {
-		vpti_prefetch_write(&v->packed[at]);
-		at += PER_LINE;
-		at = at < v->num ? at : 0;
-	}
+	expect_marks(v, v->next_avail, VPTI_MIN(n, v->num));
 	return 0;
 }
 
@@ -249,24 +272,30 @@ static int packed_begin(const struct vpti_virtq *v, uint32_t n)
 static uint32_t packed_fit_ones(struct vpti_virtq *v, struct vpti_room *room, uint32_t i, struct vpti_pkt *const *pkt,
 				uint32_t n, int *budget)
 {
-	uint32_t end = i + VPTI_MIN(n - i, VPTI_ROOM_FRAGS - room->nused), at;
+	/* next_used is there, too: a chain is marked used where it was available. */
+	struct vpti_packed_desc *from = &v->packed[index_of(v, v->next_avail)];
+	uint16_t available = available_at(v, v->next_avail) | VPTI_DESC_WRITE, used = used_at(v, v->next_avail);
+	uint32_t run = room->nrun, mark = room->nused, most = VPTI_ROOM_FRAGS - VPTI_MAX(run, mark), k;
 	struct vpti_mem_near near = v->near;
 
 	(void)budget;
-	for (at = i; at < end; at++) {
-		uint32_t need = pkt[at]->len + v->hdr_len;
+	most = VPTI_MIN(VPTI_MIN(n - i, most), left_in_lap(v, v->next_avail));
+	for (k = 0; k < most; k++) {
+		uint32_t need = pkt[i + k]->len + v->hdr_len;
 		struct vpti_packed_desc d;
 
-		read_desc(v, v->next_avail, &d);
-		if (vpti_unlikely((d.flags & (TURN | KIND)) != (available_at(v, v->next_avail) | VPTI_DESC_WRITE)) ||
-		    vpti_unlikely(d.id >= v->num || !vpti_fit_one(v, room, at, need, d.addr, d.len, &near)))
+		read_desc(&from[k], &d);
+		if (vpti_unlikely((d.flags & (TURN | KIND)) != available || d.id >= v->num) ||
+		    vpti_unlikely(!vpti_fit_one(v, room, i + k, run + k, need, d.addr, d.len, &near)))
 			break;
-		room->used[room->nused++] = (struct vpti_used_mark){ .position = v->next_used, .len = need, .id = d.id };
-		v->next_avail = advance(v, v->next_avail, 1);
-		v->next_used = advance(v, v->next_used, 1);
+		room->used[mark + k] = (struct vpti_used_mark){ written(used, d.id, need), v->next_avail + k };
 	}
+	room->nrun = run + k;
+	room->nused = mark + k;
 	v->near = near;
-	return at - i;
+	v->next_avail = advance(v, v->next_avail, k);
+	v->next_used = advance(v, v->next_used, k);
+	return k;
 }
 
 /* vpti_virtq_rx.fit: one chain, or with mergeable buffers as many as it takes; they are marked used after the copy. */
@@ -306,7 +335,7 @@ VPTI_OUTLINE enum vpti_fit packed_fit(struct vpti_virtq_rxq *x, struct vpti_room
 		}
 		if (vpti_unlikely(s.left && !vpti_may_merge(v, steps)))
 			return VPTI_FIT_TOO_BIG;
-		room->used[nused++] = (struct vpti_used_mark){ .position = used, .len = s.got, .id = id };
+		room->used[nused++] = (struct vpti_used_mark){ written(used_at(v, used), id, s.got), used };
 		at = advance(v, at, count);
 		used = advance(v, used, count);
 	} while (s.left);
@@ -327,7 +356,7 @@ static void packed_finish(struct vpti_virtq *v, const struct vpti_room *room)
 	uint32_t i = room->nused;
 
 	while (i--)
-		mark_used(v, room->used[i].position, room->used[i].id, room->used[i].len, VPTI_DESC_WRITE);
+		mark_used(v, room->used[i].position, room->used[i].half);
 }
 
 /* vpti_virtq_rx.publish: the marks are what the driver sees */
@@ -382,7 +411,7 @@ static void packed_release_recorded(struct vpti_txq *q, const struct vpti_burst 
 		if (v->in_order && i + 1 < n)
 			continue;
 		packed_recorded_begin(v, at);
-		mark_used(v, first, COOKIE_ID(b->cookie[i]), 0, 0);
+		mark_read(v, first, COOKIE_ID(b->cookie[i]));
 		packed_recorded_commit(v, at);
 		first = at;
 	}
@@ -406,7 +435,7 @@ static void finish_packet(struct vpti_virtq *v, const struct vpti_used_mark *use
 	}
 	packed_recorded_begin(v, end);
 	for (i = n; i--;)
-		mark_used(v, used[i].position, used[i].id, used[i].len, VPTI_DESC_WRITE);
+		mark_used(v, used[i].position, used[i].half);
 	vpti_inflight_packed_forget(&v->inflight, saved);
 	packed_recorded_commit(v, end);
 }

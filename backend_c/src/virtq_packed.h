@@ -20,6 +20,12 @@ static inline uint32_t index_of(const struct vpti_virtq *v, uint32_t position)
 	return position >= v->num ? position - v->num : position;
 }
 
+/* Descriptors from a position up to the end of the ring, where the wrap counter changes. */
+static inline uint32_t left_in_lap(const struct vpti_virtq *v, uint32_t position)
+{
+	return v->num - index_of(v, position);
+}
+
 static inline bool wrap_of(const struct vpti_virtq *v, uint32_t position)
 {
 	return position < v->num;
@@ -78,12 +84,12 @@ static inline uint64_t *half_of(struct vpti_packed_desc *d)
 	return (uint64_t *)(void *)&d->len;
 }
 
-static inline void read_desc(const struct vpti_virtq *v, uint32_t position, struct vpti_packed_desc *d)
+static inline void read_desc(struct vpti_packed_desc *from, struct vpti_packed_desc *d)
 {
-	struct vpti_packed_desc *from = &v->packed[index_of(v, position)];
 	union half h = { .word = VPTI_LOAD_ACQUIRE(*half_of(from)) }; /* as in flags_at() */
 
-	*d = (struct vpti_packed_desc){ .addr = VPTI_READ(from->addr), .len = h.len, .id = h.id, .flags = h.flags };
+	d->addr = VPTI_READ(from->addr);
+	*half_of(d) = h.word;
 }
 
 /* All of an indirect table, in order (2.8.7: NEXT and id mean nothing in it). */
@@ -135,7 +141,7 @@ VPTI_INLINE int walk(struct vpti_virtq *v, uint32_t position, uint16_t first, ui
 		struct vpti_packed_desc d;
 		int rc;
 
-		read_desc(v, position, &d);
+		read_desc(&v->packed[index_of(v, position)], &d);
 		if (vpti_unlikely(flags & VPTI_DESC_INDIRECT)) {
 			if (flags & VPTI_DESC_NEXT)
 				return -VPT_REASON_BAD_DESC;
@@ -164,14 +170,28 @@ VPTI_INLINE int walk(struct vpti_virtq *v, uint32_t position, uint16_t first, ui
 	}
 }
 
-/* write: VPTI_DESC_WRITE if the length means something, which it does for buffers that the device writes (2.8.6) */
-static inline void mark_used(struct vpti_virtq *v, uint32_t position, uint16_t id, uint32_t len, uint16_t write)
+/* The flags of a used descriptor. */
+static inline uint16_t used_at(const struct vpti_virtq *v, uint32_t position)
 {
-	uint16_t flags = (wrap_of(v, position) ? TURN : 0) | write;
-	union half h = { .len = len, .id = id, .flags = flags };
+	return wrap_of(v, position) ? TURN : 0;
+}
 
+static inline void mark_used(struct vpti_virtq *v, uint32_t position, uint64_t half)
+{
 	/* Pairs with the driver's barrier after it reads the flags. */
-	VPTI_STORE_RELEASE(*half_of(&v->packed[index_of(v, position)]), h.word);
+	VPTI_STORE_RELEASE(*half_of(&v->packed[index_of(v, position)]), half);
+}
+
+/* A chain that the device has read. */
+static inline void mark_read(struct vpti_virtq *v, uint32_t position, uint16_t id)
+{
+	mark_used(v, position, (union half){ .id = id, .flags = used_at(v, position) }.word);
+}
+
+/* The mark of a chain that the device has written; its length means something (2.8.6). */
+static inline uint64_t written(uint16_t used, uint16_t id, uint32_t len)
+{
+	return (union half){ .len = len, .id = id, .flags = used | VPTI_DESC_WRITE }.word;
 }
 
 #endif /* VPTI_VIRTQ_PACKED_H */

@@ -215,13 +215,16 @@ static void split_take(struct vpti_txq *q, struct vpti_burst *b)
 	for (i = 0; i < good; i++) {
 		struct vpti_desc d = read_desc(&v->desc[head[i]]);
 
-		if (vpti_likely(vpti_gather_one(v, b, d.addr, d.len, d.flags & DESC_MEANING, &near, &header[i], head[i])))
+		header[i] = vpti_gather_one(v, &b->pkt[i], d.addr, d.len, d.flags & DESC_MEANING, &near);
+		b->cookie[i] = head[i];
+		if (vpti_likely(header[i] != NULL))
 			continue;
-		header[i] = NULL;
+		b->n = i;
 		rc = gather(v, b, head[i], d);
 		if (vpti_unlikely(rc <= 0))
 			break;
 	}
+	b->n = i;
 	v->near = near;
 	if (vpti_unlikely(rc < 0))
 		vpti_txq_break(q, (uint32_t)-rc, head[i]);
@@ -306,7 +309,7 @@ static int split_begin(const struct vpti_virtq *v, uint32_t n)
 static uint32_t split_fit_ones(struct vpti_virtq *v, struct vpti_room *room, uint32_t i, struct vpti_pkt *const *pkt,
 			       uint32_t n, int *budget)
 {
-	uint32_t end = i + VPTI_MIN(n - i, (uint32_t)*budget), at;
+	uint32_t end = i + VPTI_MIN(VPTI_MIN(n - i, (uint32_t)*budget), VPTI_ROOM_FRAGS - room->nrun), run = room->nrun, at;
 	struct vpti_mem_near near = v->near;
 
 	for (at = i; at < end; at++) {
@@ -318,10 +321,12 @@ static uint32_t split_fit_ones(struct vpti_virtq *v, struct vpti_room *room, uin
 			break;
 		d = read_desc(&v->desc[head]);
 		if (vpti_unlikely((d.flags & DESC_MEANING) != VPTI_DESC_WRITE) ||
-		    vpti_unlikely(!vpti_fit_one(v, room, at, need, d.addr, d.len, &near)))
+		    vpti_unlikely(!vpti_fit_one(v, room, at, run, need, d.addr, d.len, &near)))
 			break;
+		run++;
 		put_used(v, (uint16_t)(v->next_used + at - i), head, need);
 	}
+	room->nrun = run;
 	v->near = near;
 	v->next_avail = (uint16_t)(v->next_avail + at - i);
 	v->next_used = (uint16_t)(v->next_used + at - i);

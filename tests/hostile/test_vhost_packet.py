@@ -174,10 +174,13 @@ def test_p8_a_source_that_cannot_be_its_own(scene: Scene, source: bytes) -> None
     scene.check(logged=False)
 
 
-def flood(fe: FrontEnd, sources: int, meanwhile: Callable[[], object]) -> int:
-    """Send one frame from each of so many addresses, a ring full at a time, and a little more; how many.
+def flood(
+    fe: FrontEnd, frames: int, meanwhile: Callable[[], object], source: Callable[[int], int] = lambda n: n
+) -> int:
+    """Send so many frames, a ring full at a time, and a little more; how many.
 
-    The descriptors stay what they are, and all the addresses of a round are written at once: in a second.
+    source: address of a frame, by its number. The descriptors stay what they are, and all the addresses of a
+    round are written at once: in a second.
     """
     tx, slot = fe.pairs[0].tx, 128
     assert isinstance(tx, SplitQueue)
@@ -186,10 +189,10 @@ def flood(fe: FrontEnd, sources: int, meanwhile: Callable[[], object]) -> int:
         tx.set_desc(i, at + i * slot, VNET_HDR + 60)
         tx.set_avail(i)
     head, tail = bytes(VNET_HDR) + MAC_X + b"\x02", ETHERTYPE.ljust(slot - VNET_HDR - 12, b"\0")
-    for first in range(0, sources, tx.num):
-        macs = (n.to_bytes(5, "big") for n in range(first, first + tx.num))
+    for first in range(0, frames, tx.num):
+        macs = (source(n).to_bytes(5, "big") for n in range(first, first + tx.num))
         fe.memory.write(at, b"".join(head + mac + tail for mac in macs))
-        end = (first + tx.num) & 0xFFFF
+        end = (tx.used_idx + tx.num) & 0xFFFF
         tx.publish(end)
         os.eventfd_write(tx.kick_fd, 1)
         until(lambda: (meanwhile(), tx.used_idx == end)[1], "the ring to be taken")  # noqa: B023
@@ -211,6 +214,8 @@ def test_p9_a_flood_of_sources_takes_its_share_of_the_table_only(scene: Scene) -
     assert 0 < len(mine) <= limit
     counters = scene.villain.counters
     assert (counters["tx_packets"], counters["tx_mac_limit"]) == (sent, sent - len(mine))
+    again = flood(fe, 1, listen, source=lambda _: sent)  # all from one that is not learned: counted for each
+    assert scene.villain.counters["tx_mac_limit"] - counters["tx_mac_limit"] == again
     scene.neighbours_forward()
     assert scene.villain.counters["rx_drop_full"] == 0  # known to the switch: nothing of it was flooded
     scene.check(logged=False)
