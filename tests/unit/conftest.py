@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Real vptd processes."""
+"""Real vptd processes, and what needs none."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from support.vptd import Vptd
+from vpt.daemon.transports.peer import Bundle
+from vpt.daemon.transports.ring import create_bundle
+from vpt.dataplane import RegionOptions
 
 
 @pytest.fixture
@@ -36,3 +41,25 @@ def cpus() -> tuple[int, int]:
     if len(usable) < 2:
         pytest.skip("needs two CPUs")
     return usable[0], usable[1]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Not below pytest's own folder: sockets in it must fit an address."""
+    with tempfile.TemporaryDirectory(prefix="vpt-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def pairs(request: pytest.FixtureRequest) -> int:
+    """Of `bundle`."""
+    count: int = getattr(request, "param", 1)
+    return count
+
+
+@pytest.fixture
+def bundle(pairs: int) -> Iterator[Bundle]:
+    """The memory of a port that no vptd has, and its eventfds."""
+    made = create_bundle(RegionOptions("p", pairs=pairs, num_slots=64, buf_size=256))
+    yield made
+    made.close()

@@ -7,8 +7,6 @@ import asyncio
 import os
 import socket
 import stat
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,12 +21,6 @@ from vpt.daemon.sockets import (
     unix_path,
 )
 from vpt.errors import EXIT_FAILED, ConflictError, ExistsError, NotFoundError, UsageError
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="vpt-") as name:
-        yield Path(name)
 
 
 def _leave_behind(path: Path, kind: int = socket.SOCK_STREAM) -> None:
