@@ -244,8 +244,19 @@ def test_a_point_at_which_nothing_is_left_to_measure_is_set_up_again_and_that_is
     assert scenario.failed == 0
     assert toy.open == 0
     begun = [now for now, what in steps if "again" not in what]
-    assert begun == [0, 1, 2, *range(6)], "progress goes back, and never past the end"
+    assert begun == [0, *range(6)], "progress goes back, and never past the end"
     assert [what for _, what in steps if "again" in what] == [n for n in scenario.notes if "again" in n]
+
+
+@pytest.mark.parametrize("make", [lambda: Toy(dying=3), lambda: Toy(broken=[64] * 3)], ids=["dies", "broken"])
+def test_no_repetition_is_begun_where_no_variant_is_left_and_progress_goes_on_behind_it(
+    make: Callable[[], Toy],
+) -> None:
+    steps: list[tuple[int, str]] = []
+    run([make()], Settings(repetitions=2), lambda now, _, what: steps.append((now, what)))
+    begun = [(now, what) for now, what in steps if "again" not in what]
+    assert {what for _, what in begun if "bytes 64" in what} <= {"toy: bytes 64, repetition 0 of 2"}
+    assert [now for now, what in begun if "bytes 1500" in what] == [3, 4, 5]
 
 
 def test_a_point_at_which_all_die_each_time_is_left_out() -> None:

@@ -129,6 +129,8 @@ def _point(
         steps.next(f"{label}, repetition {number} of {settings.repetitions}")
         order = [n for n in turn(list(variants), repetition if scenario.turns else 0) if n in left]
         taken = _repetition(left, order, steps, label, number)
+        if not left:
+            break
         if repetition < 0:
             continue
         for name, (at, measured) in taken.items():
@@ -192,7 +194,10 @@ def _scenario(scenario: Scenario, settings: Settings, steps: _Steps) -> Scenario
     steps.again.clear()
     steps.failed.clear()
     for params in points_of(scenario, settings):
+        begun = steps.done
         points += _measured(params, settings, steps, scenario)
+        # Also where it was left early, or never stood up.
+        steps.done = begun + settings.repetitions + 1
     points = [point for point in points if point.variants]
     if not points and steps.error:
         raise steps.error
