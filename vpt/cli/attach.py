@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vpt.cli._common import connect, emit_json, json_option
+from vpt.cli._common import connect, emit_json, json_option, paths
 
 __all__ = ["attach", "detach"]
 
@@ -183,7 +183,13 @@ def detach(vm: str, port: str | None, live: bool, config: bool, uri: str | None,
     else:
         with open_libvirt(uri) as libvirt:
             done = plugin.detach(
-                libvirt, lambda runtime: Client(locate(runtime).control), vm, port, live=live, config=config
+                libvirt,
+                lambda runtime: Client(locate(runtime).control),
+                vm,
+                port,
+                live=live,
+                config=config,
+                runtime=paths().runtime,
             )
     if as_json:
         emit_json(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 from vpt.daemon.client import Client
@@ -367,18 +368,20 @@ def detach(
     live: bool = False,
     config: bool = False,
     keep_port: bool = False,
+    runtime: Path | None = None,
 ) -> Detached:
     """Take a port out of a domain, wait until the guest has let go of it, and delete the port.
 
     port: none is needed if the domain has one only. Neither live nor config: wherever it is.
     open_vptd: gives the client for a runtime dir. keep_port: the port itself is somebody else's, and stays.
+    runtime: that of the vptd which a hint is to name where the domain has no port that would say.
     A vptd that is not there keeps nobody from taking a port out of a configuration.
     """
     found = Target(connection, vm)
-    plug = _choose(found, port, list(chain(*_plugs_of(found, plugs_in))))
+    plug = _choose(found, port, list(chain(*_plugs_of(found, plugs_in))), runtime)
     with in_turn(plug.runtime_dir):
         return _detach(
-            Target(connection, vm), open_vptd, vm, port, live=live, config=config, keep_port=keep_port
+            Target(connection, vm), open_vptd, vm, plug.name, live=live, config=config, keep_port=keep_port
         )
 
 
@@ -394,7 +397,7 @@ def _detach(
     target: Target,
     open_vptd: Callable[[str], Client],
     vm: str,
-    port: str | None,
+    port: str,
     *,
     live: bool,
     config: bool,
@@ -457,7 +460,7 @@ def _client(
         return None
 
 
-def _choose(target: Target, port: str | None, found: list[Plug]) -> Plug:
+def _choose(target: Target, port: str | None, found: list[Plug], runtime: Path | None = None) -> Plug:
     vm, plugs = target.name, {plug.name: plug for plug in found}
     if port is not None:
         if port not in plugs:
@@ -465,7 +468,9 @@ def _choose(target: Target, port: str | None, found: list[Plug]) -> Plug:
             raise NotFoundError(f"{vm} has no port {port!r}", hint=f"its vpt ports: {names}")
         return plugs[port]
     if not plugs:
-        raise NotFoundError(f"{vm} has no vpt port", hint="vpt attach plugs one in")
+        words = ("attach", vm, "--switch", "SWITCH")
+        attach_one = vpt(*words, runtime=runtime, uri=target.connection.getURI())
+        raise NotFoundError(f"{vm} has no vpt port", hint=f"plug one in: {attach_one}")
     if len(plugs) > 1:
         raise UsageError(f"{vm} has several vpt ports: say which", hint=target.detach(next(iter(plugs))))
     return next(iter(plugs.values()))
