@@ -30,6 +30,8 @@ DOMAIN = (
     "<devices></devices></domain>"
 )
 
+URI = "qemu:///session" if os.geteuid() else "qemu:///system"
+
 
 def plugged(xml: str, runtime: Path, **more: str) -> str:
     for name, kind in (("h1", "vhost-user"), ("h2", "passthrough")):
@@ -96,7 +98,7 @@ def test_the_port_of_another_domain_is_refused(hooks: Path, runtime: Path, vptd:
     done = run(hooks, "prepare", plugged(clone, runtime))
     assert done.returncode == 1
     assert "port 'h1' belongs to another VM, libvirt:" in done.stderr
-    assert "vpt detach d1 h1 --config" in done.stderr
+    assert f"vpt detach d1 h1 --config --connect {URI}\n" in done.stderr
     assert run(hooks, "release", plugged(clone, runtime)).returncode == 0
     assert names(vptd) == ["h1", "h2"], "those of the first stay"
     assert run(hooks, "release", plugged(first, runtime)).returncode == 0
@@ -104,11 +106,11 @@ def test_the_port_of_another_domain_is_refused(hooks: Path, runtime: Path, vptd:
 
 
 def test_without_vptd_the_start_fails_and_says_what_to_do(hooks: Path, tmp_path: Path) -> None:
-    xml = plugged(DOMAIN, tmp_path / "nowhere")
+    xml = plugged(DOMAIN, tmp_path / "no where")
     done = run(hooks, "prepare", xml)
     assert done.returncode == 1
-    assert f"vpt --runtime-dir {tmp_path}/nowhere daemon start" in done.stderr
-    assert "vpt detach d1 h1 --config" in done.stderr
+    assert f"start it: vpt --runtime-dir '{tmp_path}/no where' daemon start;" in done.stderr
+    assert f"vpt detach d1 h1 --config --connect {URI}\n" in done.stderr
     # A running domain is killed where the hook fails here.
     for operation in ("reconnect", "release", "stopped", "restore", "migrate", "started", "attach"):
         assert run(hooks, operation, xml).returncode == 0
@@ -131,8 +133,7 @@ def test_damaged_metadata_is_told_in_a_sentence(
     assert damaged != xml
     done = run(hooks, "prepare", damaged)
     assert done.returncode == 1
-    uri = "qemu:///session" if os.geteuid() else "qemu:///system"
-    assert done.stderr == f"vpt: the metadata of d1 is damaged: {says}; mend it: virsh -c {uri} edit d1\n"
+    assert done.stderr == f"vpt: the metadata of d1 is damaged: {says}; mend it: virsh -c {URI} edit d1\n"
     assert run(hooks, "release", damaged).returncode == 0
     with pytest.raises(UsageError, match="metadata is damaged") as caught:
         plugs_in(damaged)

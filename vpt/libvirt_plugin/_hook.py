@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import sys
 from typing import Any
@@ -28,6 +29,11 @@ ANSWER_S = 10.0
 
 class HookError(Exception):
     """What the user is to be told: what is wrong, and what helps."""
+
+
+def uri() -> str:
+    """Of the libvirt that runs this. Who reads a hint may ask another one by default."""
+    return f"qemu:///{'session' if os.geteuid() else 'system'}"
 
 
 def ports_of(name: str, text: bytes) -> Ports:
@@ -61,7 +67,7 @@ def settings_in(name: str, element: ElementTree.Element) -> dict[str, Any]:
         port = found.get("name", "?")
         raise HookError(
             f"the metadata of {name} is damaged: vpt port {port} has {', '.join(wrong)};"
-            f" mend it: virsh -c qemu:///{'session' if os.geteuid() else 'system'} edit {name}"
+            f" mend it: {shlex.join(['virsh', '-c', uri(), 'edit', name])}"
         )
     return found | {key: int(value) for key, value in numbers.items()}
 
@@ -84,7 +90,7 @@ def call(runtime_dir: str, method: str, params: dict[str, Any]) -> dict[str, Any
     except (OSError, ValueError) as error:
         raise HookError(
             f"vptd does not answer at {path} ({error});"
-            f" start it: vpt --runtime-dir {runtime_dir} daemon start"
+            f" start it: {shlex.join(['vpt', '--runtime-dir', runtime_dir, 'daemon', 'start'])}"
         ) from error
     if "error" in answer:
         hint = (answer["error"].get("data") or {}).get("hint")
@@ -104,9 +110,8 @@ def bring_up(name: str, ports: Ports) -> None:
                 call(runtime_dir, "port.add", {**params, "may_exist": True})
         except HookError as error:
             port = params["name"]
-            raise HookError(
-                f"vpt port {port} of {name}: {error}; to start without it: vpt detach {name} {port} --config"
-            ) from error
+            detach = shlex.join(["vpt", "detach", name, port, "--config", "--connect", uri()])
+            raise HookError(f"vpt port {port} of {name}: {error}; to start without it: {detach}") from error
 
 
 def is_common(there: list[dict[str, Any]], path: str, params: dict[str, Any]) -> bool:
