@@ -199,6 +199,7 @@ def attach(vm: str, *more: str, switch: str = "sw0") -> tuple[str, ...]:
 
 
 PASSTHROUGH = ("--kind", "passthrough")
+ADD_IT = "vpt --runtime-dir {runtime} switch add nosuch"
 CASES = {
     "no such domain": Case(attach("nosuch"), 1, "no domain 'nosuch'", "list --all"),
     "a paused domain": Case(attach("left"), 1, "left is paused", "resume left", paused),
@@ -229,12 +230,12 @@ CASES = {
         attach("left"), 3, "no libvirt at", "systemctl start libvirtd",
         uri="qemu+unix:///system?socket=/nonexistent/sock",
     ),
-    "no such switch": Case(attach("left", switch="nosuch"), 1, "no switch 'nosuch'", "vpt switch add"),
+    "no such switch": Case(attach("left", switch="nosuch"), 1, "no switch 'nosuch'", ADD_IT),
     "no such switch, and a domain that could not be plugged into one": Case(
-        attach("private", switch="nosuch"), 1, "no switch 'nosuch'", "vpt switch add", private
+        attach("private", switch="nosuch"), 1, "no switch 'nosuch'", ADD_IT, private
     ),
     "no such switch, and only asked what would be done": Case(
-        attach("left", "--print-diff", switch="nosuch"), 1, "no switch 'nosuch'", "vpt switch add"
+        attach("left", "--print-diff", switch="nosuch"), 1, "no switch 'nosuch'", ADD_IT
     ),
     "a multicast address for a paused domain": Case(
         attach("left", "--mac", "01:00:00:00:00:01"), 2, "multicast", "", paused

@@ -181,3 +181,17 @@ def test_the_client_says_what_is_wrong(shared: Vptd) -> None:
         with pytest.raises(NotFoundError):
             client.call("port.show", name="none")
         assert client.call("daemon.status")["pid"], "an error does not end the connection"
+
+
+def test_a_hint_of_vptd_asks_that_vptd_and_says_so_only_to_who_would_ask_another(
+    shared: Vptd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hint() -> str | None:
+        with shared.client() as client, pytest.raises(NotFoundError) as caught:
+            client.call("switch.del", name="none")
+        return caught.value.hint
+
+    where = f"vpt --runtime-dir {shared.paths.runtime}"
+    assert hint() == f"add it: {where} switch add none; see: {where} switch list"
+    monkeypatch.setattr("vpt.daemon.runtime._default_runtime_dir", lambda: shared.paths.runtime)
+    assert hint() == "add it: vpt switch add none; see: vpt switch list"

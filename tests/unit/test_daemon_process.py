@@ -388,7 +388,10 @@ def test_each_refusal_has_a_hint_and_changes_nothing(shared: Vptd) -> None:
     for kind, method, params in requests:
         with pytest.raises(kind) as caught:
             shared.call(method, **params)
-        assert caught.value.hint or kind is VptError, f"{method} {params}: {caught.value}"
+        hint = caught.value.hint or ""
+        assert hint or kind is VptError, f"{method} {params}: {caught.value}"
+        others = hint.replace(f"vpt --runtime-dir {shared.paths.runtime} ", "")
+        assert "vpt " not in others, f"may ask another vptd: {hint}"
     assert shared.call("list") == before
     assert shared.paths.journal.read_bytes() == journal
     assert (shared.folder / "taken").read_text() == "precious"

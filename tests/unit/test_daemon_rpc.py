@@ -47,7 +47,7 @@ METHODS = {
 
 
 def ask(line: bytes) -> dict[str, Any] | None:
-    raw = asyncio.run(dispatch(METHODS, line, LOG))
+    raw = asyncio.run(dispatch(METHODS, line, LOG, "vpt daemon methods"))
     if raw is None:
         return None
     assert raw.endswith(b"\n")

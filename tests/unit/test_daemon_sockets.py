@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from vpt.daemon.aio import receive, send
-from vpt.daemon.runtime import Lock, as_root, command, locate, make_private_dir, not_running
+from vpt.daemon.runtime import (
+    Lock,
+    as_root,
+    command,
+    locate,
+    make_private_dir,
+    not_running,
+    whole_command,
+)
 from vpt.daemon.sockets import (
     PeerCredentials,
     check_free,
@@ -168,6 +176,7 @@ def test_a_command_names_the_vptd_that_it_is_for(folder: Path, monkeypatch: pyte
     assert command(folder, "ls") == f"vpt --runtime-dir {folder} ls"
     assert command(folder / "a b", "ls") == f"vpt --runtime-dir '{folder}/a b' ls"
     assert command(usual, "ls") == "vpt ls"
+    assert whole_command(usual, "ls") == f"vpt --runtime-dir {usual} ls"
     assert not_running(usual, "why").hint == "start it with: vpt daemon start"
 
 

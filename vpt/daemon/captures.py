@@ -67,7 +67,7 @@ class Captures:
             if len(self._entries) >= _MAX:
                 raise ConflictError(
                     f"there are {_MAX} captures already",
-                    hint="end one; whose they are: vpt capture --list",
+                    hint=f"end one; whose they are: {self._there.typed('capture', '--list')}",
                 )
             ports, switch = self._target(request.target)
             entry = self._open(request, switch)
@@ -106,9 +106,11 @@ class Captures:
             return [self._there.ports[port] for port in names], name
         managed = self._there.ports.get(name)
         if managed is None:
-            raise NotFoundError(f"no port or switch {name!r}", hint="see them with: vpt ls")
+            hint = f"see them with: {self._there.typed('ls')}"
+            raise NotFoundError(f"no port or switch {name!r}", hint=hint)
         if managed.port is None:
-            raise ConflictError(f"port {name!r} is not there: {managed.error}", hint=f"vpt show {name}")
+            hint = self._there.typed("show", name)
+            raise ConflictError(f"port {name!r} is not there: {managed.error}", hint=hint)
         return [managed], None
 
     def _open(self, request: models.CaptureStart, switch: str | None) -> _Entry:

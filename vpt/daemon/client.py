@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vpt.closing import Closing
-from vpt.daemon.runtime import not_running
+from vpt.daemon.runtime import command, not_running, whole_command
 from vpt.daemon.sockets import connect_unix, unix_path
 from vpt.errors import DaemonError, MissingError, TimeoutExpired, VptError, from_wire
 
@@ -85,7 +85,7 @@ class Client(Closing):
         except OSError as error:
             raise self._broke_off(method, f": {error.strerror}") from None
         if "error" in answer:
-            raise _error(answer["error"])
+            raise self._error(answer["error"])
         result: dict[str, Any] = answer["result"]
         return result
 
@@ -105,11 +105,15 @@ class Client(Closing):
             ) from None
         return answer
 
+    def _error(self, wire: dict[str, Any]) -> VptError:
+        data = wire.get("data") or {}
+        hint = {"hint": self._shorter(data["hint"])} if data.get("hint") else {}
+        return from_wire({"code": data.get("code", "error"), "message": wire["message"], **hint})
 
-def _error(wire: dict[str, Any]) -> VptError:
-    data = wire.get("data") or {}
-    hint = {"hint": data["hint"]} if data.get("hint") else {}
-    return from_wire({"code": data.get("code", "error"), "message": wire["message"], **hint})
+    def _shorter(self, hint: str) -> str:
+        """Without the option that the commands in it can do without where we are."""
+        runtime = os.path.dirname(self._path)
+        return hint.replace(whole_command(runtime, ""), command(runtime, ""))
 
 
 def _connect_error(path: str, error: OSError) -> VptError:

@@ -103,7 +103,7 @@ class Daemon:
         self.changes = Changes(self._there, self.switches, self.ports)
         self._events = EventReader(self._there)
         self._methods: dict[str, Method] = method_table(self)
-        self._rpc = RpcServer(self._methods, _log)
+        self._rpc = RpcServer(self._methods, _log, shown_by=self._there.typed("daemon", "methods"))
         self._cleanup = contextlib.AsyncExitStack()
         self._started = time.monotonic()
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from dataclasses import dataclass, field
 
 from vpt.daemon import journal
 from vpt.daemon.models import PortConfig, SwitchConfig
 from vpt.daemon.ports import ManagedPort
-from vpt.daemon.runtime import RuntimePaths
+from vpt.daemon.runtime import RuntimePaths, whole_command
 from vpt.dataplane import Engine, StatsReader, Switch
 from vpt.errors import ConflictError, ExistsError, NotFoundError
 
@@ -68,18 +69,23 @@ class Inventory:
         assert self._stats is not None
         return self._stats
 
+    def typed(self, *words: str) -> str:
+        """For a hint: what anybody can type to have `vpt WORDS` ask this vptd."""
+        return whole_command(self.paths.runtime, shlex.join(words))
+
     def switch(self, name: str) -> ManagedSwitch:
         switch = self.switches.get(name)
         if switch is None:
             raise NotFoundError(
-                f"no switch {name!r}", hint=f"add it: vpt switch add {name}; see: vpt switch list"
+                f"no switch {name!r}",
+                hint=f"add it: {self.typed('switch', 'add', name)}; see: {self.typed('switch', 'list')}",
             )
         return switch
 
     def port(self, name: str) -> ManagedPort:
         managed = self.ports.get(name)
         if managed is None:
-            raise NotFoundError(f"no port {name!r}", hint="see them with: vpt port list")
+            raise NotFoundError(f"no port {name!r}", hint=f"see them with: {self.typed('port', 'list')}")
         return managed
 
     def put_back(self, managed: ManagedPort) -> None:
@@ -93,7 +99,7 @@ class Inventory:
         if taken:
             raise ExistsError(
                 f"there is a {taken} {name!r} already",
-                hint=f"see it: vpt show {name}; --may-exist accepts one that is the same",
+                hint=f"see it: {self.typed('show', name)}; --may-exist accepts one that is the same",
             )
 
     def owners(self) -> dict[str, str]:

@@ -24,7 +24,6 @@ from vpt.daemon.ports import (
     socket_path,
 )
 from vpt.daemon.ratelimit import PortLog
-from vpt.daemon.runtime import command
 from vpt.daemon.sockets import check_free
 from vpt.dataplane import Feature, Reason
 from vpt.errors import ConflictError, ExistsError, UsageError, VptError
@@ -180,7 +179,7 @@ class Ports:
         if managed.port is None:
             raise ConflictError(
                 f"port {name!r} is not there: {managed.error}",
-                hint=f"delete it and add it again: vpt port del {name}",
+                hint=f"delete it and add it again: {self._there.typed('port', 'del', name)}",
             )
         return managed
 
@@ -190,7 +189,7 @@ class Ports:
         switch = self._there.switch(config.switch).config
         before, after = managed.config.on(switch), config.on(switch)
         if before.mtu != after.mtu:
-            managed.port.set_mtu(_live_mtu(after))
+            managed.port.set_mtu(self._live_mtu(after))
         if rules_of(before) != rules_of(after):
             managed.port.set_rules(rules_of(after))
         if config.policy != managed.config.policy:
@@ -267,6 +266,16 @@ class Ports:
             view.state, view.reason = "up" if state.up else "down", None
         return view
 
+    def _live_mtu(self, config: PortConfig) -> int:
+        assert config.mtu is not None
+        if config.kind in models.RING_KINDS:
+            raise ConflictError(
+                f"the mtu of a port of kind {config.kind} is written down in its region, which a peer maps",
+                hint="delete the port and add it again with the other: "
+                + self._there.typed("port", "del", config.name),
+            )
+        return config.mtu
+
     def _check_new(self, config: PortConfig) -> None:
         self._there.check_name(config.name)
         self._check_socket(config)
@@ -278,7 +287,7 @@ class Ports:
                 f"port {config.name!r} asks for worker {config.worker}, and this vptd has"
                 f" {self._workers}, counted from 0",
                 hint="leave worker out, or start vptd with more: "
-                + command(self._there.paths.runtime, "daemon start --workers NUMBER"),
+                + self._there.typed("daemon", "start", "--workers", "NUMBER"),
             )
 
     def _check_mac(self, config: PortConfig) -> None:
@@ -307,16 +316,6 @@ def _check_owner(existing: ManagedPort, owner: str | None) -> None:
             f"port {name!r} belongs to another VM, {existing.owner}",
             hint="each VM needs a port of its own; a libvirt domain's name: virsh domname UUID",
         )
-
-
-def _live_mtu(config: PortConfig) -> int:
-    assert config.mtu is not None
-    if config.kind in models.RING_KINDS:
-        raise ConflictError(
-            f"the mtu of a port of kind {config.kind} is written down in its region, which a peer maps",
-            hint=f"delete the port and add it again with the other: vpt port del {config.name}",
-        )
-    return config.mtu
 
 
 def changed_port(config: PortConfig, request: models.PortSet) -> PortConfig:

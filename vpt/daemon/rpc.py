@@ -90,16 +90,18 @@ class _Refusal(Exception):  # noqa: N818 - it is the answer, not a fault
         self.error = {"code": number, "message": message, "data": {"code": code, "hint": hint}}
 
 
-async def dispatch(methods: Mapping[str, Method], line: bytes, log: logging.Logger) -> bytes | None:
-    """The answer to one request line, or None for a notification."""
+async def dispatch(
+    methods: Mapping[str, Method], line: bytes, log: logging.Logger, shown_by: str
+) -> bytes | None:
+    """The answer to one request line, or None for a notification. shown_by: what lists the methods."""
     request_id: Any = None
     wants_answer = True
     try:
         request = _parse(line)
         request_id = _request_id(request)
-        method, params = _select(methods, request)
+        method, params = _select(methods, request, shown_by)
         wants_answer = "id" in request
-        result = await _call(method, params, log)
+        result = await _call(method, params, log, shown_by)
         answer: dict[str, Any] = {"result": result.model_dump(mode="json")}
     except _Refusal as refusal:
         answer = {"error": refusal.error}
@@ -136,7 +138,9 @@ def _request_id(request: dict[str, Any]) -> int | float | str | None:
     raise _Refusal(_INVALID_REQUEST, "id must be a number, a string or null", "number your requests")
 
 
-def _select(methods: Mapping[str, Method], request: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
+def _select(
+    methods: Mapping[str, Method], request: dict[str, Any], shown_by: str
+) -> tuple[Method, dict[str, Any]]:
     if request.get("jsonrpc") != "2.0":
         raise _Refusal(_INVALID_REQUEST, 'a request says "jsonrpc": "2.0"', "vptd speaks JSON-RPC 2.0 only")
     if unknown := set(request) - {"jsonrpc", "id", "method", "params"}:
@@ -145,10 +149,10 @@ def _select(methods: Mapping[str, Method], request: dict[str, Any]) -> tuple[Met
         )
     name = request.get("method")
     if not isinstance(name, str):
-        raise _Refusal(_INVALID_REQUEST, "method must be a string", "see them with: vpt daemon methods")
+        raise _Refusal(_INVALID_REQUEST, "method must be a string", f"see them with: {shown_by}")
     method = methods.get(name)
     if method is None:
-        raise _Refusal(_NO_METHOD, f"no method {name[:64]!r}", "see them with: vpt daemon methods")
+        raise _Refusal(_NO_METHOD, f"no method {name[:64]!r}", f"see them with: {shown_by}")
     params = request.get("params", {})
     if not isinstance(params, dict):
         raise _Refusal(
@@ -157,11 +161,11 @@ def _select(methods: Mapping[str, Method], request: dict[str, Any]) -> tuple[Met
     return method, params
 
 
-async def _call(method: Method, params: dict[str, Any], log: logging.Logger) -> BaseModel:
+async def _call(method: Method, params: dict[str, Any], log: logging.Logger, shown_by: str) -> BaseModel:
     try:
         checked = method.params.model_validate(params)
     except ValidationError as error:
-        hint = f"vpt daemon methods {method.name} shows what it takes"
+        hint = f"{shown_by} {method.name} shows what it takes"
         raise _Refusal(_INVALID_PARAMS, explain(error), hint) from None
     try:
         return await method.handler(checked)
@@ -174,11 +178,12 @@ async def _call(method: Method, params: dict[str, Any], log: logging.Logger) -> 
 
 
 class RpcServer:
-    """Serves a method table on a listening socket to those who may control us."""
+    """Serves a method table on a listening socket to those who may control us. shown_by: as of dispatch()."""
 
-    def __init__(self, methods: Mapping[str, Method], log: logging.Logger) -> None:
+    def __init__(self, methods: Mapping[str, Method], log: logging.Logger, *, shown_by: str) -> None:
         self._methods = methods
         self._log = log
+        self._shown_by = shown_by
         self._clients: set[asyncio.Task[None]] = set()
         self._strangers = RateLimit()
         self._listener: Listener | None = None
@@ -256,7 +261,7 @@ class RpcServer:
                     writer, _refuse(f"request longer than {MAX_REQUEST} bytes", "send one object per line")
                 )
                 return
-            answer = await dispatch(self._methods, line, self._log)
+            answer = await dispatch(self._methods, line, self._log, self._shown_by)
             if answer is not None:
                 await _answer(writer, answer)
 

@@ -30,6 +30,7 @@ __all__ = [
     "locate",
     "make_private_dir",
     "not_running",
+    "whole_command",
 ]
 
 ENV_RUNTIME_DIR = "VPT_RUNTIME_DIR"
@@ -116,9 +117,14 @@ def private(folder: str | os.PathLike[str]) -> RuntimePaths:
 
 def command(runtime: str | os.PathLike[str], words: str) -> str:
     """What to type, in any shell, to have `vpt WORDS` mean the vptd of that folder."""
-    folder = Path(runtime).absolute()
-    where = "" if folder == _default_runtime_dir() else f"--runtime-dir {shlex.quote(str(folder))} "
-    return f"vpt {where}{words}"
+    if Path(runtime).absolute() == _default_runtime_dir():
+        return f"vpt {words}"
+    return whole_command(runtime, words)
+
+
+def whole_command(runtime: str | os.PathLike[str], words: str) -> str:
+    """The same for whoever types it: another user's vptd is in another folder by default."""
+    return f"vpt --runtime-dir {shlex.quote(str(Path(runtime).absolute()))} {words}"
 
 
 def as_root(words: str) -> str:

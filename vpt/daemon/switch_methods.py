@@ -56,7 +56,7 @@ class Switches:
             names = ", ".join(sorted(managed.ports)[:5])
             raise ConflictError(
                 f"switch {name!r} still has ports: {names}",
-                hint=f"delete them first: vpt port del {sorted(managed.ports)[0]}",
+                hint=f"delete them first: {self._there.typed('port', 'del', min(managed.ports))}",
             )
         return managed
 

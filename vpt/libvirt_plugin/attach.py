@@ -329,7 +329,7 @@ def _ask(vptd: Client, method: str, plug: Plug, **more: str) -> None:
         vptd.call(method, name=plug.name, switch=plug.switch, kind=plug.kind, **settings, **more)
     except UsageError as error:
         # Of what the method takes, which is for programs, people see the options.
-        if "vpt daemon methods" in (error.hint or ""):
+        if "daemon methods" in (error.hint or ""):
             raise UsageError(error.message, hint="vpt attach --help") from None
         raise
 
