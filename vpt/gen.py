@@ -109,7 +109,7 @@ def plug(
 ) -> Iterator[AppLink]:
     """The app port to work on: an existing one, or one made on that switch for as long as we need it."""
     if port is not None:
-        path = _usable(vptd.call("port.show", name=port))
+        path = _usable(vptd, vptd.call("port.show", name=port))
         with open_app(path, features=int(Feature.EVENT_IDX)) as link:
             yield link
         return
@@ -120,7 +120,8 @@ def plug(
     except ExistsError as error:
         raise ExistsError(
             error.message,
-            hint=f"end the one that runs there, or use an app port: vpt gen {role} --port NAME",
+            hint="end the one that runs there, or use an app port: "
+            + vptd.typed("gen", role, "--port", "NAME"),
         ) from None
     try:
         with open_app(view["socket"], features=int(Feature.EVENT_IDX)) as link:
@@ -154,7 +155,7 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _usable(port: dict[str, Any]) -> str:
+def _usable(vptd: Client, port: dict[str, Any]) -> str:
     """The socket of an app port on which packets flow."""
     name = port["name"]
     if port["kind"] != "app":
@@ -163,11 +164,13 @@ def _usable(port: dict[str, Any]) -> str:
             hint="name an app port, or the switch, for one to be made: --switch " + port["switch"],
         )
     if port["state"] in ("broken", "failed"):
-        raise ConflictError(f"port {name} is {port['state']}: {port['reason']}", hint=f"vpt show {name}")
+        raise ConflictError(
+            f"port {name} is {port['state']}: {port['reason']}", hint=vptd.typed("show", name)
+        )
     if port["link"] == "down":
         raise ConflictError(
             f"the link of port {name} is down: vptd takes nothing from it, and delivers nothing",
-            hint=f"vpt port set {name} --link up",
+            hint=vptd.typed("port", "set", name, "--link", "up"),
         )
     return str(port["socket"])
 

@@ -221,10 +221,14 @@ def test_without_vptd_the_hint_says_how_to_start_it(nowhere: Path, arguments: li
         (["switch", "del", "sw0"], 1, "still has ports"),
         (["switch", "add", "y", "--mac-entries", "1000"], 2, "power of two"),
         (["show", "vm3"], 1, "did you mean vm"),
+        (["show", "none"], 1, "no switch or port 'none'"),
+        (["capture", "none", "-w", "/dev/null"], 1, "no port or switch 'none'"),
+        (["gen", "send"], 2, "either --switch or --port"),
+        (["gen", "send", "--port", "vm3", "--count", "1"], 1, "no port 'vm3'"),
         (["daemon", "methods", "none"], 1, "no method"),
     ],
 )
-def test_refusals_have_message_hint_and_exit_code(
+def test_refusals_have_message_hint_and_exit_code_and_the_hint_asks_the_same_vptd(
     lab: Vptd, arguments: list[str], code: int, says: str
 ) -> None:
     done = run_vpt(lab.paths.runtime, *arguments)
@@ -235,6 +239,7 @@ def test_refusals_have_message_hint_and_exit_code(
     as_json = json.loads(run_vpt(lab.paths.runtime, *arguments, "--json").stdout)
     assert as_json["message"]
     assert as_json["hint"]
+    assert "vpt " not in as_json["hint"].replace(f"vpt --runtime-dir {lab.paths.runtime} ", "")
 
 
 def test_the_path_of_a_qmp_socket_is_no_domain_when_qemu_has_ended(lab: Vptd) -> None:

@@ -432,7 +432,7 @@ def test_the_end_of_vptd_is_said_after_what_there_was_until_then(
     assert process.returncode == 1
     assert [line[: len(word)] for line, word in zip(stdout.splitlines(), printed, strict=False)] == printed
     assert "vptd ended" in stderr
-    assert "vpt daemon start" in stderr
+    assert f"vpt --runtime-dir {own.paths.runtime} daemon start" in stderr
 
 
 @pytest.mark.parametrize(
@@ -455,7 +455,7 @@ def test_the_end_of_its_port_is_said_after_what_there_was_until_then(
     assert process.returncode == 1
     assert [line[: len(word)] for line, word in zip(stdout.splitlines(), printed, strict=False)] == printed
     assert "the port went away" in stderr
-    assert "vpt port list" in stderr
+    assert f"vpt --runtime-dir {lab.paths.runtime} port list" in stderr
     assert not lab.call("port.list")["ports"]
 
 
@@ -532,7 +532,7 @@ def test_a_port_that_carries_no_packets_is_refused_with_the_way_on(direction: st
         lab.call("port.del", name="null")
     assert (ended["down"].returncode, ended["null"].returncode) == (1, 2)
     assert "the link of port down is down" in ended["down"].stderr
-    assert "vpt port set down --link up" in ended["down"].stderr
+    assert f"vpt --runtime-dir {lab.paths.runtime} port set down --link up" in ended["down"].stderr
     assert "is of kind null" in ended["null"].stderr
 
 

@@ -83,6 +83,13 @@ def connect() -> Client:
     return Client(paths().control)
 
 
+def typed(*words: str) -> str:
+    """For a hint: what to type to have `vpt WORDS` ask that vptd."""
+    from vpt.hints import vpt
+
+    return vpt(*words, runtime=paths().runtime)
+
+
 def guests_of(where: RuntimePaths) -> Guests:
     """The machines that belong to that vptd, whether it runs or not."""
     from vpt.daemon.client import Client

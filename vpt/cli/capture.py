@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
-from vpt.cli._common import FiniteFloat, connect, emit_json, json_option, print_table
+from vpt.cli._common import FiniteFloat, connect, emit_json, json_option, print_table, typed
 from vpt.cli._system_errors import writing
 from vpt.errors import UsageError
 
@@ -84,11 +84,11 @@ def capture(
         _print_list(as_json=as_json)
         return
     if target is None:
-        raise click.UsageError("which port or switch? vpt ls shows them")
+        raise click.UsageError(f"which port or switch? {typed('ls')} shows them")
     to_stdout = path in (None, "-")
     if to_stdout and sys.stdout.isatty():
         raise UsageError(
-            "packets are not for terminals", hint=f"vpt capture {target} | tshark -r -; or -w FILE"
+            "packets are not for terminals", hint=f"{typed('capture', target)} | tshark -r -; or -w FILE"
         )
     if to_stdout and as_json:
         raise UsageError(

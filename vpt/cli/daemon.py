@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vpt.cli._common import FiniteFloat, connect, emit_json, json_option, paths, print_table
+from vpt.cli._common import FiniteFloat, connect, emit_json, json_option, paths, print_table, typed
 from vpt.errors import EXIT_FAILED, NotFoundError
 
 __all__ = ["daemon"]
@@ -135,14 +135,13 @@ def status(as_json: bool) -> int:
       vpt daemon status --json
     """
     from vpt.daemon.launch import running
-    from vpt.daemon.runtime import command
 
     where = paths()
     found = running(where)
     if as_json:
         emit_json("daemon", {"running": found is not None, **(found or {"runtime_dir": str(where.runtime)})})
     elif found is None:
-        how = command(where.runtime, "daemon start")
+        how = typed("daemon", "start")
         click.echo(f"vptd is not running in {where.runtime}; start it with: {how}", err=True)
     else:
         _print_status(found)
@@ -193,7 +192,7 @@ def methods(name: str | None, as_json: bool) -> None:
     if name is not None:
         table = [method for method in table if method["name"] == name]
         if not table:
-            raise NotFoundError(f"no method {name!r}", hint="see them with: vpt daemon methods")
+            raise NotFoundError(f"no method {name!r}", hint=f"see them with: {typed('daemon', 'methods')}")
     if as_json:
         emit_json("methods", {"methods": table})
     elif name is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vpt.cli._common import FiniteFloat, connect, emit_json, json_option, paths
+from vpt.cli._common import FiniteFloat, connect, emit_json, json_option, paths, typed
 from vpt.errors import ConflictError, DaemonError, UsageError
 
 if TYPE_CHECKING:
@@ -210,7 +210,9 @@ def _both(source: Any, sink: Any, traffic: Traffic, limits: Limits, poll: bool) 
 
 def _one_of(switch: str | None, port: str | None) -> None:
     if (switch is None) == (port is None):
-        raise UsageError("give either --switch or --port", hint="see the switches: vpt switch list")
+        raise UsageError(
+            "give either --switch or --port", hint=f"see the switches: {typed('switch', 'list')}"
+        )
 
 
 def _fail_if_ended(vptd: Client, *links: AppLink) -> None:
@@ -223,11 +225,12 @@ def _fail_if_ended(vptd: Client, *links: AppLink) -> None:
         vptd.call("daemon.status")
     except DaemonError:
         raise DaemonError(
-            f"vptd ended {until_then}", hint=f"see the end of {log}, and start it again: vpt daemon start"
+            f"vptd ended {until_then}",
+            hint=f"see the end of {log}, and start it again: {typed('daemon', 'start')}",
         ) from None
     raise ConflictError(
         f"the port went away {until_then}",
-        hint=f"somebody deleted it, or made it anew: see vpt port list, and the end of {log}",
+        hint=f"somebody deleted it, or made it anew: see {typed('port', 'list')}, and the end of {log}",
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vpt.cli._common import connect, emit_json, json_option, print_table, state_style
+from vpt.cli._common import connect, emit_json, json_option, print_table, state_style, typed
 from vpt.cli._render import plug_lines, policy_text, print_ports
 from vpt.cli._rules import rules_text
 from vpt.errors import NotFoundError
@@ -37,7 +37,7 @@ def ls(as_json: bool) -> None:
         emit_json("ls", found)
         return
     if not found["switches"]:
-        click.echo("no switch yet; add one with: vpt switch add sw0")
+        click.echo(f"no switch yet; add one with: {typed('switch', 'add', 'sw0')}")
         return
     empty = [switch["name"] for switch in found["switches"] if not switch["ports"]]
     if found["ports"]:
@@ -71,7 +71,7 @@ def show(name: str, as_json: bool) -> None:
             import difflib
 
             close = difflib.get_close_matches(name, [*switches, *ports], n=1)
-            hint = f"did you mean {close[0]}?" if close else "see what there is: vpt ls"
+            hint = f"did you mean {close[0]}?" if close else f"see what there is: {typed('ls')}"
             raise NotFoundError(f"no switch or port {name!r}", hint=hint)
     if as_json:
         emit_json("show", {"what": what, what: found})

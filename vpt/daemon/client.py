@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -56,6 +57,10 @@ class Client(Closing):
         waiting = select.poll()
         waiting.register(self.fileno(), select.POLLIN)
         return bool(waiting.poll(0))
+
+    def typed(self, *words: str) -> str:
+        """For a hint: what to type to have `vpt WORDS` ask this vptd."""
+        return command(os.path.dirname(self._path), shlex.join(words))
 
     def close(self) -> None:
         """Hang up. Harmless the second time."""

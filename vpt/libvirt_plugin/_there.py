@@ -21,16 +21,10 @@ __all__ = [
     "require_common",
     "require_free",
     "require_usable",
-    "typed",
 ]
 
 # Of a port's settings, those that its device or the guest's window for it depends on.
 _OF_DEVICE = ("mac", "pairs", "slots", "buf_size")
-
-
-def typed(vptd: Client, *words: str) -> str:
-    """For a hint: what to type to have `vpt WORDS` ask that vptd."""
-    return vpt(*words, runtime=vptd.call("daemon.status")["runtime_dir"])
 
 
 def device_settings(vptd: Client, name: str) -> dict[str, Any]:
@@ -75,7 +69,7 @@ def require_common(
     if port["owner"] is not None:
         raise ExistsError(
             f"there is a port {name!r} already, and it was made for another VM",
-            hint=f"choose another name: --port; see whose it is: {typed(vptd, 'show', name)}",
+            hint=f"choose another name: --port; see whose it is: {vptd.typed('show', name)}",
         )
     if (port["switch"], port["kind"]) != (switch, kind):
         raise ConflictError(
@@ -91,8 +85,8 @@ def require_common(
     if kind == "passthrough" and _config(vptd, name)["mac"] is None:
         raise UsageError(
             f"the passthrough port {name} has no MAC address to know its interface by in the guest",
-            hint=f"make it anew with one: {typed(vptd, 'port', 'del', name)};"
-            f" {typed(vptd, 'port', 'add', switch, name, '--kind', 'passthrough', '--mac', 'MAC')}",
+            hint=f"make it anew with one: {vptd.typed('port', 'del', name)};"
+            f" {vptd.typed('port', 'add', switch, name, '--kind', 'passthrough', '--mac', 'MAC')}",
         )
     require_free(vptd, port)
 
@@ -102,12 +96,12 @@ def require_free(vptd: Client, port: Mapping[str, Any]) -> None:
     name = port["name"]
     if port["state"] in ("failed", "broken"):
         raise ConflictError(
-            f"port {name} is {port['state']}: {port['reason']}", hint=typed(vptd, "show", name)
+            f"port {name} is {port['state']}: {port['reason']}", hint=vptd.typed("show", name)
         )
     if vptd.call("port.show", name=name)["transport"].get("connected"):
         raise ConflictError(
             f"somebody is plugged into port {name} already",
-            hint=f"see which process: {typed(vptd, 'show', name)}; or choose another name: --port",
+            hint=f"see which process: {vptd.typed('show', name)}; or choose another name: --port",
         )
 
 

@@ -37,7 +37,6 @@ from vpt.libvirt_plugin._there import (
     require_common,
     require_free,
     require_usable,
-    typed,
 )
 from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.metadata import Plug, plugs_in
@@ -205,7 +204,7 @@ def make_plug(vptd: Client, request: Request, vm: str, *, small: bool, has: Coll
     if name in taken and not request.existing:
         raise ExistsError(
             f"there is a {taken[name]} {name!r} already",
-            hint=f"choose another name: --port; see whose it is: {typed(vptd, 'show', name)}",
+            hint=f"choose another name: --port; see whose it is: {vptd.typed('show', name)}",
         )
     there = device_settings(vptd, name) if request.existing and name in taken else {}
     settings = {"mac": random_mac(), **request.settings, **there}

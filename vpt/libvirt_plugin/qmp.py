@@ -23,7 +23,7 @@ from vpt.daemon.client import Client
 from vpt.daemon.owners import PATTERN, of_qmp
 from vpt.errors import ConflictError, GuestError, MissingError, NotFoundError, UsageError, VptError
 from vpt.libvirt_plugin import _ram_folder, rules
-from vpt.libvirt_plugin._there import device_settings, differing, holder_of, require_common, typed
+from vpt.libvirt_plugin._there import device_settings, differing, holder_of, require_common
 from vpt.libvirt_plugin._turns import in_turn
 from vpt.libvirt_plugin.attach import Attached, Detached, Request, add_to_vptd, make_plug
 from vpt.libvirt_plugin.metadata import Plug
@@ -120,7 +120,7 @@ def attach(path: Path, vptd: Client, request: Request) -> Attached:
             raise GuestError(
                 f"{error}, so the port {plug.name} stays",
                 hint="once QEMU goes on (kill -CONT PID, if it was stopped):"
-                f" {typed(vptd, 'detach', str(path), plug.name)}",
+                f" {vptd.typed('detach', str(path), plug.name)}",
             ) from error
         undo.pop_all()
     return Attached(str(path), plug, ("live",), plan.warnings)
@@ -253,7 +253,7 @@ def _require_new(path: Path, vptd: Client, name: str, names: Collection[str]) ->
         raise ConflictError(
             f"{path} has a port {name!r} already",
             hint="choose another name: --port; or take that one out first:"
-            f" {typed(vptd, 'detach', str(path), name)}",
+            f" {vptd.typed('detach', str(path), name)}",
         )
 
 
@@ -371,7 +371,7 @@ def _unplug(qemu: QmpSession, path: Path, vptd: Client, name: str) -> None:
     if chardev in _chardevs(qemu):
         raise GuestError(
             f"QEMU did not let go of the chardev {chardev}, so the port stays",
-            hint=f"try again: {typed(vptd, 'detach', str(path), name)}",
+            hint=f"try again: {vptd.typed('detach', str(path), name)}",
         )
 
 
@@ -388,7 +388,7 @@ def _delete_port(path: Path, vptd: Client, name: str) -> str:
     """Delete what was made for the VM. Else: why it is kept."""
     for port in vptd.call("port.list")["ports"]:
         if port["name"] == name and port["owner"] != of_qmp(path):
-            return f"it was not made for {path}; to be rid of it: {typed(vptd, 'port', 'del', name)}"
+            return f"it was not made for {path}; to be rid of it: {vptd.typed('port', 'del', name)}"
     vptd.call("port.del", name=name, if_exists=True)
     return ""
 
@@ -457,11 +457,11 @@ def _choose(path: Path, vptd: Client, port: str | None, names: list[str]) -> str
             )
         return port
     if not names:
-        attach_one = typed(vptd, "attach", str(path), "--switch", "SWITCH")
+        attach_one = vptd.typed("attach", str(path), "--switch", "SWITCH")
         raise NotFoundError(f"{path} has no vpt port", hint=f"plug one in: {attach_one}")
     if len(names) > 1:
         raise UsageError(
-            f"{path} has several vpt ports: say which", hint=typed(vptd, "detach", str(path), names[0])
+            f"{path} has several vpt ports: say which", hint=vptd.typed("detach", str(path), names[0])
         )
     return names[0]
 
