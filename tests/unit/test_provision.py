@@ -145,14 +145,20 @@ def test_a_copy_that_fails_says_where_to_look_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh, "run", lambda *_args, **_files: 1)
+    web = record().model_copy(update={"runtime_dir": "/run/lab"})
     with pytest.raises(GuestError, match="copying web:/var/log/none to") as caught:
-        ssh.download(record(), "/var/log/none", tmp_path)
-    assert caught.value.hint == "see why: vpt guest run web -- ls -l /var/log"
+        ssh.download(web, "/var/log/none", tmp_path)
+    assert caught.value.hint == "see why: vpt --runtime-dir /run/lab guest run web -- ls -l /var/log"
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").touch()
+    (tmp_path / "my file").touch()
     with pytest.raises(GuestError) as caught:
-        ssh.upload(record(), tmp_path / "file", "/tmp/")
-    assert caught.value.hint == "see why: vpt guest run web -- df -h"
+        ssh.upload(web, tmp_path / "my file", "/tmp/")
+    assert caught.value.hint == "see why: vpt --runtime-dir /run/lab guest run web -- df -h"
+    (tmp_path / "my files").mkdir()
+    with pytest.raises(UsageError, match="is a folder") as caught:
+        ssh.upload(web, tmp_path / "my files", "/tmp/")
+    unpack = "vpt --runtime-dir /run/lab guest run web --stdin -- tar -x -C /"
+    assert caught.value.hint == f"tar -c '{tmp_path}/my files' | {unpack}"
 
 
 # ---- for cloud-init ----

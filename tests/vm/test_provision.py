@@ -12,6 +12,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -71,6 +72,10 @@ class Lab:
 
     def argv(self, *arguments: str) -> list[str]:
         return ["--runtime-dir", str(self.vptd.paths.runtime), *arguments]
+
+    def typed(self, *words: str) -> bytes:
+        """What a hint tells to type."""
+        return shlex.join(["vpt", *self.argv(*words)]).encode()
 
     def boot(self, name: str, *options: str, code: int = EXIT_OK) -> str:
         out, err = self.vpt("guest", "boot", name, "--memory", "96", *options, code=code)
@@ -207,7 +212,7 @@ def test_another_host_key_than_the_pinned_one_is_refused(lab: Lab, vm1: str) -> 
         lab.store.save(record.model_copy(update={"host_key": new_key().public}))
         _, err = lab.vpt("guest", "run", vm1, "--", "true", code=EXIT_FAILED)
         assert b"another host key" in err
-        assert b"vpt guest rm vm1" in err
+        assert lab.typed("guest", "rm", "vm1") in err
     finally:
         lab.store.save(record)
     lab.run(vm1, "true")
@@ -281,7 +286,7 @@ def test_a_guest_whose_qemu_was_killed_is_seen_and_starts_again(lab: Lab, vm1: s
     os.kill(pid, signal.SIGKILL)
     until(lambda: lab.guest(vm1)["state"] == "stopped", "the guest to be seen as stopped")
     _, err = lab.vpt("guest", "run", vm1, "--", "true", code=EXIT_FAILED)
-    assert b"vpt guest boot vm1" in err
+    assert lab.typed("guest", "boot", "vm1") in err
     until(
         lambda: {p["state"] for p in lab.vptd.call("port.list")["ports"]} == {"down"}, "its ports to be free"
     )

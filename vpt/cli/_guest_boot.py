@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpt.cli._common import emit_json, json_option, progress, stoppable, wait_options
+from vpt.cli._common import emit_json, json_option, progress, stoppable, typed, wait_options
 from vpt.cli._guest_shown import guest_data, guests_here
 from vpt.errors import ExistsError, NotFoundError, UsageError
 
@@ -99,7 +99,7 @@ def boot(
         names = ", ".join(guests.store.names()) or "none"
         raise NotFoundError(
             f"there is no guest {name!r} to start again (there are: {names})",
-            hint=f"make one: vpt guest boot {name} --image tiny",
+            hint=f"make one: {typed('guest', 'boot', name, '--image', 'tiny')}",
         )
     with stoppable():
         if guests.store.exists(name) and (may_exist or not asked):
@@ -117,7 +117,7 @@ def boot(
         emit_json("guest", guest_data(view))
         return
     state = "is up" if not no_wait else "is started"
-    click.echo(f"{name} {state}: vpt guest ssh {name}")
+    click.echo(f"{name} {state}: {typed('guest', 'ssh', name)}")
 
 
 def _make(guests: Guests, config: VmConfig, new: list[Any]) -> None:
@@ -187,7 +187,7 @@ def _boot_again(
         if differs or ports != config.port_names:
             what = ", ".join(differs) or "ports"
             raise ExistsError(
-                f"there is a guest {name!r} with other settings ({what})", hint=f"vpt guest rm {name}"
+                f"there is a guest {name!r} with other settings ({what})", hint=typed("guest", "rm", name)
             )
     guests.start(name)
 

@@ -10,7 +10,7 @@ from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from vpt.errors import ConflictError, GuestError, NotFoundError
-from vpt.hints import virsh
+from vpt.hints import virsh, vpt
 from vpt.libvirt_plugin import rules
 from vpt.libvirt_plugin._connection import binding, find_domain, open_libvirt, translate
 from vpt.libvirt_plugin.metadata import Plug
@@ -119,9 +119,11 @@ def start(record: Record, machine: Machine, ports: list[Port], folder: Folder) -
         with contextlib.suppress(NotFoundError):
             found = find_domain(connection, record.name)
             if not _is_ours(found, folder):
+                words = ("attach", record.name, "--switch", "SWITCH")
+                attach = vpt(*words, runtime=record.runtime_dir, uri=record.config.connect)
                 raise ConflictError(
                     f"libvirt has a domain {record.name!r} already, which is not this guest",
-                    hint="choose another name; to give that domain a port: vpt attach",
+                    hint=f"choose another name; to give that domain a port: {attach}",
                 )
             with _asking(record, "define it anew"):
                 found.undefine()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from vpt.daemon.sockets import unix_path
 from vpt.errors import GuestError, VptError
+from vpt.hints import vpt
 from vpt.provision.record import Folder
 from vpt.qemu import Machine, command_line, find_qemu
 from vpt.qemu.qmp import QmpSession
@@ -62,8 +63,11 @@ def pid_of(folder: Folder) -> int | None:
         return found[0] if found else None
 
 
-def start(machine: Machine, folder: Folder) -> None:
-    """Start QEMU and return when it is set up. GuestError has what it said if it is not."""
+def start(machine: Machine, folder: Folder, runtime: str) -> None:
+    """Start QEMU and return when it is set up. GuestError has what it said if it is not.
+
+    runtime: of the vptd whose ports it has, for a hint.
+    """
     unix_path(folder.qmp)
     for path in (folder.qmp, folder.pidfile, folder.console):
         path.unlink(missing_ok=True)
@@ -76,13 +80,13 @@ def start(machine: Machine, folder: Folder) -> None:
         except subprocess.TimeoutExpired:
             raise GuestError(
                 f"QEMU of {machine.name} was not set up within {_START_S:.0f} s",
-                hint="is vptd there? vpt daemon status",
+                hint=f"is vptd there? {vpt('daemon', 'status', runtime=runtime)}",
             ) from None
     said = folder.errors.read_text(errors="replace").strip()
     if done.returncode:
         raise GuestError(
             f"QEMU does not start {machine.name}: {said[-500:] or f'status {done.returncode}'}",
-            hint="its ports must be there, and nobody else on them: vpt ls",
+            hint=f"its ports must be there, and nobody else on them: {vpt('ls', runtime=runtime)}",
             code="hostfwd" if "host forwarding" in said else None,
         )
 

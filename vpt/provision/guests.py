@@ -16,7 +16,7 @@ from vpt.daemon.client import Client
 from vpt.daemon.models import PortConfig
 from vpt.daemon.runtime import RuntimePaths
 from vpt.errors import ConflictError, ExistsError, MissingError, NotFoundError, VptError
-from vpt.hints import virsh
+from vpt.hints import virsh, vpt
 from vpt.libvirt_plugin.attach import free_name, random_mac
 from vpt.provision import _attached, _domain, _qemu, ready
 from vpt.provision._found import found_domains
@@ -198,11 +198,15 @@ class Guests:
     def _vptd(self, *, needed: bool) -> AbstractContextManager[Client | None]:
         return self._connect() if needed else nullcontext()
 
+    def _typed(self, *words: str) -> str:
+        """For a hint: what to type to have `vpt guest WORDS` mean these guests."""
+        return vpt("guest", *words, runtime=self._paths.runtime)
+
     def _check_new(self, config: VmConfig) -> None:
         if self.store.exists(config.name):
             raise ExistsError(
                 f"there is a guest {config.name!r} already",
-                hint=f"vpt guest ls; to be rid of it: vpt guest rm {config.name}",
+                hint=f"{self._typed('ls')}; to be rid of it: {self._typed('rm', config.name)}",
             )
         self.check(config)
 
@@ -231,7 +235,7 @@ class Guests:
                     folder.console.unlink(missing_ok=True)
                     _domain.start(record, machine, ports, folder)
                 else:
-                    _qemu.start(machine, folder)
+                    _qemu.start(machine, folder, record.runtime_dir)
             except VptError as error:
                 if left == 0 or "host forwarding" not in error.message:
                     raise
@@ -264,7 +268,7 @@ class Guests:
                 hint="log in as you always do",
             )
         if not self._is_running(record):
-            raise ConflictError(f"guest {name} does not run", hint=f"vpt guest boot {name}")
+            raise ConflictError(f"guest {name} does not run", hint=record.typed("boot"))
         return record
 
     # ---- ending ----

@@ -57,15 +57,15 @@ class Port:
 def look_up(vptd: Client, config: VmConfig) -> list[Port]:
     """The ports that the machine has, in its order. NotFoundError, ConflictError: it can't have them."""
     found = {port["name"]: port for port in vptd.call("port.list")["ports"]} if config.ports else {}
-    return [_port(found, name, config) for name in config.port_names]
+    return [_port(vptd, found, name, config) for name in config.port_names]
 
 
-def _port(found: dict[str, dict[str, Any]], name: str, config: VmConfig) -> Port:
+def _port(vptd: Client, found: dict[str, dict[str, Any]], name: str, config: VmConfig) -> Port:
     port = found.get(name)
     if port is None:
         raise NotFoundError(
             f"{config.name} is to have the port {name!r}, which is not there",
-            hint=f"vpt port add SWITCH {name} --kind vhost-user",
+            hint=vptd.typed("port", "add", "SWITCH", name, "--kind", "vhost-user"),
         )
     if port["kind"] not in ("vhost-user", "passthrough"):
         raise ConflictError(
@@ -73,9 +73,11 @@ def _port(found: dict[str, dict[str, Any]], name: str, config: VmConfig) -> Port
             hint="vhost-user or passthrough",
         )
     if port["state"] == "up":
-        raise ConflictError(f"somebody is plugged into port {name} already", hint=f"vpt show {name}")
+        raise ConflictError(f"somebody is plugged into port {name} already", hint=vptd.typed("show", name))
     if port["state"] in ("failed", "broken"):
-        raise ConflictError(f"port {name} is {port['state']}: {port['reason']}", hint=f"vpt show {name}")
+        raise ConflictError(
+            f"port {name} is {port['state']}: {port['reason']}", hint=vptd.typed("show", name)
+        )
     mac = port["mac"]
     if mac is None and port["kind"] == "passthrough":
         raise UsageError(

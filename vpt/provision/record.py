@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vpt.errors import NotFoundError, VptError
+from vpt.hints import vpt
 from vpt.provision.config import VmConfig
 from vpt.provision.images import BootImage
 
@@ -46,6 +47,10 @@ class Record(BaseModel):
     @property
     def name(self) -> str:
         return self.config.name
+
+    def typed(self, verb: str, *more: str) -> str:
+        """For a hint: what to type to have `vpt guest VERB` done to it. more: what follows its name."""
+        return vpt("guest", verb, self.name, *more, runtime=self.runtime_dir)
 
     @property
     def image(self) -> str:

@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import IO, Any
 
 from vpt.errors import GuestError, MissingError, TimeoutExpired, UsageError
+from vpt.hints import vpt
 from vpt.provision.record import Record
 
 __all__ = ["connect", "download", "run", "shell", "upload"]
@@ -80,26 +81,26 @@ def _explained(record: Record) -> Iterator[None]:
     except paramiko.BadHostKeyException:
         raise GuestError(
             f"what answers as guest {name} has another host key than the one made for it",
-            hint=f"if you have not changed it in the guest yourself, do not trust it: vpt guest rm {name}",
+            hint=f"if you have not changed it in the guest yourself, do not trust it: {record.typed('rm')}",
             code="host-key",
         ) from None
     except paramiko.AuthenticationException:
         raise GuestError(
             f"guest {name} does not take the key {record.ssh_key}",
-            hint=f"look whether it says why: vpt guest console {name}",
+            hint=f"look whether it says why: {record.typed('console')}",
         ) from None
     except paramiko.SSHException as error:
         if "not found in known_hosts" in str(error):
             raise GuestError(
                 f"what answers as guest {name} has no ed25519 host key, and one was made for it",
-                hint=f"do not trust it: vpt guest rm {name}",
+                hint=f"do not trust it: {record.typed('rm')}",
                 code="host-key",
             ) from None
-        raise GuestError(f"ssh to guest {name} failed: {error}", hint=f"vpt guest console {name}") from None
+        raise GuestError(f"ssh to guest {name} failed: {error}", hint=record.typed("console")) from None
     except (TimeoutError, OSError, EOFError) as error:
         raise TimeoutExpired(
             f"guest {name} does not answer on {_HOST} port {record.ssh_port}: {error or 'it hung up'}",
-            hint=f"vpt guest ls; vpt guest console {name}",
+            hint=f"{vpt('guest', 'ls', runtime=record.runtime_dir)}; {record.typed('console')}",
         ) from None
 
 
@@ -159,7 +160,7 @@ def upload(record: Record, source: Path, target: str) -> str:
     if source.is_dir():
         raise UsageError(
             f"{source} is a folder",
-            hint=f"tar -c {source} | vpt guest run --stdin {record.name} -- tar -x -C /",
+            hint=f"tar -c {shlex.quote(str(source))} | {record.typed('run', '--stdin')} -- tar -x -C /",
         )
     try:
         size, mode = source.stat().st_size, source.stat().st_mode & 0o777
@@ -204,7 +205,7 @@ def _transfer(
         said = errors.getvalue().decode(errors="replace").strip()
         raise GuestError(
             f"copying {what} failed: {said[-300:] or f'status {status}'}",
-            hint=f"see why: vpt guest run {record.name} -- {look}",
+            hint=f"see why: {record.typed('run')} -- {look}",
         )
     return answer.getvalue().decode(errors="replace")
 
@@ -215,7 +216,7 @@ def _transfer(
 def shell(record: Record) -> int:
     """A login shell on this terminal until it ends; its exit status."""
     if not sys.stdin.isatty():
-        raise UsageError("this is no terminal", hint=f"vpt guest run {record.name} -- COMMAND")
+        raise UsageError("this is no terminal", hint=f"{record.typed('run')} -- COMMAND")
     with connect(record) as client, _explained(record):
         rows, columns = _window()
         channel = client.invoke_shell(os.environ.get("TERM", "vt100"), columns, rows)
