@@ -543,8 +543,9 @@ def test_vpts_own_counters_by_port(tmp_path: Path) -> None:
             }
         with VptCounters(path, ("p0", "p1")) as source:
             assert set(source.read()) == {"p0", "p1"}
-        with pytest.raises(NotFoundError, match=r"no port p9; there are p0, p1"):
+        with pytest.raises(NotFoundError, match=r"no port p9; there are p0, p1") as caught:
             VptCounters(path, ("p9",))
+        assert caught.value.hint == f"vpt --runtime-dir {tmp_path} ls"
 
 
 def test_a_port_that_was_made_anew_or_deleted_is_no_longer_the_one_that_was_counted(tmp_path: Path) -> None:
@@ -561,7 +562,7 @@ def test_a_port_that_was_made_anew_or_deleted_is_no_longer_the_one_that_was_coun
             old.delete()
             with pytest.raises(GuestError, match="port p0 was deleted while") as caught:
                 source.read()
-            assert caught.value.hint
+            assert f"vpt --runtime-dir {tmp_path} ls shows" in (caught.value.hint or "")
             switch.add_port("p0", Kind.NULL)
             with pytest.raises(GuestError, match="port p0 was deleted and made anew") as caught:
                 source.read()

@@ -68,6 +68,7 @@ def test_a_port_made_for_a_vm_is_its_own_even_if_its_process_is_unknown(daemon: 
 def test_a_vm_without_a_port_gets_none_of_the_others(daemon: Vptd) -> None:
     with pytest.raises(NotFoundError, match="no port of vptd belongs to vm1") as caught:
         ports_of(vm(1), daemon.paths.stats)
+    assert f"vpt --runtime-dir {daemon.paths.runtime} ls shows the ports" in (caught.value.hint or "")
     assert "--port" in (caught.value.hint or "")
 
 
@@ -123,7 +124,7 @@ def test_kicks_of_another_vms_port_are_refused_and_its_packets_are_divided_by_wi
         open_session("vm1", "vpt", None, daemon.paths.stats, ("a",)),
     ):
         pass
-    assert caught.value.hint
+    assert f"vpt --runtime-dir {daemon.paths.runtime} ls shows them" in (caught.value.hint or "")
 
     monkeypatch.setattr(
         "vpt.exits.session.open_source", lambda *_: VptCounters(daemon.paths.stats, ("a", "d"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from vpt.daemon.client import Client
 from vpt.daemon.owners import domain_of, of_qmp
-from vpt.daemon.runtime import RuntimePaths
+from vpt.daemon.runtime import RuntimePaths, command
 from vpt.errors import NotFoundError, UsageError, VptError
 from vpt.exits.target import Vm
 
@@ -43,7 +43,7 @@ def ports_of(vm: Vm, stats: Path) -> tuple[str, ...]:
         )
     raise NotFoundError(
         f"no port of vptd belongs to {vm.name}: QEMU is connected to none, and none was made for it",
-        hint="vpt ls shows the ports; name those that carry its packets: --port NAME",
+        hint=f"{command(stats.parent, 'ls')} shows the ports; name those that carry its packets: --port NAME",
     )
 
 

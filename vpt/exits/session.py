@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 import vpt
+from vpt.daemon.runtime import command
 from vpt.errors import GuestError, NotFoundError, UsageError
 from vpt.exits.model import Identity, Machine, Recording, Sample
 from vpt.exits.ports import ports_of, ports_of_others
@@ -115,7 +116,8 @@ def _look_whose(vm: Vm, source: str, stats: Path, ports: tuple[str, ...]) -> Non
         if source == "vpt":
             raise UsageError(
                 f"port {name} is not {vm.name}'s: {why}, so that its kicks are another VM's",
-                hint="name ports of this VM (vpt ls shows them), or none; or name the other VM",
+                hint=f"name ports of this VM ({command(stats.parent, 'ls')} shows them), or none;"
+                " or name the other VM",
             )
         vm.notes.append(f"port {name} is not {vm.name}'s: {why}. Its packets are what is divided by")
 

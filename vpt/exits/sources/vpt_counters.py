@@ -81,7 +81,8 @@ class VptCounters(Source):
         if gone:
             raise GuestError(
                 f"port {', '.join(sorted(gone))} was deleted while it was measured",
-                hint="vpt ls shows the ports that there are; measure again while they stay",
+                hint=f"{command(self._path.parent, 'ls')} shows the ports that there are;"
+                " measure again while they stay",
             )
         return units
 
@@ -126,7 +127,7 @@ class VptCounters(Source):
             raise NotFoundError(
                 f"no port {', '.join(sorted(unknown))}; there {'are' if there else 'is'} "
                 f"{', '.join(sorted(there)) or 'none'}",
-                hint="vpt ls",
+                hint=command(self._path.parent, "ls"),
             )
         return {name: there[name] for name in self._ports}
 
