@@ -63,7 +63,7 @@ class Observer(Closing):
         with ExitStack() as undo:
             self._conn = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             connect_unix(self._conn, view["socket"], _CONNECT_S)
-            self._reader = undo.enter_context(_receive(self._conn))
+            self._reader = undo.enter_context(_receive(self._conn, vptd))
             self._undo = undo.pop_all()
         self._described = 0
 
@@ -111,14 +111,15 @@ class Observer(Closing):
         self.ended = bool(waiting.poll(_LOOK_MS))
 
 
-def _receive(conn: socket.socket) -> CaptureReader:
+def _receive(conn: socket.socket, vptd: Client) -> CaptureReader:
     try:
         data, fds, _, _ = socket.recv_fds(conn, len(GREETING), 1, socket.MSG_CMSG_CLOEXEC)
     except OSError as error:
         raise DaemonError(f"vptd did not hand the capture over: {error}", hint="see its log") from None
     try:
         if data != GREETING or len(fds) != 1:
-            raise DaemonError("vptd did not hand the capture over", hint="restart it: vpt daemon stop")
+            restart = f"{vptd.typed('daemon', 'stop')} && {vptd.typed('daemon', 'start')}"
+            raise DaemonError("vptd did not hand the capture over", hint=f"restart it: {restart}")
         return CaptureReader(fds[0])
     finally:
         for fd in fds:

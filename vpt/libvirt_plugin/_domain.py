@@ -156,7 +156,7 @@ class Target:
                 raise GuestError(
                     f"{self.name} did not let go of {name} within {_DEVICE_S:.0f} s, so the port stays",
                     hint="a guest must be up, with PCI hotplug, to eject a device: try again later, or shut"
-                    " it down after vpt detach --config",
+                    f" it down after: {self.detach(name)} --config",
                 )
         self.mend_late()
         others = [plug for plug in plugs_in(self.live_xml()) if plug.name != name]

@@ -212,18 +212,20 @@ def make_plug(vptd: Client, request: Request, vm: str, *, small: bool, has: Coll
         settings.setdefault("slots", rules.live_slots(int(settings.get("pairs", 1))))
     runtime = status["runtime_dir"]
     # What is there already may have been told where its socket is to be.
-    socket = _port_there(everything, name)["socket"] if request.existing else f"{runtime}/ports/{name}.sock"
+    socket = f"{runtime}/ports/{name}.sock"
+    if request.existing:
+        socket = _port_there(vptd, everything, name)["socket"]
     plug = Plug(name, request.switch, request.kind, socket, runtime, settings, request.packed)
     if not request.existing:
         _ask(vptd, "port.check", plug)
     return plug
 
 
-def _port_there(everything: dict[str, Any], name: str) -> dict[str, Any]:
+def _port_there(vptd: Client, everything: dict[str, Any], name: str) -> dict[str, Any]:
     for port in everything["ports"]:
         if port["name"] == name:
             return dict(port)
-    raise NotFoundError(f"there is no port {name!r}", hint="vpt ls shows the ports that there are")
+    raise NotFoundError(f"there is no port {name!r}", hint=f"see those that there are: {vptd.typed('ls')}")
 
 
 def free_name(vm: str, taken: set[str]) -> str:
