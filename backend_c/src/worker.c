@@ -225,13 +225,14 @@ static bool sleep_until_work(struct vpti_worker *w, const struct vpti_plan *plan
 /*
  * After a round that found little, its peers are at work on the very cache lines that the next one would look at. Left alone for a
  * moment they get on, and there is more to take at once: guest to guest 50 packets in the place of 25, and 1.6 times
- * testpmd's rate in the place of 1.3. It costs a lone packet 0.2 us at most.
+ * testpmd's rate in the place of 1.3. A lone packet is followed by the next one's latency, not by more to take: one every 0.2 us
+ * took 0.48 us with all of the pause (median, against testpmd's 0.35), and 0.36 with a pause for each that was taken.
  */
-static void take_breath(void)
+static void take_breath(uint32_t taken)
 {
 	uint32_t i;
 
-	for (i = 0; i < BREATHER; i++)
+	for (i = 0; i < VPTI_MIN(taken, BREATHER); i++)
 		vpti_cpu_relax();
 }
 
@@ -294,7 +295,7 @@ static void run(struct vpti_worker *w)
 			if (++round % TICK_ROUNDS == 0)
 				look_at_clock(w, plan, vpti_now_ns());
 			if (taken < VPTI_BURST)
-				take_breath();
+				take_breath(taken);
 			if (round % (plan->has_data_fds ? DATA_ROUNDS : BUSY_ROUNDS) == 0)
 				poll_events(w, 0);
 		} else {

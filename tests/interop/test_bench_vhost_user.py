@@ -26,10 +26,20 @@ def two_cpus() -> None:
         pytest.skip("missing: a second CPU, for the back-end")
 
 
-@pytest.mark.parametrize("path", ["guest-host", "guest-guest"])
-def test_both_back_ends_take_packets_and_leave_no_process(path: str, two_cpus: None) -> None:
+@pytest.mark.parametrize(
+    ("path", "ring"),
+    [
+        ("guest-host", "packed"),
+        ("guest-guest", "packed"),
+        ("guest-guest", "split, vectorized"),
+        ("guest-guest", "packed in order, vectorized"),
+    ],
+)
+def test_both_back_ends_take_packets_and_leave_no_process(path: str, ring: str, two_cpus: None) -> None:
     """Twice each: what goes round must still be there after a stop."""
-    params: Mapping[str, str | int] = {"path": path, "ring": "packed", "mrg": "yes", "bytes": 64}
+    params: Mapping[str, str | int] = {"path": path, "ring": ring, "mrg": "no", "bytes": 64}
+    if params not in vhost_user.SCENARIO.points(Settings(full=True)):
+        pytest.skip("missing: vectors of 512 bits, for the front-end")
     with vhost_user.SCENARIO.session(params, Settings(scale=1.0)) as variants:
         for _ in range(2):
             values = {name: measure().values for name, measure in variants.items()}
@@ -85,11 +95,21 @@ def test_a_back_end_that_lets_nothing_through_is_reported_with_what_both_sides_s
 
 
 def test_a_packet_at_a_time_comes_through_both_back_ends_and_kicks_only_who_sleeps(two_cpus: None) -> None:
-    with vhost_user_latency.SCENARIO.session({"pps": 1000}, Settings(scale=0.2)) as variants:
+    params: Mapping[str, str | int] = {"pps": 1000, "arrival": "even"}
+    with vhost_user_latency.SCENARIO.session(params, Settings(scale=0.2)) as variants:
         values = {name: measure().values for name, measure in variants.items()}
     assert all(v["lost"] == 0 and 0 < v["p50"] <= v["p99"] for v in values.values())
     assert values["testpmd"]["kicks"] == 0
     assert values["vpt notify"]["kicks"] > 0.5
+
+
+def test_packets_that_come_on_and_off_all_arrive_and_adaptive_sleeps_between(two_cpus: None) -> None:
+    params: Mapping[str, str | int] = {"pps": 20_000, "arrival": "on-off"}
+    with vhost_user_latency.SCENARIO.session(params, Settings(scale=0.3)) as variants:
+        values = {name: variants[name]().values for name in ("vpt adaptive", "testpmd")}
+    assert all(v["lost"] == 0 for v in values.values())
+    assert values["testpmd"]["kicks"] == 0
+    assert values["vpt adaptive"]["kicks"] > 0  # it was asleep when the first of each train came
 
 
 def test_a_testpmd_that_ends_is_reported_with_its_last_words() -> None:

@@ -21,7 +21,7 @@ from vpt.bench.micro import Machine, MicroGuest, Order, Role
 from vpt.bench.micro._desk import Desk
 from vpt.bench.result import Point, Sample, Variant
 from vpt.bench.scenario import Measured, Settings
-from vpt.bench.scenarios import _testpmd, control_plane, exits, vhost_user
+from vpt.bench.scenarios import _testpmd, control_plane, exits, vhost_user, vhost_user_latency
 from vpt.bench.scenarios._ports import threads_of, undisturbed
 from vpt.bench.scenarios._rig import rig
 from vpt.bench.scenarios._testpmd import (
@@ -99,13 +99,27 @@ def test_huge_pages_are_counted_by_their_size() -> None:
     assert huge_pages_mib("MemTotal: 1 kB\n") == 0
 
 
-def test_full_has_every_combination_and_the_short_set_each_ring() -> None:
+def test_full_has_every_combination_and_the_short_set_each_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vhost_user, "cpuinfo", lambda: {"flags": "fpu avx512f"})
     full = vhost_user.SCENARIO.points(Settings(full=True))
     short = vhost_user.SCENARIO.points(Settings())
-    assert len(full) == 2 * 4 * 2 * 3
+    assert len(full) == 2 * (4 * 2 * 3 + 3)  # a vectorized front-end: at 64 bytes
     assert all(point in full for point in short)
-    assert {p["ring"] for p in short} == {p["ring"] for p in full}
+    usual = {name for name, ring in vhost_user._RINGS.items() if not ring.vectorized}
+    assert {p["ring"] for p in short} == usual
     assert {p["path"] for p in short} == {"guest-host", "guest-guest"}
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "packed"), [({"flags": "fpu avx2"}, False), ({"flags": "avx512f"}, True), ({}, True)]
+)
+def test_a_front_end_that_would_silently_not_be_vectorized_is_no_point(
+    cpuinfo: dict[str, str], packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vhost_user, "cpuinfo", lambda: cpuinfo)
+    rings = {p["ring"] for p in vhost_user.SCENARIO.points(Settings(full=True))}
+    assert "split, vectorized" in rings
+    assert ("packed in order, vectorized" in rings) is packed
 
 
 def test_what_the_user_keeps_elsewhere_is_neither_loaded_nor_written(
@@ -168,6 +182,39 @@ def test_what_an_operator_waits_for_is_held_against_its_bound(variant: str, metr
         sample = Sample(repetition=0, at=0, values={metric: value})
         point = Point(params={}, variants=[Variant(name=variant, samples=[sample])])
         assert control_plane.SCENARIO.notes(Settings(), [point])[-1].startswith(f"{said}: {variant} takes")
+
+
+@pytest.mark.parametrize(
+    ("p99", "cpu", "verdicts"),
+    [(0.4, 10, ["Reached", "Reached"]), (0.4, 99, ["Reached", "MISSED"]), (2, 10, ["MISSED", "Reached"])],
+)
+def test_a_low_load_is_held_against_testpmd_in_latency_and_cpu(
+    p99: float, cpu: float, verdicts: list[str]
+) -> None:
+    """Each for itself: who spins all the time has the one, who sleeps too long the other."""
+    values = {"vpt adaptive": {"p99": p99, "cpu": cpu}, "testpmd": {"p99": 0.5, "cpu": 100.0}}
+    variants = [
+        Variant(name=name, samples=[Sample(repetition=i, at=0, values=v) for i in range(7)])
+        for name, v in values.items()
+    ]
+    point = Point(params={"pps": 500_000, "arrival": "on-off"}, variants=variants)
+    lines = vhost_user_latency.SCENARIO.notes(Settings(), [point])[-2:]
+    assert [line.partition(":")[0] for line in lines] == verdicts
+    assert all("at 500000 packets/s, on-off, adaptive's" in line for line in lines)
+    slower = Point(params={"pps": 1000, "arrival": "even"}, variants=variants)
+    assert len(vhost_user_latency.SCENARIO.notes(Settings(), [slower])) == 1  # nothing is claimed there
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.2, 1.0])
+def test_packets_that_come_on_and_off_are_as_many_as_those_that_come_evenly(scale: float) -> None:
+    """In whole periods, one at least."""
+    even, on_off = (
+        vhost_user_latency._Load.of({"pps": 500_000, "arrival": a}, scale) for a in ("even", "on-off")
+    )
+    seconds = max(scale, 0.1)
+    assert even.pps * even.on * even.periods == pytest.approx(500_000 * scale)
+    assert on_off.pps * on_off.on * on_off.periods == pytest.approx(500_000 * seconds)
+    assert on_off.period * on_off.periods == pytest.approx(seconds)
 
 
 def test_a_worker_that_never_sleeps_used_no_more_than_its_core(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vpt.bench.numbers import apart, beside, engineering
+from vpt.bench.numbers import beside, engineering
 from vpt.bench.result import Point
-from vpt.bench.stats import LEAST_SAMPLES, Summary
+from vpt.bench.scenarios._verdict import no_more, pair, said
+from vpt.bench.stats import Summary
 
 __all__ = ["verdicts"]
 
@@ -65,25 +66,6 @@ class _Points:
         ]
 
 
-def _said(reached: bool | None, claim: str, numbers: str) -> str:
-    verdict = "Undecided" if reached is None else "Reached" if reached else "MISSED"
-    return f"{verdict}: {claim}: {numbers}."
-
-
-def _no_more(ours: Summary, theirs: Summary, few: float = 0.0) -> bool | None:
-    """Are our numbers no larger? None: they are, but by less than each varies by, or of too few samples."""
-    if ours.median <= theirs.median + few:
-        return True
-    return None if ours.overlaps(theirs) or min(ours.n, theirs.n) < LEAST_SAMPLES else False
-
-
-def _pair(ours: Summary, theirs: Summary, unit: str = "") -> str:
-    """Both with their middle halves; their medians look the same only where they are."""
-    medians = apart(ours.median, theirs.median)
-    halves = (f"({engineering(s.low)}..{engineering(s.high)}){unit}" for s in (ours, theirs))
-    return " against ".join(f"{median} {half}" for median, half in zip(medians, halves, strict=True))
-
-
 def _off(share: float) -> str:
     """How far off, and visibly more than is allowed where it is."""
     for digits in range(1, 9):
@@ -100,7 +82,7 @@ def _control(found: _Points, counted: str) -> Iterator[str]:
         if seen is not None:
             off = seen.median - 1
             numbers = f"{seen.median:#.3g} ({_off(off)}) at {_load(load)}"
-            yield _said(abs(off) <= _BATCH_WITHIN, claim, numbers)
+            yield said(abs(off) <= _BATCH_WITHIN, claim, numbers)
 
 
 def _batches(found: _Points, counted: str) -> Iterator[str]:
@@ -109,7 +91,7 @@ def _batches(found: _Points, counted: str) -> Iterator[str]:
         if seen is not None:
             off = seen.median * n - 1
             claim = f"a kick every {n:g} packets, 1/{n:g} {counted} per packet within {_BATCH_WITHIN:.0%}"
-            yield _said(abs(off) <= _BATCH_WITHIN, claim, f"{engineering(seen.median)} ({_off(off)})")
+            yield said(abs(off) <= _BATCH_WITHIN, claim, f"{engineering(seen.median)} ({_off(off)})")
 
 
 def _few_exits(found: _Points, missed_above: float) -> Iterator[str]:
@@ -118,7 +100,7 @@ def _few_exits(found: _Points, missed_above: float) -> Iterator[str]:
         if exits is not None:
             claim = f"passthrough at saturation, {policy}, <= {_MOST_EXITS} exits per packet"
             reached = exits.median <= _MOST_EXITS or (None if exits.median <= missed_above else False)
-            yield _said(reached, claim, beside(exits.median, _MOST_EXITS))
+            yield said(reached, claim, beside(exits.median, _MOST_EXITS))
 
 
 def _rates(found: _Points) -> Iterator[str]:
@@ -126,7 +108,7 @@ def _rates(found: _Points) -> Iterator[str]:
         mpps = found.get(policy, "mpps", device=_RING, load="saturation")
         if mpps is not None:
             claim = f"passthrough at saturation, {policy}, >= {_LEAST_MPPS:g} Mpps"
-            yield _said(mpps.median >= _LEAST_MPPS, claim, beside(mpps.median, _LEAST_MPPS))
+            yield said(mpps.median >= _LEAST_MPPS, claim, beside(mpps.median, _LEAST_MPPS))
 
 
 def _against_event_index(found: _Points) -> Iterator[str]:
@@ -140,10 +122,10 @@ def _against_event_index(found: _Points) -> Iterator[str]:
         with_spin = f", {engineering(spun.median)} with adaptive" if spun else ""
         cpu = found.get("adaptive", "cpu", device=_RING, rate=rate)
         cost = f"; adaptive takes {engineering(cpu.median)}% of a core" if cpu else ""
-        yield _said(
-            _no_more(ours, theirs, _FEW),
+        yield said(
+            no_more(ours, theirs, _FEW),
             f"at {rate:g} packets/s, adaptive passthrough no more exits than virtio-net with event index",
-            f"{_pair(ours, theirs)}{with_spin}{cost}",
+            f"{pair(ours, theirs)}{with_spin}{cost}",
         )
 
 
@@ -153,12 +135,12 @@ def _latency(found: _Points) -> Iterator[str]:
         theirs = found.get("notify", "p99", device=_RING, rate=rate)
         claim = f"at {rate:g} round trips/s, adaptive's p99 no worse than notify's"
         if ours is None or theirs is None:
-            yield _said(None, claim, "too few round trips for a 99th percentile")
+            yield said(None, claim, "too few round trips for a 99th percentile")
             continue
         taken = [found.get(p, "trip_cpu", device=_RING, rate=rate) for p in ("adaptive", "notify")]
         shares = " against ".join(f"{engineering(cpu.median)}%" for cpu in taken if cpu)
         cost = f"; that takes {shares} of a core" if shares else ""
-        yield _said(_no_more(ours, theirs), claim, f"{_pair(ours, theirs, ' us')}{cost}")
+        yield said(no_more(ours, theirs), claim, f"{pair(ours, theirs, ' us')}{cost}")
 
 
 def _load(load: dict[str, float] | dict[str, str]) -> str:

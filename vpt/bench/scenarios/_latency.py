@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from vpt.bench.result import Metric, Plot
 from vpt.bench.stats import percentile
@@ -24,6 +25,10 @@ def percentiles(us: Sequence[float]) -> dict[str, float]:
     return {name: percentile(us, p) for name, p in PERCENTILES.items() if tells(p, len(us))}
 
 
-def log_log(title: str, y: str, x: str, x_label: str) -> Plot:
-    """One of them against a parameter."""
-    return Plot(title=title, x=x, y=[y], x_label=x_label, y_label="us", log_x=True, log_y=True)
+def log_log(
+    title: str, y: str, x: str, x_label: str, where: Mapping[str, str | int | float] = MappingProxyType({})
+) -> Plot:
+    """One of them against a parameter, at those points."""
+    return Plot(
+        title=title, x=x, y=[y], x_label=x_label, y_label="us", log_x=True, log_y=True, where=dict(where)
+    )

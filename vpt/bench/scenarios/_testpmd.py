@@ -80,10 +80,17 @@ def memory_is_huge() -> bool:
 class Testpmd:
     """One process on one CPU: a thread that moves packets, and one that takes commands and sleeps meanwhile.
 
-    what: its part, for messages. devices: the values of --vdev. options: testpmd's own.
+    what: its part, for messages. devices: the values of --vdev. options: testpmd's own. eal: more of DPDK's.
     """
 
-    def __init__(self, what: str, cpu: int, devices: Sequence[str], options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        what: str,
+        cpu: int,
+        devices: Sequence[str],
+        options: Sequence[str] = (),
+        eal: Sequence[str] = (),
+    ) -> None:
         program = shutil.which("dpdk-testpmd")
         if program is None:
             raise MissingError("dpdk-testpmd is not installed", hint="apt-get install dpdk dpdk-dev")
@@ -96,7 +103,7 @@ class Testpmd:
         # In memory: in memfds, which leave no files behind and need no mount.
         huge = ["--in-memory", "--single-file-segments", "--iova-mode=va"]
         command += huge if memory_is_huge() else ["--no-huge"]
-        command += [f"--vdev={device}" for device in devices]
+        command += [*eal, *(f"--vdev={device}" for device in devices)]
         command += ["--", "-i", "--total-num-mbufs=8192", "--no-mlockall", "--no-flush-rx", *options]
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(

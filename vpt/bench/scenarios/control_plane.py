@@ -24,6 +24,7 @@ from vpt.bench.programs import QEMU
 from vpt.bench.result import Metric, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.bench.scenarios._attach import Command, attach_to_domain, attach_to_qemu
+from vpt.bench.scenarios._verdict import said
 from vpt.daemon.client import Client
 from vpt.daemon.daemon import Settings as DaemonSettings
 from vpt.daemon.embedded import EmbeddedDaemon
@@ -110,9 +111,9 @@ def _verdicts(points: Sequence[Point]) -> Iterator[str]:
         variant = point.variant(name)
         summary = variant.summary(metric) if variant else None
         if summary is not None:
-            said = "Reached" if summary.median < most_ms else "MISSED"
             took = beside(summary.median, most_ms)
-            yield f"{said}: {name} takes less than {most_ms:.0f} ms{what}: {took} ms."
+            claim = f"{name} takes less than {most_ms:.0f} ms{what}"
+            yield said(summary.median < most_ms, claim, f"{took} ms")
 
 
 def _timed(what: Callable[[], object]) -> Measured:

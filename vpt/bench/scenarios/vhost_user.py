@@ -33,17 +33,48 @@ from vpt.bench.scenarios._testpmd import Testpmd, memory_is_huge
 from vpt.bench.scenarios._vhost_backs import BackEnd, Moves, Vptd, cpu_ns, testpmd_backs
 from vpt.dataplane import line_ns
 from vpt.errors import MissingError, TimeoutExpired, VptError
+from vpt.processor import cpuinfo
 
 __all__ = ["SCENARIO"]
 
-_RINGS = {
-    "split": "in_order=0",
-    "split in order": "in_order=1",
-    "packed": "packed_vq=1,in_order=0",
-    "packed in order": "packed_vq=1,in_order=1",
-}
-_MRG = {"yes": "mrg_rxbuf=1", "no": "mrg_rxbuf=0"}
 _BYTES = (64, 512, 1518)
+_MRG = {"yes": "mrg_rxbuf=1", "no": "mrg_rxbuf=0"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Ring:
+    """A kind of ring, as net_virtio_user is told of it. mrg and sizes: what it is measured with.
+
+    vectorized: with the front-end's vector instructions, where DPDK has such a path: then it is not the
+    front-end that both wait for. For split rings that is the path of received packets only.
+    flag: of an x86 processor, without which DPDK takes the usual path and does not say so.
+    """
+
+    options: str
+    mrg: Sequence[str] = tuple(_MRG)
+    sizes: Sequence[int] = _BYTES
+    vectorized: bool = False
+    flag: str = ""
+
+    @property
+    def measurable(self) -> bool:
+        """On this processor?"""
+        flags = cpuinfo().get("flags")  # no other architecture has a choice of widths
+        return not (self.flag and flags) or self.flag in flags.split()
+
+
+_RINGS = {
+    "split": _Ring("in_order=0"),
+    "split in order": _Ring("in_order=1"),
+    "packed": _Ring("packed_vq=1,in_order=0"),
+    "packed in order": _Ring("packed_vq=1,in_order=1"),
+    "split, vectorized": _Ring("in_order=0,vectorized=1", ("no",), _BYTES[:1], vectorized=True),
+    "packed in order, vectorized": _Ring(
+        "packed_vq=1,in_order=1,vectorized=1", sizes=_BYTES[:1], vectorized=True, flag="avx512f"
+    ),
+}
+#: DPDK keeps to 256 bits unless it is told otherwise.
+_WIDE = "--force-max-simd-bitwidth=512"
 _HOST, _GUEST = "guest-host", "guest-guest"
 #: testpmd's forwarding modes, by the name under which each is compared.
 _MODES = {_HOST: {"testpmd": "rxonly"}, _GUEST: {"testpmd": "io", "testpmd mac": "mac"}}
@@ -77,7 +108,14 @@ class _Point:
     @property
     def usual(self) -> bool:
         """One of those that are measured unless all are asked for: each ring, and each length."""
-        return self.mrg == "yes" and (self.size == min(_BYTES) or self.ring == "packed")
+        if self.mrg != "yes" or _RINGS[self.ring].vectorized:
+            return False
+        return self.size == min(_BYTES) or self.ring == "packed"
+
+    @property
+    def device(self) -> str:
+        """The values of a virtio device of this kind."""
+        return f"queue_size={_RING_SIZE},{_RINGS[self.ring].options},{_MRG[self.mrg]}"
 
     @property
     def devices(self) -> int:
@@ -92,14 +130,15 @@ class _FrontEnd:
         self.sends_only = point.path == _HOST
         self._first = "start" if point.path == _HOST else f"start tx_first {_BURSTS}"
         self._start = self._first
-        common = f"queue_size={_RING_SIZE},{_RINGS[point.ring]},{_MRG[point.mrg]}"
         devices = [
-            f"net_virtio_user{i},path={path},mac={mac_of(2 + i)},{common}" for i, path in enumerate(sockets)
+            f"net_virtio_user{i},path={path},mac={mac_of(2 + i)},{point.device}"
+            for i, path in enumerate(sockets)
         ]
         peers = [mac_of(1)] if point.path == _HOST else [mac_of(3), mac_of(2)]
         options = [f"--eth-peer={i},{mac}" for i, mac in enumerate(peers)]
         options += [f"--txpkts={point.size}", f"--forward-mode={'txonly' if point.path == _HOST else 'io'}"]
-        self._pmd = stack.enter_context(Testpmd("dpdk-testpmd as front-end", cpu, devices, options))
+        eal = [_WIDE] if _RINGS[point.ring].vectorized else []
+        self._pmd = stack.enter_context(Testpmd("dpdk-testpmd as front-end", cpu, devices, options, eal))
         self.process = self._pmd.pid
         self.moving, self.ahead = self._pmd.threads()
 
@@ -237,7 +276,13 @@ class _VhostUser(Scenario):
     )
 
     def points(self, settings: Settings) -> Sequence[Params]:
-        every = (_Point(*p) for p in product((_HOST, _GUEST), _RINGS, _MRG, _BYTES))
+        kinds = [
+            (name, mrg, size)
+            for name, ring in _RINGS.items()
+            if ring.measurable
+            for mrg, size in product(ring.mrg, ring.sizes)
+        ]
+        every = (_Point(path, *kind) for path, kind in product((_HOST, _GUEST), kinds))
         return [
             {"path": p.path, "ring": p.ring, "mrg": p.mrg, "bytes": p.size}
             for p in every

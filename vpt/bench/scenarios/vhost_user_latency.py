@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""vhost-user-latency: packets at a steady, low rate from one device to another, by vptd and dpdk-testpmd.
+"""vhost-user-latency: packets at a low rate from one device to another, by vptd and dpdk-testpmd.
+
+They come evenly, or on and off: at a high rate for a while, and then none, as from who has something to say
+now and then. Who sleeps pays for it in latency: once for each packet where they come evenly and far apart,
+once for many where they come on and off.
 
 The driver of both devices is one loop in C (split rings), in the calling thread on the first CPU; the
 back-end has the last. Each packet carries the time at which it was made available. So the instrument is the
@@ -12,14 +16,17 @@ import ctypes
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from vpt.bench.numbers import beside
 from vpt.bench.programs import DPDK
 from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.bench.scenarios._latency import log_log, percentile_metrics, percentiles
 from vpt.bench.scenarios._ports import mac_of, other_cpus, undisturbed, worker_cpu
+from vpt.bench.scenarios._verdict import no_more, pair, said
 from vpt.bench.scenarios._vhost_backs import BackEnd, Vptd, cpu_ns, testpmd_backs
 from vpt.conform.front_end import PLAIN, FrontEnd
 from vpt.daemon.config_models import PolicyConfig
@@ -29,9 +36,16 @@ from vpt.vhost_user import VirtioFeature
 
 __all__ = ["SCENARIO"]
 
-#: Packets per second; the last is 5 % of 10 Mpps, which both back-ends move where CPUs are far apart.
-_RATES = (1_000, 20_000, 500_000)
 _SECONDS = 1.0
+#: Packets per second; 500,000 are 5 % of 10 Mpps, which both back-ends move where CPUs are far apart.
+_RATES = (1_000, 20_000, 500_000)
+_EVEN, _ON_OFF = "even", "on-off"
+#: On and off: packets come in the first so many seconds of each period, at a rate whose mean is the point's.
+_ON_S, _PERIOD_S = 0.01, 0.1
+_LEAST_PACKETS = 100
+#: What the project says of itself, of adaptive: under this share of testpmd's CPU, and its p99 no worse.
+_CPU_SHARE = 1 / 3
+_CLAIMED_FROM = 500_000
 _LEARN = 64
 _LEARN_GAP_NS = 100_000
 _SETTLE_S = 0.01
@@ -41,6 +55,24 @@ _POLICIES = {
     "sleep 20 us": PolicyConfig(kind="sleep", sleep_us=20),
 }
 _LOAD = "pps", "packets per second"
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """In each of so many periods, packets at a rate for its first seconds."""
+
+    pps: float
+    on: float
+    period: float
+    periods: int
+
+    @classmethod
+    def of(cls, params: Params, scale: float) -> _Load:
+        """A point's, for as long as a repetition takes, but one period at least."""
+        pps, seconds = int(params["pps"]), _SECONDS * scale
+        if params["arrival"] == _EVEN:
+            return cls(pps, seconds, seconds, 1)
+        return cls(pps * _PERIOD_S / _ON_S, _ON_S, _PERIOD_S, max(1, round(seconds / _PERIOD_S)))
 
 
 def _ring(front: FrontEnd, *, tx: bool) -> VirtqueueRing:
@@ -72,23 +104,46 @@ def _driver(stack: ExitStack, back: BackEnd) -> VirtqueueDriver:
     return there
 
 
-def _measure(driver: VirtqueueDriver, back: BackEnd, rate: int, settings: Settings) -> Measured:
-    packets = max(100, int(rate * _SECONDS * settings.scale))
+@dataclass(slots=True)
+class _Seen:
+    """By the driver, of all periods."""
+
+    latency: list[int]
+    sent: int = 0
+    kicks: int = 0
+    late: int = 0
+
+
+def _send(driver: VirtqueueDriver, load: _Load) -> _Seen:
+    seen = _Seen([])
+    packets = max(_LEAST_PACKETS, int(load.pps * load.on))
+    for _ in range(load.periods):
+        end = time.monotonic() + load.period
+        seen.latency += driver.run(packets, int(1e9 / load.pps))
+        seen.sent += packets
+        seen.kicks += driver.kicks
+        seen.late += driver.late
+        time.sleep(max(0.0, end - time.monotonic()))
+    return seen
+
+
+def _measure(driver: VirtqueueDriver, back: BackEnd, load: _Load, settings: Settings) -> Measured:
     back.start()
     with undisturbed(back.moving, settings.realtime, back.ahead):
         time.sleep(_SETTLE_S)
         began, before = time.monotonic_ns(), cpu_ns(back)
-        latency = driver.run(packets, 10**9 // rate)
+        seen = _send(driver, load)
         share = (cpu_ns(back) - before) / (time.monotonic_ns() - began)
     back.stop()
+    latency, packets = seen.latency, seen.sent
     if not latency:
         raise GuestError(
             f"of {packets} packets none came back", hint="the host may be too busy; run it again"
         )
     values = percentiles([ns / 1000 for ns in latency]) | {
         "cpu": 100 * share,
-        "kicks": driver.kicks / packets,
-        "late": driver.late / packets,
+        "kicks": seen.kicks / packets,
+        "late": seen.late / packets,
         "lost": float(packets - len(latency)),
     }
     return Measured(values)
@@ -96,7 +151,7 @@ def _measure(driver: VirtqueueDriver, back: BackEnd, rate: int, settings: Settin
 
 class _Latency(Scenario):
     name: ClassVar[str] = "vhost-user-latency"
-    title: ClassVar[str] = "vhost-user back-ends at a steady, low rate: latency, and what it costs"
+    title: ClassVar[str] = "vhost-user back-ends at a low rate: latency, and what it costs"
     metrics: ClassVar[Sequence[Metric]] = (
         *percentile_metrics("Latency"),
         Metric(name="cpu", unit="% of a core", better="lower", title="Back-end's CPU"),
@@ -107,16 +162,17 @@ class _Latency(Scenario):
     reference: ClassVar[str | None] = "testpmd"
     programs: ClassVar[Sequence[str]] = (DPDK,)
     plots: ClassVar[Sequence[Plot]] = (
-        log_log("Median latency", "p50", *_LOAD),
-        log_log("99th percentile", "p99", *_LOAD),
+        log_log("Median latency", "p50", *_LOAD, where={"arrival": _EVEN}),
+        log_log("99th percentile", "p99", *_LOAD, where={"arrival": _EVEN}),
     )
 
     def points(self, settings: Settings) -> Sequence[Params]:  # noqa: ARG002
-        return [{"pps": rate} for rate in _RATES]
+        every = [*((rate, _EVEN) for rate in _RATES), (_RATES[-1], _ON_OFF)]
+        return [{"pps": rate, "arrival": arrival} for rate, arrival in every]
 
     @contextmanager
     def session(self, params: Params, settings: Settings) -> Iterator[Mapping[str, Runnable]]:
-        cpu, rate = worker_cpu(settings.cpus), int(params["pps"])
+        cpu, load = worker_cpu(settings.cpus), _Load.of(params, settings.scale)
         with other_cpus(settings.cpus), ExitStack() as stack:
             vptds: dict[str, BackEnd] = {
                 f"vpt {name}": Vptd(stack, cpu, 2, policy=policy) for name, policy in _POLICIES.items()
@@ -124,11 +180,30 @@ class _Latency(Scenario):
             backs = vptds | testpmd_backs(stack, cpu, 2, {"testpmd": "io"})
             drivers = {name: _driver(stack, back) for name, back in backs.items()}
             yield {
-                name: partial(_measure, drivers[name], back, rate, settings) for name, back in backs.items()
+                name: partial(_measure, drivers[name], back, load, settings) for name, back in backs.items()
             }
 
     def notes(self, settings: Settings, points: Sequence[Point]) -> Sequence[str]:  # noqa: ARG002
-        return ["testpmd polls: it takes a core, whatever the load. The driver has the first CPU to itself."]
+        return [
+            "testpmd polls: it takes a core, whatever the load. The driver has the first CPU to itself.",
+            *_verdicts(points),
+        ]
+
+
+def _verdicts(points: Sequence[Point]) -> Iterator[str]:
+    """What adaptive claims at 5 % load, for each way in which packets arrive."""
+    for point in points:
+        ours, theirs = point.variant("vpt adaptive"), point.variant("testpmd")
+        if int(point.params["pps"]) < _CLAIMED_FROM or not ours or not theirs:
+            continue
+        at = f"at {point.params['pps']} packets/s, {point.params['arrival']}, adaptive's"
+        p99, its_p99, cpu, its_cpu = (v.summary(m) for m in ("p99", "cpu") for v in (ours, theirs))
+        if p99 and its_p99:
+            yield said(no_more(p99, its_p99), f"{at} p99 no worse than testpmd's", pair(p99, its_p99, " us"))
+        if cpu and its_cpu:
+            claim = f"{at} CPU time less than a third of testpmd's"
+            share = beside(cpu.median / its_cpu.median, _CPU_SHARE)
+            yield said(cpu.median < its_cpu.median * _CPU_SHARE, claim, share)
 
 
 SCENARIO = _Latency()
