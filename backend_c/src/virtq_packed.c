@@ -92,18 +92,6 @@ static void packed_want_next(struct vpti_virtq *v)
 	log_wish(v);
 }
 
-/* Ask for the lines of n descriptors, to be owned: they will be marked used. */
-static inline void expect_marks(const struct vpti_virtq *v, uint32_t position, uint32_t n)
-{
-	uint32_t at = index_of(v, position), i;
-
-	for (i = 0; i < n; i += PER_LINE) {
-		vpti_prefetch_write(&v->packed[at]);
-		at += PER_LINE;
-		at = at < v->num ? at : 0;
-	}
-}
-
 /* ---- tx: the driver's buffers are read ---- */
 
 /* cookie: descriptors of the chain above 16 bits of its id */
@@ -171,8 +159,6 @@ static void packed_take(struct vpti_txq *q, struct vpti_burst *b)
 	uint32_t ndesc = read_burst(v, d), i, n, count;
 	int rc = 1;
 
-	if (!v->in_order) /* each is going to be marked used */
-		expect_marks(v, v->next_avail, ndesc);
 	for (i = n = 0; i < ndesc; i += count, n++) {
 		bool odd = d[i].flags & KIND || d[i].id >= v->num;
 
@@ -264,7 +250,13 @@ static const struct vpti_txq_ops packed_txq_ops = {
  */
 static int packed_begin(const struct vpti_virtq *v, uint32_t n)
 {
-	expect_marks(v, v->next_avail, VPTI_MIN(n, v->num));
+	uint32_t at = index_of(v, v->next_avail), i;
+
+	for (i = 0; i < VPTI_MIN(n, v->num); i += PER_LINE) {
+		vpti_prefetch_write(&v->packed[at]);
+		at += PER_LINE;
+		at = at < v->num ? at : 0;
+	}
 	return 0;
 }
 

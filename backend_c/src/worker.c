@@ -35,7 +35,7 @@
 #define SLOW_LOOKS 16u           /* in vain, after work, with the clock and a pause each: see run() */
 #define FAST_LOOKS 16384u        /* in vain, with and without, until it is slow ones again: 0.3 ms */
 #define CLOCK_LOOKS 8u           /* fast looks between two at the clock */
-#define BREATHER 6u              /* pauses, 40 ns each where they are longest */
+#define BREATHER 12u             /* pauses, 40 ns each where they are longest */
 #define WATCH_WAKE UINT64_MAX
 
 static void count(struct vpti_worker *w, enum vpt_wcounter which, uint64_t n)

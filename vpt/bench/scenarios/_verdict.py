@@ -6,7 +6,7 @@ from __future__ import annotations
 from vpt.bench.numbers import apart, engineering
 from vpt.bench.stats import LEAST_SAMPLES, Summary
 
-__all__ = ["no_more", "pair", "said"]
+__all__ = ["at_most", "no_more", "pair", "said"]
 
 
 def said(reached: bool | None, claim: str, numbers: str) -> str:
@@ -20,6 +20,13 @@ def no_more(ours: Summary, theirs: Summary, few: float = 0.0) -> bool | None:
     if ours.median <= theirs.median + few:
         return True
     return None if ours.overlaps(theirs) or min(ours.n, theirs.n) < LEAST_SAMPLES else False
+
+
+def at_most(ratio: Summary, bound: float) -> bool | None:
+    """Is a ratio of pairs within a bound? None: it is not, but by less than it varies, or of too few pairs."""
+    if ratio.median <= bound:
+        return True
+    return None if ratio.low <= bound or ratio.n < LEAST_SAMPLES else False
 
 
 def pair(ours: Summary, theirs: Summary, unit: str = "") -> str:

@@ -26,8 +26,9 @@ from vpt.bench.result import Metric, Plot, Point
 from vpt.bench.scenario import Measured, Params, Runnable, Scenario, Settings
 from vpt.bench.scenarios._latency import log_log, percentile_metrics, percentiles
 from vpt.bench.scenarios._ports import mac_of, other_cpus, undisturbed, worker_cpu
-from vpt.bench.scenarios._verdict import no_more, pair, said
+from vpt.bench.scenarios._verdict import at_most, pair, said
 from vpt.bench.scenarios._vhost_backs import BackEnd, Vptd, cpu_ns, testpmd_backs
+from vpt.bench.stats import ratios
 from vpt.conform.front_end import PLAIN, FrontEnd
 from vpt.daemon.config_models import PolicyConfig
 from vpt.dataplane import VirtqueueDriver, VirtqueueRing
@@ -197,13 +198,14 @@ def _verdicts(points: Sequence[Point]) -> Iterator[str]:
         if int(point.params["pps"]) < _CLAIMED_FROM or not ours or not theirs:
             continue
         at = f"at {point.params['pps']} packets/s, {point.params['arrival']}, adaptive's"
-        p99, its_p99, cpu, its_cpu = (v.summary(m) for m in ("p99", "cpu") for v in (ours, theirs))
-        if p99 and its_p99:
-            yield said(no_more(p99, its_p99), f"{at} p99 no worse than testpmd's", pair(p99, its_p99, " us"))
-        if cpu and its_cpu:
+        p99, its_p99 = (v.summary("p99") for v in (ours, theirs))
+        times, share = (ratios(ours.values(m), theirs.values(m)) for m in ("p99", "cpu"))
+        if p99 and its_p99 and times:
+            both = f"{pair(p99, its_p99, ' us')}, {beside(times.median, 1)} of it pair by pair"
+            yield said(at_most(times, 1), f"{at} p99 no worse than testpmd's", both)
+        if share:
             claim = f"{at} CPU time less than a third of testpmd's"
-            share = beside(cpu.median / its_cpu.median, _CPU_SHARE)
-            yield said(cpu.median < its_cpu.median * _CPU_SHARE, claim, share)
+            yield said(at_most(share, _CPU_SHARE), claim, f"{beside(share.median, _CPU_SHARE)} of it")
 
 
 SCENARIO = _Latency()
