@@ -23,7 +23,7 @@ def no_more(ours: Summary, theirs: Summary, few: float = 0.0) -> bool | None:
 
 
 def at_most(ratio: Summary, bound: float) -> bool | None:
-    """Is a ratio of pairs within a bound? None: it is not, but by less than it varies, or of too few pairs."""
+    """Is a ratio of pairs within a bound? None: no, but by less than it varies, or of too few pairs."""
     if ratio.median <= bound:
         return True
     return None if ratio.low <= bound or ratio.n < LEAST_SAMPLES else False
