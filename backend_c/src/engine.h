@@ -37,6 +37,7 @@ struct vpti_plan {
 	uint32_t n;
 	struct vpti_plan_entry {
 		struct vpti_txq *q;
+		uint32_t mates;    /* of the first of a port's queues, which follow each other: how many they are; of others 0 */
 		bool arm;          /* its policy asks for kicks */
 	} e[];
 };

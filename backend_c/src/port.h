@@ -112,6 +112,7 @@ struct vpti_txq {
 	bool ready;                /* DATA watch: the fd has something to read */
 	bool dirty;                /* released something this pass */
 	bool waiting;              /* what is next has to wait for tokens: nothing to look at until w->retry_ns has passed */
+	uint32_t turn;             /* of the first of a port's queues: which of them is served next */
 	uint32_t resume;           /* lossless: segments of its first packet that the destination has already got */
 	uint64_t last_src;         /* source address learned last, and when: skips the table for a run of packets */
 	uint32_t last_tick;

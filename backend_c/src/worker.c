@@ -66,27 +66,48 @@ void vpti_worker_wait(struct vpti_worker *w, struct vpti_txq *q, uint64_t ns)
 	w->retry_ns = VPTI_MIN(w->retry_ns, ns);
 }
 
-/* One round over all queues, then one look at every peer that something was published to. Returns packets taken. */
+/* A burst of one queue. Returns packets taken. */
+static uint32_t serve_queue(struct vpti_worker *w, struct vpti_txq *q, bool *blocked)
+{
+	uint32_t n = vpti_switch_forward(w, q);
+
+	if (n && q->armed) {
+		q->armed = false;
+		q->ops->disarm(q);
+	}
+	*blocked |= !n && w->burst.n && !q->waiting;
+	return n;
+}
+
+/*
+ * The queues of one port, in turn, until they have given a burst together: a port with many does not get more of the worker than one
+ * with a single queue, and its neighbour's packets wait for one burst of it, not for one of each queue.
+ */
+static uint32_t serve_port(struct vpti_worker *w, const struct vpti_plan_entry *e, bool *blocked)
+{
+	struct vpti_txq *first = e->q;
+	uint32_t taken = 0, k;
+
+	if (!vpti_port_runs(first->port))
+		return 0;
+	for (k = 0; k < e->mates && taken < VPTI_BURST; k++) {
+		uint32_t turn = first->turn < e->mates ? first->turn : 0;
+
+		first->turn = turn + 1;
+		taken += serve_queue(w, e[turn].q, blocked);
+	}
+	return taken;
+}
+
+/* One round over all ports, then one look at every peer that something was published to. Returns packets taken. */
 static uint32_t serve(struct vpti_worker *w, const struct vpti_plan *plan, bool *blocked)
 {
 	uint32_t taken = 0, i;
 
 	*blocked = false;
 	w->retry_ns = VPTI_NO_RETRY;
-	for (i = 0; i < plan->n; i++) {
-		struct vpti_txq *q = plan->e[i].q;
-		uint32_t n;
-
-		if (!vpti_port_runs(q->port))
-			continue;
-		n = vpti_switch_forward(w, q);
-		if (n && q->armed) {
-			q->armed = false;
-			q->ops->disarm(q);
-		}
-		*blocked |= !n && w->burst.n && !q->waiting;
-		taken += n;
-	}
+	for (i = 0; i < plan->n; i += plan->e[i].mates)
+		taken += serve_port(w, &plan->e[i], blocked);
 	/* A lossless sender that has to wait leaves its destination noted though nothing was taken; no round leaves a note. */
 	if (!taken && !w->ndirty)
 		return 0;
@@ -413,6 +434,7 @@ void vpti_worker_replan(struct vpti_worker *w)
 	struct vpti_plan *plan = w->spare, *old = w->plan;
 	uint64_t sleep_us = 0, spin_us = 0;
 	struct vpti_txq *q;
+	uint32_t first = 0;
 
 	memset(plan, 0, sizeof(*plan));
 	for (q = w->engine->held ? NULL : w->txqs; q; q = q->next) {
@@ -430,6 +452,11 @@ void vpti_worker_replan(struct vpti_worker *w)
 			sleep_us = POLLED_US;
 		plan->e[plan->n].q = q;
 		plan->e[plan->n].arm = policy->kind == VPT_POLICY_NOTIFY || policy->kind == VPT_POLICY_ADAPTIVE;
+		plan->e[plan->n].mates = 0;
+		/* A port makes all of its queues at once, so they follow each other in the list. */
+		if (!plan->n || plan->e[first].q->port != q->port)
+			first = plan->n;
+		plan->e[first].mates++;
 		plan->n++;
 	}
 	plan->spin_ns = spin_us * 1000u;

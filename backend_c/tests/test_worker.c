@@ -80,9 +80,82 @@ static void test_a_driver_comes_up_beside_a_port_that_always_has_packets(void)
 	close(fd);
 }
 
+#define QUEUES 8u
+#define ROUNDS 1000u
+
+struct bursts {
+	uint64_t of_many[QUEUES], of_one;
+};
+
+static struct bursts taken, noted;
+
+/* A whole burst each time; whose it is. */
+static void greedy_take(struct vpti_txq *q, struct vpti_burst *b)
+{
+	for (b->n = 0; b->n < VPTI_BURST; b->n++)
+		b->pkt[b->n].dst = VPTI_DST_DROP;
+	++*(q->port->opts.pairs == 1 ? &taken.of_one : &taken.of_many[q->index]);
+}
+
+/* Between two rounds: each port has had its share of both. */
+static void note(struct vpti_worker *w, struct vpti_chore *chore)
+{
+	(void)w;
+	(void)chore;
+	noted = taken;
+}
+
+static const struct vpti_txq_ops greedy_ops = {
+	.take = greedy_take, .release = endless_release, .notify = endless_notify,
+};
+
+/* Not served before vpti_port_replan(). */
+static vpt_port *greedy(vpt_switch *sw, uint32_t pairs)
+{
+	struct vpt_port_opts opts = {
+		.kind = VPT_KIND_VHOST_USER, .pairs = pairs, .worker = -1, .policy = { .kind = VPT_POLICY_POLL },
+	};
+	vpt_port *p;
+	uint32_t i;
+
+	CHECK(!vpt_port_add(sw, &opts, &p));
+	for (i = 0; i < pairs; i++) {
+		p->txq[i]->ops = &greedy_ops;
+		p->txq[i]->live = true;
+	}
+	return p;
+}
+
+/* Whose queues are all full gets no more of a worker than who has one, and each of them as much as the others. */
+static void test_a_port_with_many_queues_leaves_its_neighbour_its_share(void)
+{
+	struct vpt_engine_opts opts = { .workers = 1, .cpus = { -1 }, .stats_fd = -1 };
+	struct vpt_switch_opts sw_opts = { .name = "sw" };
+	struct vpti_chore chore = { .run = note };
+	uint64_t many = 0;
+	vpt_engine *e;
+	vpt_switch *sw;
+	uint32_t i;
+
+	CHECK(!vpt_engine_open(&opts, &e));
+	CHECK(!vpt_switch_add(e, &sw_opts, &sw));
+	greedy(sw, QUEUES);
+	vpti_port_replan(greedy(sw, 1));
+	vpti_worker_rounds(e->worker[0], ROUNDS);
+	vpti_worker_do(e->worker[0], &chore);
+	vpt_engine_close(e);
+	for (i = 0; i < QUEUES; i++)
+		many += noted.of_many[i];
+	CHECK(noted.of_one >= ROUNDS);
+	CHECK_EQ(many, noted.of_one);
+	for (i = 0; i < QUEUES; i++)
+		CHECK(noted.of_many[i] - many / QUEUES <= 1);
+}
+
 int main(void)
 {
 	static const struct test_case cases[] = {
+		TEST(test_a_port_with_many_queues_leaves_its_neighbour_its_share),
 		TEST(test_a_driver_comes_up_beside_a_port_that_always_has_packets),
 	};
 
