@@ -31,10 +31,11 @@ def steps() -> Iterator[tuple[str, list[str]]]:
 
 
 def as_pattern(line: str, runtime_dir: str) -> str:
-    """What matches a line of the page, which shows root's folder."""
+    """What matches a line of the page, which shows root's folder: printed commands name any other."""
     line = line.replace("/run/vpt/", f"{runtime_dir}/")
+    elsewhere = rf"vpt(?:\s+--runtime-dir\s+{re.escape(runtime_dir)})?"
     words = (r"\S+" if re.search(r"\d", word) else re.escape(word) for word in line.split())
-    return r"\s*" + r"\s+".join(words) + r"\s*"
+    return r"\s*" + r"\s+".join(elsewhere if word == "vpt" else word for word in words) + r"\s*"
 
 
 @pytest.fixture
