@@ -332,17 +332,31 @@ int vpt_vhost_vring_unheard(vpt_port *p, uint32_t index, int unheard)
 	return 0;
 }
 
+/* Chains that have been given back, delivered or not. */
+static uint64_t served(const struct vpti_txq *q)
+{
+	return VPTI_READ(q->c[VPT_C_TX_PACKETS]) + VPTI_READ(q->c[VPT_C_TX_DROP_DISABLED]);
+}
+
 int vpt_vhost_vring_kick(vpt_port *p, uint32_t index)
 {
 	struct vpti_vhost *vh = p->priv;
+	struct vpti_txq *q;
+	uint64_t begun, before;
 
 	if (vpti_vhost_check(p, index))
 		return -EINVAL;
 	if (!vh->ring[index].running)
 		return -ENOENT;
+	q = p->txq[index / 2];
+	begun = served(q);
 	if (vpti_vring_is_tx(index))
-		VPTI_WRITE(p->txq[index / 2]->aside, false);
-	vpti_worker_rounds(p->txq[index / 2]->worker, vh->ring[index].cfg.num / VPTI_BURST + 1);
+		VPTI_WRITE(q->aside, false);
+	/* In so many rounds each queue of the port has had its turn. The ring held no more than num chains when this began. */
+	do {
+		before = served(q);
+		vpti_worker_rounds(q->worker, p->opts.pairs);
+	} while (served(q) != before && served(q) - begun < vh->ring[index].cfg.num);
 	return 0;
 }
 

@@ -34,7 +34,7 @@ void vpti_admit_vlans(struct vpti_txq *q, struct vpti_burst *b)
 			continue;
 		cause = vpti_vlan_classify(vlans, &b->pkt[i]);
 		if (vpti_unlikely(cause))
-			vpti_drop(q, &b->pkt[i], cause);
+			vpti_drop(&b->pkt[i], cause);
 	}
 }
 
@@ -55,7 +55,7 @@ uint32_t vpti_admit_rate(struct vpti_worker *w, struct vpti_txq *q, struct vpti_
 			vpti_worker_wait(w, q, vpti_rate_wait(rate, m.now));
 			return i;
 		}
-		vpti_drop(q, p, VPT_C_TX_DROP_RATE);
+		vpti_drop(p, VPT_C_TX_DROP_RATE);
 	}
 	return b->n;
 }

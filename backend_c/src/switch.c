@@ -32,7 +32,7 @@ struct chain {
 	uint8_t first, last;
 };
 
-_Static_assert(VPTI_BURST < NONE, "numbers of packets and runs fit");
+_Static_assert(VPTI_BURST < NONE && VPTI_BURST <= 64, "numbers of packets and runs, and a bit for each, fit");
 
 /* A worker's notes during one burst. Chains are empty between bursts. */
 struct vpti_pass {
@@ -41,6 +41,7 @@ struct vpti_pass {
 	uint32_t nrun;
 	uint16_t touched[VPTI_BURST];
 	uint32_t ntouched;
+	uint64_t unlearned;        /* packets from addresses for which there was no room, a bit each */
 	bool vlans;                /* the switch looks at VLANs; read once, so that a tag taken off is put on */
 	uint64_t now;              /* for the storm limits, once somebody floods; 0: not looked at yet */
 	struct chain flood;
@@ -76,8 +77,8 @@ static struct run *chain_add(struct vpti_pass *pass, struct chain *c, uint32_t i
 	return run;
 }
 
-/* Learn where the packet came from; false if it must not be forwarded. */
-static bool learn(struct vpt_switch *sw, struct vpti_txq *q, struct vpti_pkt *p, uint32_t tick)
+/* Learn where packet i came from; false if it must not be forwarded. */
+static bool learn(struct vpti_pass *pass, struct vpt_switch *sw, struct vpti_txq *q, struct vpti_pkt *p, uint32_t i, uint32_t tick)
 {
 	uint64_t src = vpti_pkt_src(p);
 	uint64_t mac = src & VPTI_MAC_BITS, only;
@@ -86,15 +87,15 @@ static bool learn(struct vpt_switch *sw, struct vpti_txq *q, struct vpti_pkt *p,
 		return true;
 	only = VPTI_READ(q->port->only_mac);
 	if (mac == 0 || p->eth[6] & 1 || (only && mac != only)) {
-		vpti_drop(q, p, VPT_C_TX_DROP_SPOOFED);
+		vpti_drop(p, VPT_C_TX_DROP_SPOOFED);
 		return false;
 	}
 	switch (vpti_mac_learn(&sw->macs, src, q->port->slot, tick)) {
 	case VPTI_LEARN_SPOOFED:
-		vpti_drop(q, p, VPT_C_TX_DROP_SPOOFED);
+		vpti_drop(p, VPT_C_TX_DROP_SPOOFED);
 		return false;
 	case VPTI_LEARN_FULL:
-		vpti_count(q->c, VPT_C_TX_MAC_LIMIT, 1);
+		pass->unlearned |= 1ull << i;
 		return true;
 	case VPTI_LEARNED:
 		VPTI_WRITE(q->last_src, src);
@@ -189,6 +190,7 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 	uint32_t i;
 
 	pass->ntouched = pass->nrun = 0;
+	pass->unlearned = 0;
 	pass->now = 0;
 	for (i = 0; i < n; i++) {
 		struct vpti_pkt *p = &b->pkt[i];
@@ -199,7 +201,7 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 			run->n++;
 			continue;
 		}
-		if (vpti_unlikely(p->dst == VPTI_DST_DROP) || !learn(sw, q, p, tick)) {
+		if (vpti_unlikely(p->dst == VPTI_DST_DROP) || !learn(pass, sw, q, p, i, tick)) {
 			run = NULL;
 			continue;
 		}
@@ -215,7 +217,7 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 			last_slot = find(pass, sw, q, p, dst, tick, &cause);
 		}
 		if (vpti_unlikely(cause)) {
-			vpti_drop(q, p, cause);
+			vpti_drop(p, cause);
 			continue;
 		}
 		if (vpti_unlikely(q->port->lossless) && destination_changes(pass, last_slot))
@@ -224,7 +226,7 @@ static uint32_t classify(struct vpti_pass *pass, struct vpt_switch *sw, struct v
 			struct vpti_bucket *limit = flood_limit(q, p);
 
 			if (vpti_unlikely(limit) && !may_flood(pass, limit)) {
-				vpti_drop(q, p, VPT_C_TX_DROP_STORM);
+				vpti_drop(p, VPT_C_TX_DROP_STORM);
 				continue;
 			}
 			run = chain_add(pass, &pass->flood, i);
@@ -313,6 +315,33 @@ static uint32_t unicast(struct vpti_worker *w, struct vpti_txq *q, struct vpti_b
 	return done;
 }
 
+/* The first packets of a burst, which are done with, and why those went no further that did not. */
+static void count_done(struct vpti_txq *q, const struct vpti_burst *b, const struct vpti_pass *pass, uint32_t done)
+{
+	uint64_t bytes = 0;
+	uint32_t i;
+
+	for (i = 0; i < done; i++) {
+		bytes += b->pkt[i].len;
+		if (vpti_unlikely(b->pkt[i].dst == VPTI_DST_DROP))
+			vpti_count(q->c, b->pkt[i].cause, 1);
+	}
+	for (i = 0; vpti_unlikely(pass->unlearned) && i < done; i++)
+		vpti_count(q->c, VPT_C_TX_MAC_LIMIT, pass->unlearned >> i & 1);
+	vpti_count(q->c, VPT_C_TX_PACKETS, done);
+	vpti_count(q->c, VPT_C_TX_BYTES, bytes);
+}
+
+static void give_back(struct vpti_txq *q, const struct vpti_burst *b, uint32_t n)
+{
+	vpti_count(q->c, VPT_C_TX_BATCHES, 1);
+	if (!q->kicked)
+		vpti_count(q->c, VPT_C_TX_KICKS_SUPPRESSED, 1);
+	q->kicked = false;
+	q->ops->release(q, b, n);
+	q->dirty = true;
+}
+
 uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 {
 	struct vpti_burst *b = &w->burst;
@@ -329,10 +358,6 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 	vpti_txq_check_memory(q);
 	if (!b->n)
 		return 0;
-	vpti_count(q->c, VPT_C_TX_BATCHES, 1);
-	if (!q->kicked)
-		vpti_count(q->c, VPT_C_TX_KICKS_SUPPRESSED, 1);
-	q->kicked = false;
 	if (vpti_unlikely(q->discard)) {
 		vpti_count(q->c, VPT_C_TX_DROP_DISABLED, b->n);
 		if (vpti_unlikely(VPTI_READ(q->port->taps))) {
@@ -342,8 +367,7 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 			}
 			vpti_capture_sent(w, q->port, b, b->n);
 		}
-		q->ops->release(q, b, b->n);
-		q->dirty = true;
+		give_back(q, b, b->n);
 		return b->n;
 	}
 	n = b->n;
@@ -372,16 +396,10 @@ uint32_t vpti_switch_forward(struct vpti_worker *w, struct vpti_txq *q)
 	if (vpti_unlikely(done < n))
 		vpti_count(q->c, VPT_C_TX_BLOCKED, 1);
 	if (done) {
-		uint64_t bytes = 0;
-
-		for (i = 0; i < done; i++)
-			bytes += b->pkt[i].len;
-		vpti_count(q->c, VPT_C_TX_PACKETS, done);
-		vpti_count(q->c, VPT_C_TX_BYTES, bytes);
+		count_done(q, b, pass, done);
 		if (vpti_unlikely(watched) && q->port->lossless)
 			vpti_capture_sent(w, q->port, b, done);
-		q->ops->release(q, b, done);
-		q->dirty = true;
+		give_back(q, b, done);
 	}
 	return done;
 }

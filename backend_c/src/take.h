@@ -12,10 +12,9 @@ static inline void vpti_count(uint64_t *c, enum vpt_counter which, uint64_t n)
 	VPTI_WRITE(c[which], c[which] + n); /* one writer; readers in other processes see whole words */
 }
 
-/* A packet of a burst that goes no further. */
-static inline void vpti_drop(struct vpti_txq *q, struct vpti_pkt *p, enum vpt_counter cause)
+/* A packet of a burst that goes no further. It is counted when it is given back: what a lossless sender waits with is taken again. */
+static inline void vpti_drop(struct vpti_pkt *p, enum vpt_counter cause)
 {
-	vpti_count(q->c, cause, 1);
 	p->dst = VPTI_DST_DROP;
 	p->cause = (uint16_t)cause;
 }
@@ -40,14 +39,14 @@ static inline void vpti_read_eth(struct vpti_pkt *p)
 }
 
 /* Drops what cannot be a frame, of the rest reads the Ethernet header. Returns whether it goes on. */
-static inline bool vpti_take_frame(struct vpti_txq *q, struct vpti_pkt *p, uint32_t max_len)
+static inline bool vpti_take_frame(struct vpti_pkt *p, uint32_t max_len)
 {
 	p->dst = VPTI_DST_FLOOD;
 	p->cause = 0;
 	p->tci = 0;
 	p->tag = 0;
 	if (vpti_unlikely(p->len - VPTI_ETH_HLEN > max_len - VPTI_ETH_HLEN)) { /* one comparison: what is too short wraps around */
-		vpti_drop(q, p, p->len < VPTI_ETH_HLEN ? VPT_C_TX_DROP_RUNT : VPT_C_TX_DROP_OVERSIZE);
+		vpti_drop(p, p->len < VPTI_ETH_HLEN ? VPT_C_TX_DROP_RUNT : VPT_C_TX_DROP_OVERSIZE);
 		return false;
 	}
 	vpti_read_eth(p);
@@ -55,10 +54,10 @@ static inline bool vpti_take_frame(struct vpti_txq *q, struct vpti_pkt *p, uint3
 }
 
 /* As vpti_take_check(), for a packet whose vnet header asks for nothing. max_len: its port's. */
-static inline void vpti_take_plain(struct vpti_txq *q, struct vpti_pkt *p, uint32_t max_len)
+static inline void vpti_take_plain(struct vpti_pkt *p, uint32_t max_len)
 {
 	memset(&p->hdr, 0, sizeof(p->hdr));
-	vpti_take_frame(q, p, max_len);
+	vpti_take_frame(p, max_len);
 }
 
 /**
@@ -74,10 +73,10 @@ static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
 	const struct vpt_port *port = q->port;
 
 	if (vpti_likely(vpti_vnet_is_plain(p->hdr.flags, p->hdr.gso_type))) {
-		vpti_take_plain(q, p, VPTI_READ(port->max_len));
+		vpti_take_plain(p, VPTI_READ(port->max_len));
 		return;
 	}
-	if (!vpti_take_frame(q, p, p->hdr.gso_type == VPT_GSO_NONE ? VPTI_READ(port->max_len) : VPT_MAX_FRAME))
+	if (!vpti_take_frame(p, p->hdr.gso_type == VPT_GSO_NONE ? VPTI_READ(port->max_len) : VPT_MAX_FRAME))
 		return;
 	p->hdr.num_buffers = 0;
 	p->hdr.flags &= VPT_VNET_NEEDS_CSUM;
@@ -88,7 +87,7 @@ static inline void vpti_take_check(struct vpti_txq *q, struct vpti_pkt *p)
 		p->hdr.csum_offset = 0;
 	}
 	if (!vpti_vnet_check(p, port->sends))
-		vpti_drop(q, p, VPT_C_TX_DROP_BAD_HEADER);
+		vpti_drop(p, VPT_C_TX_DROP_BAD_HEADER);
 }
 
 #endif /* VPTI_TAKE_H */

@@ -110,7 +110,7 @@ VPTI_INLINE void vpti_gather_end_all(struct vpti_txq *q, struct vpti_burst *b, c
 		struct vpti_pkt *p = &b->pkt[i];
 
 		if (vpti_likely(header[i] && vpti_header_is_plain(header[i]))) {
-			vpti_take_plain(q, p, max_len);
+			vpti_take_plain(p, max_len);
 			continue;
 		}
 		if (header[i])

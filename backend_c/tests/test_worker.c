@@ -18,7 +18,7 @@
 static void endless_take(struct vpti_txq *q, struct vpti_burst *b)
 {
 	(void)q;
-	b->pkt[0].dst = VPTI_DST_DROP;
+	vpti_drop(&b->pkt[0], VPT_C_TX_DROP_RUNT);
 	b->n = 1;
 }
 
@@ -93,7 +93,7 @@ static struct bursts taken, noted;
 static void greedy_take(struct vpti_txq *q, struct vpti_burst *b)
 {
 	for (b->n = 0; b->n < VPTI_BURST; b->n++)
-		b->pkt[b->n].dst = VPTI_DST_DROP;
+		vpti_drop(&b->pkt[b->n], VPT_C_TX_DROP_RUNT);
 	++*(q->port->opts.pairs == 1 ? &taken.of_one : &taken.of_many[q->index]);
 }
 

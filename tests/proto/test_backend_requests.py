@@ -8,6 +8,7 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import product
 from struct import unpack_from
 
 import pytest
@@ -16,9 +17,10 @@ from support.host import Host
 from support.leaks import until_open
 from support.waiting import until
 from vpt.conform.back_channel import BackChannel
-from vpt.conform.frames import MAC_A, MAC_B, frame, number
+from vpt.conform.frames import BROADCAST, MAC_A, MAC_B, frame, number
 from vpt.conform.front_end import ALL_PROTOCOL, USUAL, FrontEnd
 from vpt.conform.split_queue import Buffer
+from vpt.dataplane import Policy
 from vpt.vhost_user import (
     U64,
     BackendRequest,
@@ -388,6 +390,26 @@ def test_in_band_a_kick_with_a_number_or_of_no_ring_is_refused(
     assert fe.try_(Request.VRING_KICK, VringState(2, 0)) != 0
     assert fe.try_(Request.VRING_KICK, VringState(0xFFFF_FFFF, 0)) != 0
     assert fe.try_(Request.VRING_KICK, VringState(0, 0)) == 0
+
+
+@pytest.mark.parametrize("pieces", [0, 62], ids=["whole", "in pieces"])
+def test_in_band_a_kick_is_answered_when_all_that_was_there_has_been_taken(
+    host: Host, connect: Connect, channel: Callable[[FrontEnd], BackChannel], pieces: int
+) -> None:
+    """However many rounds that takes: a burst holds 64 packets, or 2048 pieces, of one queue of the port."""
+    host.null("sink")
+    port = host.vhost("a", in_band=True, pairs=4, policy=Policy.notify())
+    fe = connect(port, pairs=4, num=1024, buffer_size=128)
+    start_in_band(fe, channel)
+    for pair in range(4):
+        fe.do(Request.VRING_KICK, VringState(2 * pair + 1, 0))  # it runs, and is empty
+    for pair, n in product(range(4), range(1024)):
+        fe.queue_frame(frame(BROADCAST, MAC_A, n), pair=pair, sizes=[1] * pieces, indirect=pieces > 0)
+    for pair in range(4):
+        fe.pairs[pair].tx.publish()
+    assert fe.try_(Request.VRING_KICK, VringState(1, 0)) == 0
+    tx = fe.pairs[0].tx
+    assert len(list(tx.take_used())) == 1024
 
 
 def test_in_band_a_ring_that_was_not_described_does_not_start(

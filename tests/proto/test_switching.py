@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -137,6 +138,28 @@ def test_a_link_that_is_down_carries_nothing(
     host.call(lambda: ports[1].port.set_link(True))
     one.transmit(frame(MAC_B, MAC_A, 2))
     assert number(two.receive()[0].frame) == 2
+
+
+def test_lossless_what_is_taken_again_and_again_is_counted_once(host: Host, connect: Connect) -> None:
+    """The packet in front waits for room; those behind it are looked at each time that it is tried."""
+    a, b = host.vhost("a", lossless=True), host.vhost("b")
+    one, two = connect(a, num=64).start(), connect(b, num=16).start(fill=1)
+    two.transmit(frame(MAC_A, MAC_B))
+    one.transmit(frame(MAC_B, MAC_A, 0))  # has the only buffer
+    group = bytes.fromhex("010000000000")
+    for each in (frame(MAC_B, MAC_A, 1), frame(MAC_B, group, 2), bytes(8)):
+        one.queue_frame(each)
+    before = a.counters
+    one.pairs[0].tx.kick()
+    until(lambda: a.counters["tx_blocked"] > before["tx_blocked"] + 10, "it to be tried ten times")
+    waiting = Counter(a.counters) - Counter(before)
+    assert {name for name in waiting if name.startswith("tx_")} == {"tx_blocked"} | (
+        {"tx_kicks"} & waiting.keys()
+    )
+    two.receive(1)  # its buffer is the next one's
+    one.flush()
+    done = Counter(a.counters) - Counter(before)
+    assert (done["tx_packets"], done["tx_drop_spoofed"], done["tx_drop_runt"]) == (3, 1, 1)
 
 
 def test_lossless_waits_for_room(host: Host, connect: Connect) -> None:

@@ -124,7 +124,7 @@ class Backend:
             except OSError as error:
                 if self._restart is None and not door.listens:
                     raise NotFoundError(
-                        f"{door.path}: {error.strerror}",
+                        f"{door.path}: {error.strerror or error}",
                         hint="start the back-end first, or give --restart COMMAND",
                     ) from error
                 if self.gone():
