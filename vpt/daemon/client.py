@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import select
-import shlex
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from vpt.closing import Closing
 from vpt.daemon.runtime import command, not_running, whole_command
 from vpt.daemon.sockets import connect_unix, unix_path
 from vpt.errors import DaemonError, MissingError, TimeoutExpired, VptError, from_wire
+from vpt.hints import vpt
 
 __all__ = ["Client"]
 
@@ -60,7 +60,7 @@ class Client(Closing):
 
     def typed(self, *words: str) -> str:
         """For a hint: what to type to have `vpt WORDS` ask this vptd."""
-        return command(os.path.dirname(self._path), shlex.join(words))
+        return vpt(*words, runtime=os.path.dirname(self._path))
 
     def close(self) -> None:
         """Hang up. Harmless the second time."""
